@@ -1,0 +1,44 @@
+//! Pristine: a pod that somebody has exec'd into is marked before the exec is admitted, and evicted after a time to
+//! live, so that what runs is again what was reviewed and deployed.
+//!
+//! ```text
+//!                   Secret ⇄ certs::controller ── rotation::plan(observed, now) ── authority (rcgen)
+//!                                │ caBundle            │ serving certificate
+//!                                ▼                     ▼
+//! kube-apiserver ─ AdmissionReview ─▶ server (TLS) ─▶ admission ─▶ policy ─▶ pods.mark ─▶ the pod: label, annotations,
+//!                                                                                         condition
+//!                                                    eviction::controller ◀─ watch ───────────┘
+//!                                                    │ eviction::plan(pod, now)
+//!                                                    └─▶ pods.evict, by UID ─▶ kube-apiserver
+//! ```
+//!
+//! The pod is the store of everything about interactions, the Secret of everything about certificates. Memory is a
+//! cache: a process that is killed at any moment forgets nothing.
+//!
+//! Imports point one way: pure rooms (they decide, and take `now`) ← edges (they do, and log once) ← [`run`] (it wires).
+//! Rooms do not know each other. `tests/layering.rs` holds the table and checks it.
+//!
+//! | room | decides (pure) | does (edge) |
+//! |---|---|---|
+//! | what is written on a pod | [`mark`], [`redact`] | [`pods`], [`events`] |
+//! | what is done about an interaction | [`policy`], [`config`], [`admission::review`] | [`admission::handler`], [`admission::http`] |
+//! | when a pod goes | [`eviction`] | [`eviction::controller`], [`eviction::lease`] |
+//! | who is trusted | [`certs`], [`certs::rotation`], [`certs::secret`], [`certs::bundle`], [`certs::authority`] | [`certs::controller`], [`certs::resolver`] |
+//! | the ports | | [`server`], [`server::probes`] |
+//! | around | [`error`] | [`args`], [`clock`], [`telemetry`], [`run`] |
+
+pub mod admission;
+pub mod args;
+pub mod certs;
+pub mod clock;
+pub mod config;
+pub mod error;
+pub mod events;
+pub mod eviction;
+pub mod mark;
+pub mod pods;
+pub mod policy;
+pub mod redact;
+pub mod run;
+pub mod server;
+pub mod telemetry;
