@@ -1,0 +1,318 @@
+//! The mark: what a pod carries once somebody has interacted with it, and how it is read back and written.
+//!
+//! Pure. The pod is the only store, so everything the eviction needs is here, and everything a person is shown is
+//! derived from it. The surprise: a mark names the UID of its pod. A copied pod, a template or a restore brings the
+//! annotation along, but cannot know the UID that the API server will give it, so a mark with another UID is no mark.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// The label of every marked pod, and the only selector. User names never go into labels: an e-mail address is not a
+/// valid label value, and a mark that is refused is no mark.
+pub const INTERACTED: &str = "pristine/interacted";
+/// The annotation that records who did what.
+pub const INTERACTIONS: &str = "pristine/interactions";
+/// The annotation with the deadline, RFC 3339.
+pub const EVICT_AT: &str = "pristine/evict-at";
+/// The pod condition that tells the state of the mark to `kubectl describe` and `kubectl wait`.
+pub const CONDITION: &str = "pristine/Pristine";
+
+/// Two reports of one interaction arrive within this time: kubectl falls back from WebSocket to SPDY after a refusal,
+/// and the API server reviews `kubectl debug` again after each write of ours to the pod. Writing on each of those
+/// reviews made it retry 574 times into a 504, so the second report must find the first on the pod and write nothing.
+pub const FOLD: SignedDuration = SignedDuration::from_secs(10);
+
+/// Interactions kept beside the first.
+const MAX_RECENT: usize = 10;
+/// Bytes of the annotation, whatever anybody does in a loop. Kubernetes allows 256 KiB for all annotations of an object.
+const MAX_BYTES: usize = 16 * 1024;
+
+/// How somebody got at a running container.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Operation {
+    /// `CONNECT pods/attach`
+    Attach,
+    /// `UPDATE pods/ephemeralcontainers`, what `kubectl debug` does to a running pod
+    Debug,
+    /// `CONNECT pods/exec`, also `kubectl cp`
+    Exec,
+}
+
+impl Operation {
+    /// The word used in configuration, records and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Attach => "attach",
+            Self::Debug => "debug",
+            Self::Exec => "exec",
+        }
+    }
+}
+
+/// The user as the API server authenticated (or impersonated) them.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct User {
+    /// `userInfo.username`
+    pub name: String,
+    /// `userInfo.uid`
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// `userInfo.groups`
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// `userInfo.extra`
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+/// One interaction of one user with one container.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Interaction {
+    /// When it was admitted.
+    pub at: Timestamp,
+    /// What was asked of the API server.
+    pub operation: Operation,
+    /// The container, by name.
+    pub container: String,
+    /// The command of an exec or of an added container, redacted and bounded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// Whether standard input was connected.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub stdin: bool,
+    /// Whether a terminal was asked for.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub tty: bool,
+    /// Who.
+    pub user: User,
+    /// UID of the admission review, also in the API server's audit log.
+    pub review: String,
+    /// Name of the rule that decided.
+    pub rule: String,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl Interaction {
+    /// Whether `other` reports the same act: same user, operation, container and command, within [`FOLD`].
+    fn same(&self, other: &Self) -> bool {
+        self.user.name == other.user.name
+            && self.operation == other.operation
+            && self.container == other.container
+            && self.command == other.command
+            // Absolute, because two replicas report with two clocks.
+            && self.at.duration_since(other.at).abs() <= FOLD
+    }
+}
+
+/// What a pod carries once somebody has interacted with it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Mark {
+    /// UID of the pod the interactions were with.
+    pub pod: String,
+    /// How many interactions there were, also those no longer listed.
+    pub total: u64,
+    /// The one that made the pod differ from what was deployed.
+    pub first: Interaction,
+    /// The latest ones after the first, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recent: Vec<Interaction>,
+    /// When the pod is to be evicted; none if a rule only records. Kept in an annotation of its own.
+    #[serde(skip)]
+    pub evict_at: Option<Timestamp>,
+}
+
+/// What a pod says about itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Found {
+    /// Nobody interacted with this pod.
+    None,
+    /// Keys of ours that are not a mark of this pod, and why. They are overwritten by the next interaction.
+    NotAMark(String),
+    /// The mark.
+    Mark(Mark),
+}
+
+impl Found {
+    /// Reads the mark off a pod.
+    #[must_use]
+    pub fn on(pod: &Pod) -> Self {
+        let annotations = pod.metadata.annotations.as_ref();
+        let annotation = |key| annotations.and_then(|all| all.get(key));
+        let Some(text) = annotation(INTERACTIONS) else {
+            let labelled = pod.metadata.labels.as_ref().is_some_and(|all| all.contains_key(INTERACTED));
+            return if labelled { Self::NotAMark(format!("no annotation {INTERACTIONS}")) } else { Self::None };
+        };
+        let mut mark: Mark = match serde_json::from_str(text) {
+            Ok(mark) => mark,
+            Err(error) => return Self::NotAMark(format!("annotation {INTERACTIONS}: {error}")),
+        };
+        if Some(&mark.pod) != pod.metadata.uid.as_ref() {
+            return Self::NotAMark(format!("annotation {INTERACTIONS} is of another pod, with UID {}", mark.pod));
+        }
+        mark.evict_at = match annotation(EVICT_AT).map(|text| text.parse()) {
+            None => None,
+            Some(Ok(at)) => Some(at),
+            Some(Err(error)) => return Self::NotAMark(format!("annotation {EVICT_AT}: {error}")),
+        };
+        Self::Mark(mark)
+    }
+
+    /// The mark, if there is one.
+    #[must_use]
+    pub fn mark(self) -> Option<Mark> {
+        match self {
+            Self::Mark(mark) => Some(mark),
+            Self::None | Self::NotAMark(_) => None,
+        }
+    }
+}
+
+impl Mark {
+    /// The mark after one more interaction, or `None` if the pod already has it and nothing must be written.
+    ///
+    /// The deadline is the first interaction's plus `ttl`; a later interaction may only bring it forward.
+    #[must_use]
+    pub fn after(
+        existing: Option<Self>,
+        pod_uid: &str,
+        interaction: Interaction,
+        ttl: Option<Duration>,
+    ) -> Option<Self> {
+        let evict_at = ttl.map(|ttl| {
+            SignedDuration::try_from(ttl)
+                .ok()
+                .and_then(|ttl| interaction.at.checked_add(ttl).ok())
+                .unwrap_or(Timestamp::MAX)
+        });
+        let Some(mut mark) = existing else {
+            return Some(Self { pod: pod_uid.to_owned(), total: 1, first: interaction, recent: Vec::new(), evict_at });
+        };
+        if mark.latest().any(|known| known.same(&interaction)) {
+            return None;
+        }
+        mark.total = mark.total.saturating_add(1);
+        mark.recent.push(interaction);
+        mark.evict_at = mark.evict_at.into_iter().chain(evict_at).min();
+        let surplus = mark.recent.len().saturating_sub(MAX_RECENT);
+        mark.recent.drain(..surplus);
+        while mark.recent.len() > 1 && mark.record().len() > MAX_BYTES {
+            mark.recent.remove(0);
+        }
+        Some(mark)
+    }
+
+    /// The interactions still listed, latest first.
+    fn latest(&self) -> impl Iterator<Item = &Interaction> {
+        self.recent.iter().rev().chain(std::iter::once(&self.first))
+    }
+
+    /// The latest interaction.
+    #[must_use]
+    pub fn last(&self) -> &Interaction {
+        self.recent.last().unwrap_or(&self.first)
+    }
+
+    fn record(&self) -> String {
+        serde_json::to_string(self).expect("a mark has string keys only")
+    }
+
+    /// One sentence for people: who did what, and what follows.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let Interaction { operation, container, user, at, .. } = &self.first;
+        let more = match self.total {
+            0 | 1 => String::new(),
+            total => format!(" and {} more", total - 1),
+        };
+        let then = match self.evict_at {
+            Some(deadline) => format!("to be evicted at {}", second(deadline)),
+            None => "recorded only".to_owned(),
+        };
+        let who = shorten(&user.name, 256);
+        format!("{} into container {container} by {who:?} at {}{more}; {then}", operation.as_str(), second(*at))
+    }
+
+    /// The strategic merge PATCH of `pods/status` that writes this mark.
+    ///
+    /// `uid` keeps it off a pod of the same name, `resourceVersion` keeps it from losing the mark that another replica
+    /// writes at the same moment (without it, 20 of 20 concurrent marks lost one).
+    #[must_use]
+    pub fn patch(&self, resource_version: &str) -> Value {
+        let mut patch = condition_patch(&self.pod, resource_version, self.first.at, State::Marked, &self.summary());
+        patch["metadata"]["labels"] = json!({ INTERACTED: "true" });
+        patch["metadata"]["annotations"] = json!({
+            INTERACTIONS: self.record(),
+            EVICT_AT: self.evict_at.map(|at| at.to_string()),
+        });
+        patch
+    }
+}
+
+/// Where a marked pod stands; the reason of its condition.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum State {
+    /// Somebody interacted with it.
+    Marked,
+    /// The eviction is refused for now, by a PodDisruptionBudget or an error.
+    EvictionBlocked,
+    /// It will not be evicted, and the message says why.
+    NotEvictable,
+}
+
+impl State {
+    /// The condition's reason.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Marked => "Interacted",
+            Self::EvictionBlocked => "EvictionBlocked",
+            Self::NotEvictable => "NotEvictable",
+        }
+    }
+}
+
+/// The strategic merge PATCH of `pods/status` that writes only the condition.
+#[must_use]
+pub fn condition_patch(uid: &str, resource_version: &str, since: Timestamp, state: State, message: &str) -> Value {
+    json!({
+        "metadata": { "uid": uid, "resourceVersion": resource_version },
+        "status": { "conditions": [{
+            "type": CONDITION,
+            "status": "False",
+            "reason": state.reason(),
+            "message": shorten(message, 1024),
+            "lastTransitionTime": second(since).to_string(),
+        }]},
+    })
+}
+
+/// Whole seconds: metav1.Time has no fractions, and people need none.
+fn second(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
+}
+
+/// At most `limit` bytes of `text`, cut at a character.
+#[must_use]
+pub fn shorten(text: &str, limit: usize) -> String {
+    if text.len() <= limit {
+        return text.to_owned();
+    }
+    let mut end = limit.saturating_sub('…'.len_utf8());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}…", &text[..end])
+}
+
+#[cfg(test)]
+mod tests;

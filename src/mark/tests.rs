@@ -1,0 +1,131 @@
+use super::*;
+use proptest::prelude::*;
+
+fn interaction(user: &str, at: &str) -> Interaction {
+    Interaction {
+        at: at.parse().unwrap(),
+        operation: Operation::Exec,
+        container: "app".into(),
+        command: vec!["sh".into()],
+        stdin: true,
+        tty: true,
+        user: User { name: user.into(), ..User::default() },
+        review: "r".into(),
+        rule: "default".into(),
+    }
+}
+
+fn pod_with(patch: &Value, uid: &str) -> Pod {
+    serde_json::from_value(json!({
+        "metadata": {
+            "uid": uid,
+            "labels": patch["metadata"]["labels"],
+            "annotations": patch["metadata"]["annotations"].as_object().unwrap().iter()
+                .filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect::<serde_json::Map<_, _>>(),
+        }
+    }))
+    .unwrap()
+}
+
+const TTL: Option<Duration> = Some(Duration::from_secs(600));
+
+#[test]
+fn deadline_is_the_first_interaction_plus_ttl() {
+    let mark = Mark::after(None, "u1", interaction("a", "2026-01-01T00:00:00Z"), TTL).unwrap();
+    assert_eq!(mark.evict_at, Some("2026-01-01T00:10:00Z".parse().unwrap()));
+}
+
+#[test]
+fn a_later_interaction_only_brings_the_deadline_forward() {
+    let first = Mark::after(None, "u1", interaction("a", "2026-01-01T00:00:00Z"), TTL);
+    let later = Mark::after(first.clone(), "u1", interaction("b", "2026-01-01T00:05:00Z"), TTL).unwrap();
+    assert_eq!(later.evict_at, first.clone().unwrap().evict_at);
+    let sooner = Mark::after(first, "u1", interaction("b", "2026-01-01T00:05:00Z"), Some(Duration::from_secs(60)));
+    assert_eq!(sooner.unwrap().evict_at, Some("2026-01-01T00:06:00Z".parse().unwrap()));
+}
+
+#[test]
+fn a_recorded_pod_gets_a_deadline_from_a_later_rule_and_keeps_it() {
+    let recorded = Mark::after(None, "u1", interaction("a", "2026-01-01T00:00:00Z"), None);
+    assert_eq!(recorded.as_ref().unwrap().evict_at, None);
+    let due = Mark::after(recorded, "u1", interaction("b", "2026-01-01T00:01:00Z"), TTL);
+    let at = Some("2026-01-01T00:11:00Z".parse().unwrap());
+    assert_eq!(due.as_ref().unwrap().evict_at, at);
+    let recorded_again = Mark::after(due, "u1", interaction("c", "2026-01-01T00:02:00Z"), None).unwrap();
+    assert_eq!(recorded_again.evict_at, at);
+}
+
+#[test]
+fn the_same_interaction_within_seconds_writes_nothing() {
+    let mark = Mark::after(None, "u1", interaction("a", "2026-01-01T00:00:00Z"), TTL);
+    assert_eq!(Mark::after(mark.clone(), "u1", interaction("a", "2026-01-01T00:00:09Z"), TTL), None);
+    assert!(Mark::after(mark.clone(), "u1", interaction("a", "2026-01-01T00:00:11Z"), TTL).is_some());
+    assert!(Mark::after(mark, "u1", interaction("b", "2026-01-01T00:00:01Z"), TTL).is_some());
+}
+
+#[test]
+fn a_mark_of_another_uid_is_no_mark() {
+    let mark = Mark::after(None, "u1", interaction("a", "2026-01-01T00:00:00Z"), TTL).unwrap();
+    assert_eq!(Found::on(&pod_with(&mark.patch("1"), "u1")), Found::Mark(mark.clone()));
+    assert!(matches!(Found::on(&pod_with(&mark.patch("1"), "u2")), Found::NotAMark(_)));
+}
+
+#[test]
+fn the_patch_is_guarded_by_uid_and_resource_version() {
+    let patch = Mark::after(None, "u1", interaction("a", "2026-01-01T00:00:00Z"), TTL).unwrap().patch("41");
+    assert_eq!(patch["metadata"]["uid"], "u1");
+    assert_eq!(patch["metadata"]["resourceVersion"], "41");
+    assert_eq!(patch["metadata"]["labels"], json!({ "pristine/interacted": "true" }));
+    assert_eq!(patch["metadata"]["annotations"]["pristine/evict-at"], "2026-01-01T00:10:00Z");
+    let condition = &patch["status"]["conditions"][0];
+    assert_eq!((&condition["type"], &condition["status"]), (&json!("pristine/Pristine"), &json!("False")));
+    assert_eq!(
+        condition["message"],
+        "exec into container app by \"a\" at 2026-01-01T00:00:00Z; to be evicted at 2026-01-01T00:10:00Z"
+    );
+}
+
+#[test]
+fn a_loop_of_interactions_stays_within_its_bytes_and_keeps_first_last_and_total() {
+    let mut mark = None;
+    let start: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+    for n in 0..2_000 {
+        let mut next = interaction(&"u".repeat(900), "2026-01-01T00:00:00Z");
+        next.at = start.checked_add(SignedDuration::from_secs(n)).unwrap();
+        next.command = vec![format!("echo {n}"), "x".repeat(1000)];
+        mark = Mark::after(mark, "u1", next, TTL);
+    }
+    let mark = mark.unwrap();
+    assert_eq!(mark.total, 2_000);
+    assert_eq!(mark.first.command[0], "echo 0");
+    assert_eq!(mark.last().command[0], "echo 1999");
+    assert!(mark.record().len() <= MAX_BYTES, "{}", mark.record().len());
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read_back(name in any::<String>(), command in proptest::collection::vec(any::<String>(), 0..4)) {
+        let mut i = interaction(&name, "2026-01-01T00:00:00.123456789Z");
+        i.command = command;
+        let mark = Mark::after(None, "u1", i, TTL).unwrap();
+        prop_assert_eq!(Found::on(&pod_with(&mark.patch("1"), "u1")), Found::Mark(mark));
+    }
+
+    #[test]
+    fn any_annotation_is_read_without_panic(text in any::<String>(), at in any::<String>()) {
+        let pod = serde_json::from_value(json!({"metadata": {"uid": "u", "annotations": {INTERACTIONS: text, EVICT_AT: at}}})).unwrap();
+        prop_assert!(Found::on(&pod).mark().is_none());
+    }
+
+    #[test]
+    fn no_ttl_overflows(seconds in any::<u64>()) {
+        let i = interaction("a", "2026-01-01T00:00:00Z");
+        let at = i.at;
+        prop_assert!(Mark::after(None, "u", i, Some(Duration::from_secs(seconds))).unwrap().evict_at.unwrap() >= at);
+    }
+
+    #[test]
+    fn shorten_never_exceeds_and_never_splits(text in any::<String>(), limit in 3_usize..40) {
+        prop_assert!(shorten(&text, limit).len() <= limit.max(3));
+    }
+}
