@@ -1,0 +1,187 @@
+//! The configuration file: one versioned kind, read strictly, refused with file, line and field.
+//!
+//! Every value is checked while it is read, so that an error can point at its line; what comes out is a
+//! [`Policy`] that needs no further checks.
+
+use std::{fs, path::Path, time::Duration};
+
+use serde::{Deserialize, Deserializer, de};
+
+use crate::policy::{Action, Match, Policy, Rule};
+
+/// `apiVersion` of the file.
+pub const API_VERSION: &str = "pristine/v1alpha1";
+/// `kind` of the file.
+pub const KIND: &str = "PristineConfiguration";
+
+/// The longest time to live: a year. Past that a rule means to record, and should say so.
+const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}")]
+    Read {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file does not say what it should; the text has file, line, column and field.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct File {
+    #[serde(rename = "apiVersion", deserialize_with = "api_version")]
+    _api_version: (),
+    #[serde(rename = "kind", deserialize_with = "kind")]
+    _kind: (),
+    default: Action,
+    #[serde(default)]
+    rules: Vec<Rule>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAction {
+    action: ActionName,
+    ttl: Option<Ttl>,
+    message: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRule {
+    name: String,
+    #[serde(default, rename = "match")]
+    matches: Match,
+    action: ActionName,
+    ttl: Option<Ttl>,
+    message: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+enum ActionName {
+    Exempt,
+    Record,
+    Evict,
+    Deny,
+}
+
+struct Ttl(Duration);
+
+impl<'de> Deserialize<'de> for Ttl {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse_ttl(&text).map(Self).map_err(de::Error::custom)
+    }
+}
+
+/// Parses a duration as Go does (`10m`, `1h30m`, `90s`), within the bounds of a time to live.
+///
+/// # Errors
+/// A sentence with the value and what to write instead.
+pub fn parse_ttl(text: &str) -> Result<Duration, String> {
+    // The library turns seconds into a std Duration without a check, and panics past 2^64 seconds.
+    if text.len() > 64 || text.chars().filter(char::is_ascii_digit).count() > 18 {
+        return Err("ttl is out of range; the longest is 8784h".to_owned());
+    }
+    let duration: kube::core::Duration =
+        text.parse().map_err(|error| format!("ttl {text:?} is not a duration such as 10m or 1h30m: {error}"))?;
+    let bounded = Duration::from(duration);
+    if duration.is_negative() || bounded < Duration::from_secs(1) {
+        return Err(format!("ttl {text:?} is too short; the shortest is 1s"));
+    }
+    if bounded > MAX_TTL {
+        return Err(format!("ttl {text:?} is too long; the longest is 8784h, and `action: Record` never evicts"));
+    }
+    Ok(bounded)
+}
+
+fn expect<'de, D: Deserializer<'de>>(deserializer: D, expected: &str) -> Result<(), D::Error> {
+    let found = String::deserialize(deserializer)?;
+    if found == expected {
+        Ok(())
+    } else {
+        Err(de::Error::custom(format!("{found:?} is not known here; write {expected}")))
+    }
+}
+
+fn api_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+    expect(deserializer, API_VERSION)
+}
+
+fn kind<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+    expect(deserializer, KIND)
+}
+
+fn action(name: ActionName, ttl: Option<Ttl>, message: Option<String>) -> Result<Action, String> {
+    match (name, ttl, message) {
+        (ActionName::Exempt, None, None) => Ok(Action::Exempt),
+        (ActionName::Record, None, None) => Ok(Action::Record),
+        (ActionName::Evict, Some(Ttl(ttl)), None) => Ok(Action::Evict(ttl)),
+        (ActionName::Evict, None, _) => Err("action Evict needs a ttl, for example `ttl: 10m`".to_owned()),
+        (ActionName::Deny, None, message) => {
+            Ok(Action::Deny(message.unwrap_or_else(|| "the policy of this cluster does not allow it".to_owned())))
+        }
+        (name, Some(_), _) => Err(format!("action {name:?} takes no ttl; only Evict does")),
+        (name, _, Some(_)) => Err(format!("action {name:?} takes no message; only Deny does")),
+    }
+}
+
+impl<'de> Deserialize<'de> for Action {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let RawAction { action: name, ttl, message } = RawAction::deserialize(deserializer)?;
+        action(name, ttl, message).map_err(de::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for Rule {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let RawRule { name, matches, action: word, ttl, message } = RawRule::deserialize(deserializer)?;
+        if name.is_empty() || name.len() > 63 || name == "default" {
+            return Err(de::Error::custom(format!("rule name {name:?}: use 1 to 63 characters, and not `default`")));
+        }
+        let action =
+            action(word, ttl, message).map_err(|error| de::Error::custom(format!("rule {name:?}: {error}")))?;
+        Ok(Self { name, matches, action })
+    }
+}
+
+/// Reads a configuration from text; `name` is what errors call it.
+///
+/// # Errors
+/// [`Error::Invalid`] with name, line, column and field.
+pub fn parse(name: &str, text: &str) -> Result<Policy, Error> {
+    let file: File = serde_saphyr::from_str(text).map_err(|error| {
+        let message = error.without_snippet().to_string();
+        let Some(at) = error.location() else { return Error::Invalid(format!("{name}: {message}")) };
+        // The library ends with the place; it belongs in front, where editors and people look for it.
+        let message =
+            message.strip_suffix(&format!(" at line {}, column {}", at.line(), at.column())).unwrap_or(&message);
+        Error::Invalid(format!("{name}:{}:{}: {message}", at.line(), at.column()))
+    })?;
+    for (n, rule) in file.rules.iter().enumerate() {
+        if file.rules[..n].iter().any(|earlier| earlier.name == rule.name) {
+            return Err(Error::Invalid(format!("{name}: rules[{n}].name: {:?} names two rules", rule.name)));
+        }
+    }
+    Ok(Policy { default: file.default, rules: file.rules })
+}
+
+/// Reads a configuration file.
+///
+/// # Errors
+/// When it cannot be read, or does not say what it should.
+pub fn load(path: &Path) -> Result<Policy, Error> {
+    let name = path.display().to_string();
+    let text = fs::read_to_string(path).map_err(|source| Error::Read { path: name.clone(), source })?;
+    parse(&name, &text)
+}
+
+#[cfg(test)]
+mod tests;

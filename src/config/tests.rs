@@ -1,0 +1,93 @@
+use super::*;
+
+const HEAD: &str = "apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\n";
+
+fn error(body: &str) -> String {
+    parse("pristine.yaml", &format!("{HEAD}{body}")).unwrap_err().to_string()
+}
+
+#[test]
+fn the_shipped_example_is_understood() {
+    let policy = parse(
+        "f",
+        &format!(
+            "{HEAD}default: {{action: Evict, ttl: 1h30m}}
+rules:
+- name: backups
+  match: {{namespaces: [prod-*], users: [\"system:serviceaccount:velero:velero\"], operations: [exec]}}
+  action: Exempt
+- name: databases
+  match: {{podSelector: {{matchLabels: {{tier: db}}}}}}
+  action: Deny
+  message: use the read replica
+"
+        ),
+    )
+    .unwrap();
+    assert_eq!(policy.default, Action::Evict(Duration::from_secs(5400)));
+    assert_eq!(policy.rules[1].action, Action::Deny("use the read replica".into()));
+    assert_eq!(policy.rules.len(), 2);
+}
+
+#[test]
+fn errors_say_file_line_field_and_what_to_do() {
+    let ttl = |value: &str| error(&format!("default: {{action: Evict, ttl: {value}}}\n"));
+    let rule = |text: &str| error(&format!("default: {{action: Record}}\nrules:\n- name: a\n  {text}\n"));
+    for (found, expected) in [
+        (
+            error("default: {action: Record}\nrulez: []\n"),
+            "4:1: unknown field `rulez`, expected one of apiVersion, kind, default, rules",
+        ),
+        (error("rules: []\n"), "3:1: missing field `default`"),
+        (
+            error("default: {action: Kill}\n"),
+            "3:19: unknown variant `Kill`, expected one of Exempt, Record, Evict, Deny",
+        ),
+        (error("default: {action: Evict}\n"), "3:10: action Evict needs a ttl, for example `ttl: 10m`"),
+        (error("default: {action: Record, ttl: 1m}\n"), "3:10: action Record takes no ttl; only Evict does"),
+        (error("default: [\n"), "3:10: expected mapping start"),
+        (ttl("-5m"), "3:31: ttl \"-5m\" is too short; the shortest is 1s"),
+        (ttl("99999999999999999999h"), "3:31: ttl is out of range; the longest is 8784h"),
+        (
+            ttl("9999999h"),
+            "3:31: ttl \"9999999h\" is too long; the longest is 8784h, and `action: Record` never evicts",
+        ),
+        (
+            ttl("10"),
+            "3:31: ttl \"10\" is not a duration such as 10m or 1h30m: missing a unit: expected one of 'ns', 'us', 'µs', 'ms', 's', 'm', or 'h'",
+        ),
+        (
+            ttl("1d"),
+            "3:31: ttl \"1d\" is not a duration such as 10m or 1h30m: invalid unit: expected one of 'ns', 'us', 'µs', 'ms', 's', 'm', or 'h'",
+        ),
+        (
+            rule("match: {namespaces: [Prod-*]}\n  action: Record"),
+            "6:24: namespace pattern \"Prod-*\": 'P' cannot be part of a name; use lower-case letters, digits, `-`, `.`, `*` and `?`",
+        ),
+        (
+            rule("match: {operation: [exec]}\n  action: Record"),
+            "6:11: unknown field `operation`, expected one of namespaces, users, groups, operations, containers, interactive, commandPrefix, podSelector, ownerKinds",
+        ),
+        (rule("action: Record\n- name: a\n  action: Record"), " rules[1].name: \"a\" names two rules"),
+        (rule("action: Deny\n  ttl: 1m"), "5:3: rule \"a\": action Deny takes no ttl; only Evict does"),
+    ] {
+        assert_eq!(found, format!("pristine.yaml:{expected}"));
+    }
+}
+
+#[test]
+fn another_kind_or_version_is_refused() {
+    let found =
+        parse("f", "apiVersion: pristine/v2\nkind: PristineConfiguration\ndefault: {action: Record}\n").unwrap_err();
+    assert_eq!(found.to_string(), "f:1:13: \"pristine/v2\" is not known here; write pristine/v1alpha1");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_panics(text in proptest::prelude::any::<String>(), digits in "[0-9.]{0,80}(h|m|s|ms|ns)") {
+        let _ = parse("f", &text);
+        let _ = parse("f", &format!("{HEAD}default: {{action: Evict, ttl: {text}}}"));
+        let _ = parse_ttl(&text);
+        let _ = parse_ttl(&digits);
+    }
+}

@@ -1,0 +1,161 @@
+//! Rules → verdict: what happens to a pod that somebody interacts with.
+//!
+//! Pure. The first rule that matches decides; the default decides when none does. A list that is empty or absent in a
+//! rule matches everything, as in Kubernetes' own webhook rules.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use k8s_openapi::api::core::v1::Pod;
+use serde::Deserialize;
+
+use crate::mark::{Interaction, Operation};
+
+mod glob;
+pub use glob::Glob;
+
+/// What is done about an interaction.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    /// Admitted and nothing is written: a rule says so.
+    Exempt,
+    /// Admitted and marked, never evicted.
+    Record,
+    /// Admitted, marked, and the pod is evicted after the time to live.
+    Evict {
+        /// From the interaction to the eviction.
+        ttl: Duration,
+    },
+    /// Refused, with this message for the user.
+    Deny {
+        /// What the user is told.
+        message: String,
+    },
+}
+
+/// A verdict and the rule that gave it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Decision {
+    /// What to do.
+    pub verdict: Verdict,
+    /// The rule's name, or `default`.
+    pub rule: String,
+}
+
+/// The rules in force.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// When no rule matches.
+    pub default: Action,
+    /// In order; the first that matches decides.
+    pub rules: Vec<Rule>,
+}
+
+/// `{action: Evict, ttl: 10m}` and the like; one variant an action.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Action {
+    /// Admit and write nothing.
+    Exempt,
+    /// Admit and mark.
+    Record,
+    /// Admit, mark, and evict after `ttl`.
+    Evict(Duration),
+    /// Refuse with a message.
+    Deny(String),
+}
+
+/// One named rule.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Unique in the file; it is in every record that the rule causes.
+    pub name: String,
+    /// To which interactions it applies.
+    pub matches: Match,
+    /// What it does.
+    pub action: Action,
+}
+
+/// All the lists must match; within one list, any entry.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Match {
+    /// Namespaces, `*` and `?` allowed.
+    pub namespaces: Vec<Glob>,
+    /// User names, exactly. Never prefixes: `system:serviceaccount:` would be a trap.
+    pub users: Vec<String>,
+    /// Groups, exactly; one of the user's must be listed.
+    pub groups: Vec<String>,
+    /// `exec`, `attach`, `debug`.
+    pub operations: Vec<Operation>,
+    /// Container names, exactly.
+    pub containers: Vec<String>,
+    /// `true` for a terminal or standard input, `false` for neither.
+    pub interactive: Option<bool>,
+    /// The first words of the command.
+    pub command_prefix: Vec<String>,
+    /// Labels of the pod.
+    pub pod_selector: Selector,
+    /// Kinds of the pod's controller (`ReplicaSet`, `StatefulSet`, `DaemonSet`, `Job`, …), or `None` for a bare pod.
+    pub owner_kinds: Vec<String>,
+}
+
+/// As in Kubernetes, `matchLabels` alone.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Selector {
+    /// All of these labels with these values.
+    pub match_labels: BTreeMap<String, String>,
+}
+
+/// Kind of the pod's controller.
+#[must_use]
+pub fn owner_kind(pod: &Pod) -> Option<&str> {
+    let owners = pod.metadata.owner_references.as_deref().unwrap_or_default();
+    owners.iter().find(|owner| owner.controller == Some(true)).map(|owner| owner.kind.as_str())
+}
+
+impl Policy {
+    /// What to do about this interaction with this pod. `argv` is the command as it was typed: the one in the
+    /// interaction is redacted.
+    #[must_use]
+    pub fn decide(&self, interaction: &Interaction, argv: &[String], pod: &Pod) -> Decision {
+        let matching = self.rules.iter().find(|rule| rule.matches.covers(interaction, argv, pod));
+        let (action, rule) = matching.map_or((&self.default, "default"), |rule| (&rule.action, rule.name.as_str()));
+        let verdict = match action {
+            Action::Exempt => Verdict::Exempt,
+            Action::Record => Verdict::Record,
+            // Nobody makes a bare pod anew, and an eviction is a failure to a Job: only a rule may ask for these.
+            Action::Evict(_) if matching.is_none() && matches!(owner_kind(pod), None | Some("Job")) => Verdict::Record,
+            Action::Evict(ttl) => Verdict::Evict { ttl: *ttl },
+            Action::Deny(message) => Verdict::Deny { message: message.clone() },
+        };
+        Decision { verdict, rule: rule.to_owned() }
+    }
+}
+
+impl Match {
+    fn covers(&self, interaction: &Interaction, argv: &[String], pod: &Pod) -> bool {
+        let user = &interaction.user;
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let labels = pod.metadata.labels.as_ref();
+        any(&self.namespaces, |glob| glob.matches(namespace))
+            && any(&self.users, |name| *name == user.name)
+            && any(&self.groups, |group| user.groups.contains(group))
+            && any(&self.operations, |operation| *operation == interaction.operation)
+            && any(&self.containers, |container| *container == interaction.container)
+            && self.interactive.is_none_or(|wanted| wanted == (interaction.stdin || interaction.tty))
+            && argv.starts_with(&self.command_prefix)
+            && self
+                .pod_selector
+                .match_labels
+                .iter()
+                .all(|(key, value)| labels.and_then(|all| all.get(key)) == Some(value))
+            && any(&self.owner_kinds, |kind| kind == owner_kind(pod).unwrap_or("None"))
+    }
+}
+
+fn any<T>(list: &[T], found: impl FnMut(&T) -> bool) -> bool {
+    list.is_empty() || list.iter().any(found)
+}
+
+#[cfg(test)]
+mod tests;

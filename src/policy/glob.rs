@@ -1,0 +1,63 @@
+//! Patterns for namespaces: `*` is any text, `?` one character, everything else itself.
+
+use serde::{Deserialize, Deserializer, de};
+
+/// A checked pattern.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Glob(Vec<char>);
+
+impl Glob {
+    /// Refuses what cannot match a Kubernetes name: a typo such as `Prod-*` would otherwise be a rule that silently
+    /// never applies.
+    ///
+    /// # Errors
+    /// A sentence that names the character.
+    pub fn new(pattern: &str) -> Result<Self, String> {
+        if pattern.is_empty() {
+            return Err("namespace pattern: must not be empty; use `*` for every name".to_owned());
+        }
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.' | '*' | '?');
+        match pattern.chars().find(|&c| !allowed(c)) {
+            Some(bad) => Err(format!(
+                "namespace pattern {pattern:?}: {bad:?} cannot be part of a name; use lower-case letters, digits, `-`, `.`, `*` and `?`"
+            )),
+            None => Ok(Self(pattern.chars().collect())),
+        }
+    }
+
+    /// Linear in the name for each `*`: no pattern can make it exponential.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        let (pattern, name) = (&self.0, name.chars().collect::<Vec<_>>());
+        let (mut p, mut n) = (0, 0);
+        let mut star = None;
+        while n < name.len() {
+            match pattern.get(p) {
+                Some('*') => {
+                    star = Some((p, n));
+                    p += 1;
+                }
+                Some(&c) if c == '?' || c == name[n] => {
+                    p += 1;
+                    n += 1;
+                }
+                _ => match star {
+                    // The last star takes one character more, and the rest is tried again.
+                    Some((at, taken)) => {
+                        star = Some((at, taken + 1));
+                        p = at + 1;
+                        n = taken + 1;
+                    }
+                    None => return false,
+                },
+            }
+        }
+        pattern[p..].iter().all(|&c| c == '*')
+    }
+}
+
+impl<'de> Deserialize<'de> for Glob {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::new(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}

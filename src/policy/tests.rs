@@ -1,0 +1,119 @@
+use super::*;
+use crate::mark::User;
+use proptest::prelude::*;
+use serde_json::json;
+
+fn pod(owner: Option<&str>) -> Pod {
+    let owners =
+        owner.map(|kind| json!([{"apiVersion": "v1", "kind": kind, "name": "o", "uid": "o", "controller": true}]));
+    serde_json::from_value(json!({"metadata": {
+        "namespace": "prod-eu", "name": "p", "uid": "u", "labels": {"tier": "db"}, "ownerReferences": owners,
+    }}))
+    .unwrap()
+}
+
+fn interaction() -> Interaction {
+    Interaction {
+        at: "2026-01-01T00:00:00Z".parse().unwrap(),
+        operation: Operation::Exec,
+        container: "app".into(),
+        command: vec!["sh".into(), "-c".into(), "id".into()],
+        stdin: false,
+        tty: false,
+        user: User { name: "alice@example.com".into(), groups: vec!["sre".into()], ..User::default() },
+        review: "r".into(),
+        rule: String::new(),
+    }
+}
+
+const EVICT: Action = Action::Evict(Duration::from_secs(60));
+
+fn decide(matches: serde_json::Value) -> String {
+    let rule = Rule { name: "r".into(), matches: serde_json::from_value(matches).unwrap(), action: Action::Exempt };
+    let i = interaction();
+    Policy { default: EVICT, rules: vec![rule] }.decide(&i, &i.command, &pod(Some("ReplicaSet"))).rule
+}
+
+#[test]
+fn each_field_narrows_a_rule() {
+    for (yes, no) in [
+        (json!({"namespaces": ["x", "prod-*"]}), json!({"namespaces": ["prod"]})),
+        (json!({"users": ["alice@example.com"]}), json!({"users": ["alice"]})),
+        (json!({"groups": ["dev", "sre"]}), json!({"groups": ["dev"]})),
+        (json!({"operations": ["exec"]}), json!({"operations": ["attach", "debug"]})),
+        (json!({"containers": ["app"]}), json!({"containers": ["sidecar"]})),
+        (json!({"interactive": false}), json!({"interactive": true})),
+        (json!({"commandPrefix": ["sh", "-c"]}), json!({"commandPrefix": ["sh", "id"]})),
+        (
+            json!({"podSelector": {"matchLabels": {"tier": "db"}}}),
+            json!({"podSelector": {"matchLabels": {"tier": "web"}}}),
+        ),
+        (json!({"ownerKinds": ["ReplicaSet"]}), json!({"ownerKinds": ["None"]})),
+        (json!({}), json!({"namespaces": ["prod-*"], "groups": ["dev"]})),
+    ] {
+        assert_eq!(decide(yes.clone()), "r", "{yes}");
+        assert_eq!(decide(no.clone()), "default", "{no}");
+    }
+}
+
+#[test]
+fn the_first_matching_rule_decides() {
+    let rule = |name: &str, action| Rule { name: name.into(), matches: Match::default(), action };
+    let policy = Policy { default: EVICT, rules: vec![rule("a", Action::Record), rule("b", Action::Exempt)] };
+    let decision = policy.decide(&interaction(), &[], &pod(None));
+    assert_eq!(decision, Decision { verdict: Verdict::Record, rule: "a".into() });
+}
+
+#[test]
+fn bare_and_job_pods_are_evicted_by_a_rule_only() {
+    let by_default = Policy { default: EVICT, rules: vec![] };
+    let by_rule = Policy {
+        default: Action::Record,
+        rules: vec![Rule { name: "r".into(), matches: Match::default(), action: EVICT }],
+    };
+    for owner in [None, Some("Job")] {
+        assert_eq!(by_default.decide(&interaction(), &[], &pod(owner)).verdict, Verdict::Record);
+        assert_eq!(
+            by_rule.decide(&interaction(), &[], &pod(owner)).verdict,
+            Verdict::Evict { ttl: Duration::from_secs(60) }
+        );
+    }
+    assert!(matches!(by_default.decide(&interaction(), &[], &pod(Some("StatefulSet"))).verdict, Verdict::Evict { .. }));
+}
+
+#[test]
+fn globs_match_as_in_a_shell() {
+    for (pattern, name, expected) in [
+        ("*", "", true),
+        ("*", "kube-system", true),
+        ("prod-*", "prod-", true),
+        ("prod-*", "prod", false),
+        ("*-eu", "prod-eu", true),
+        ("*-eu", "prod-eu-1", false),
+        ("a*b*c", "aXbXbXc", true),
+        ("a?c", "abc", true),
+        ("a?c", "ac", false),
+        ("default", "default", true),
+    ] {
+        assert_eq!(Glob::new(pattern).unwrap().matches(name), expected, "{pattern} {name}");
+    }
+    for bad in ["", "Prod", "a b", "[a]", "prod/**", "é"] {
+        assert!(Glob::new(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn a_glob_of_many_stars_is_not_exponential() {
+    let glob = Glob::new(&"a*".repeat(60)).unwrap();
+    assert!(!glob.matches(&format!("{}b", "a".repeat(59))));
+}
+
+proptest! {
+    #[test]
+    fn a_name_matches_itself_and_any_prefix_with_a_star(name in "[a-z0-9.-]{1,63}", cut in 0_usize..63) {
+        prop_assert!(Glob::new(&name).unwrap().matches(&name));
+        let prefix = &name[..cut.min(name.len())];
+        let pattern = format!("{prefix}*");
+        prop_assert!(Glob::new(&pattern).unwrap().matches(&name));
+    }
+}
