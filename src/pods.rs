@@ -1,0 +1,275 @@
+//! The only writer of pods: the mark, the condition, the eviction. Also the questions asked about a pod and a user
+//! before anything is written.
+//!
+//! Every write carries the UID and the resourceVersion that were read, so that it can only hit the pod and the state
+//! that the decision was about.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{
+        authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
+        core::v1::Pod,
+        policy::v1::Eviction,
+    },
+    apimachinery::pkg::apis::meta::v1::{DeleteOptions, Preconditions},
+};
+use kube::{
+    Api, Client,
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
+};
+use serde_json::Value;
+
+use crate::mark::{self, Found, Interaction, Mark, State, User};
+
+/// The field manager of every write.
+pub const MANAGER: &str = "pristine";
+
+/// An eviction can take 10 s in the API server: when the pod is not running and the UID is wrong, it tries its
+/// delete 20 times, half a second apart. Giving up earlier would leave it unknown whether the pod was evicted.
+const EVICTION_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Why a pod could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It changed since it was read, or another pod has its name now. Read it again.
+    #[error("the pod changed meanwhile")]
+    Conflict,
+    /// It is gone.
+    #[error("the pod is gone")]
+    Gone,
+    /// Anything else the API server or the network says.
+    #[error("{action}")]
+    Api {
+        /// What was tried, for example `patch pods/status`.
+        action: &'static str,
+        /// What came back.
+        #[source]
+        source: Box<kube::Error>,
+    },
+}
+
+impl Error {
+    fn of(action: &'static str) -> impl FnOnce(kube::Error) -> Self {
+        move |error| match &error {
+            kube::Error::Api(status) if status.code == 404 => Self::Gone,
+            kube::Error::Api(status) if status.code == 409 => Self::Conflict,
+            // What a patch with another UID gets: the field is immutable. The pod is a successor of the one meant.
+            kube::Error::Api(status) if status.code == 422 && status.message.contains("metadata.uid") => Self::Conflict,
+            _ => Self::Api { action, source: Box::new(error) },
+        }
+    }
+}
+
+/// Proof that the mark is on the pod. Only [`Pods::mark`] makes one, and an interaction is admitted with one only.
+#[derive(Debug)]
+pub struct Marked {
+    /// The mark as it stands on the pod.
+    pub mark: Mark,
+    /// Whether this call wrote it. It did not if the same interaction was there already.
+    pub written: bool,
+}
+
+/// What became of an eviction.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The API server accepted it; the pod terminates.
+    Accepted,
+    /// A disruption budget (or the API server, for a moment) says not now.
+    Refused {
+        /// What the API server said.
+        message: String,
+        /// When to ask again, if it said so.
+        retry_after: Option<Duration>,
+    },
+}
+
+/// The pods of the cluster.
+#[derive(Clone)]
+pub struct Pods {
+    client: Client,
+}
+
+impl Pods {
+    /// Works through this client, which must not retry by itself: a 429 is an answer here.
+    #[must_use]
+    pub const fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    fn api(&self, namespace: &str) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Reads a pod as it is now.
+    ///
+    /// # Errors
+    /// [`Error::Gone`], or what the API server says.
+    pub async fn get(&self, namespace: &str, name: &str) -> Result<Pod, Error> {
+        self.api(namespace).get(name).await.map_err(Error::of("get pods"))
+    }
+
+    /// Asks whether the user may do this to the pod. A user who may only `get pods/exec` gets as far as admission,
+    /// and must not be able to have a pod evicted that they cannot exec into.
+    ///
+    /// # Errors
+    /// What the API server says.
+    pub async fn may(
+        &self,
+        user: &User,
+        verb: &str,
+        subresource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<bool, Error> {
+        let review = SubjectAccessReview {
+            spec: SubjectAccessReviewSpec {
+                user: Some(user.name.clone()),
+                uid: Some(user.uid.clone()),
+                groups: Some(user.groups.clone()),
+                extra: Some(user.extra.clone()),
+                resource_attributes: Some(ResourceAttributes {
+                    verb: Some(verb.to_owned()),
+                    resource: Some("pods".to_owned()),
+                    subresource: Some(subresource.to_owned()),
+                    namespace: Some(namespace.to_owned()),
+                    name: Some(name.to_owned()),
+                    version: Some("v1".to_owned()),
+                    ..ResourceAttributes::default()
+                }),
+                ..SubjectAccessReviewSpec::default()
+            },
+            ..SubjectAccessReview::default()
+        };
+        let api: Api<SubjectAccessReview> = Api::all(self.client.clone());
+        let answer = api
+            .create(&PostParams::default(), &review)
+            .await
+            .map_err(|source| Error::Api { action: "create subjectaccessreviews", source: Box::new(source) })?;
+        Ok(answer.status.is_some_and(|status| status.allowed))
+    }
+
+    /// Adds interactions to the mark of this pod as it was read; each with its time to live, or none to only record.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if the pod must be read again.
+    pub async fn mark(&self, pod: &Pod, interactions: Vec<(Interaction, Option<Duration>)>) -> Result<Marked, Error> {
+        let (Some(name), Some(namespace), Some(uid)) = (&pod.metadata.name, &pod.metadata.namespace, &pod.metadata.uid)
+        else {
+            return Err(Error::Gone);
+        };
+        let found = Found::on(pod).mark();
+        let mut written = false;
+        let mark = interactions.into_iter().fold(found, |mark, (interaction, ttl)| {
+            match Mark::after(mark.clone(), uid, interaction, ttl) {
+                Some(next) => {
+                    written = true;
+                    Some(next)
+                }
+                None => mark,
+            }
+        });
+        let mark = mark.ok_or(Error::Gone)?;
+        if written {
+            let version = pod.metadata.resource_version.as_deref().unwrap_or_default();
+            self.patch_status(namespace, name, &mark.patch(version)).await?;
+        }
+        Ok(Marked { mark, written })
+    }
+
+    /// Says on the pod, as it was read, where its mark stands. Writes nothing if it says so already.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if the pod must be read again.
+    pub async fn tell(&self, pod: &Pod, since: Timestamp, state: State, message: &str) -> Result<(), Error> {
+        let metadata = &pod.metadata;
+        let (Some(name), Some(namespace), Some(uid)) = (&metadata.name, &metadata.namespace, &metadata.uid) else {
+            return Err(Error::Gone);
+        };
+        let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        let told = conditions.iter().any(|condition| {
+            condition.type_ == mark::CONDITION
+                && condition.reason.as_deref() == Some(state.reason())
+                && condition.message.as_deref() == Some(message)
+        });
+        if told {
+            return Ok(());
+        }
+        let version = metadata.resource_version.as_deref().unwrap_or_default();
+        self.patch_status(namespace, name, &mark::condition_patch(uid, version, since, state, message)).await
+    }
+
+    async fn patch_status(&self, namespace: &str, name: &str, patch: &Value) -> Result<(), Error> {
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let patched = self.api(namespace).patch_status(name, &params, &Patch::Strategic(patch)).await;
+        patched.map(drop).map_err(Error::of("patch pods/status"))
+    }
+
+    /// Evicts the pod of this name if it still has this UID.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if another pod has the name now, [`Error::Gone`] if none has.
+    pub async fn evict(&self, namespace: &str, name: &str, uid: &str) -> Result<Outcome, Error> {
+        let request = eviction_request(namespace, name, uid)?;
+        let action = "create pods/eviction";
+        let sent = tokio::time::timeout(EVICTION_TIMEOUT, self.client.request::<Value>(request)).await;
+        match sent {
+            Ok(Ok(_)) => Ok(Outcome::Accepted),
+            Ok(Err(kube::Error::Api(status))) if status.code == 429 => {
+                let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
+                let causes =
+                    status.details.iter().flat_map(|details| &details.causes).map(|cause| cause.message.as_str());
+                let message = causes.fold(status.message.clone(), |all, cause| format!("{all} {cause}"));
+                let retry_after = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
+                Ok(Outcome::Refused { message, retry_after })
+            }
+            Ok(Err(error)) => Err(Error::of(action)(error)),
+            Err(elapsed) => Err(Error::Api { action, source: Box::new(kube::Error::Service(elapsed.into())) }),
+        }
+    }
+}
+
+/// Our own request, because kube's `Api::evict` writes `delete_options` where the API says `deleteOptions`: the API
+/// server ignores what it does not know and evicts whatever pod has the name. `fieldValidation=Strict` makes any such
+/// slip a 400.
+fn eviction_request(namespace: &str, name: &str, uid: &str) -> Result<http::Request<Vec<u8>>, Error> {
+    let eviction = Eviction {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(namespace.to_owned()),
+            ..ObjectMeta::default()
+        },
+        delete_options: Some(DeleteOptions {
+            preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+            ..DeleteOptions::default()
+        }),
+    };
+    let body = serde_json::to_vec(&eviction).expect("an Eviction serialises");
+    http::Request::post(format!("/api/v1/namespaces/{namespace}/pods/{name}/eviction?fieldValidation=Strict"))
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .body(body)
+        .map_err(|error| Error::Api { action: "create pods/eviction", source: Box::new(kube::Error::HttpError(error)) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_eviction_carries_the_uid_under_the_name_that_the_api_server_reads() {
+        let request = eviction_request("ns", "web-0", "the-uid").unwrap();
+        assert_eq!(request.method(), "POST");
+        assert_eq!(request.uri(), "/api/v1/namespaces/ns/pods/web-0/eviction?fieldValidation=Strict");
+        let body: Value = serde_json::from_slice(request.body()).unwrap();
+        assert_eq!(
+            body,
+            json!({
+                "apiVersion": "policy/v1", "kind": "Eviction",
+                "metadata": {"name": "web-0", "namespace": "ns"},
+                "deleteOptions": {"preconditions": {"uid": "the-uid"}},
+            })
+        );
+    }
+}

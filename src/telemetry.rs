@@ -1,0 +1,156 @@
+//! Logs and metrics: what an operator sees of the process.
+//!
+//! No label takes a value from a request (user, pod, command): the number of series stays what the code says.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line, for a cluster.
+    Json,
+    /// For people at a terminal.
+    Text,
+}
+
+/// Sends log lines to stderr.
+///
+/// # Errors
+/// When the filter cannot be understood.
+pub fn init_logs(format: LogFormat, filter: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| anyhow::anyhow!("--log-level {filter:?}: {error}"))?;
+    let registry = tracing_subscriber::registry().with(filter);
+    match format {
+        LogFormat::Json => {
+            registry.with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr)).try_init()?;
+        }
+        LogFormat::Text => registry.with(fmt::layer().with_writer(std::io::stderr)).try_init()?,
+    }
+    Ok(())
+}
+
+/// How an admission review was answered.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, EncodeLabelValue)]
+pub enum Decision {
+    /// Admitted with a mark on the pod.
+    Marked,
+    /// Admitted; the same interaction was on the pod already.
+    Folded,
+    /// Admitted without a mark, by a rule, in a dry run, or because no container is touched.
+    Exempt,
+    /// Refused: policy, no such pod or container, no permission.
+    Denied,
+    /// Refused because the mark could not be written in time.
+    Failed,
+}
+
+/// Labels of `pristine_admission_requests_total`.
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+pub struct Admission {
+    /// `exec`, `attach`, `debug`, or `none`.
+    pub operation: &'static str,
+    /// How it was answered.
+    pub decision: Decision,
+}
+
+/// One label, `reason` or `result`, with a word that the code has.
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+pub struct Reason {
+    /// The word.
+    pub reason: &'static str,
+}
+
+/// Labels of the certificate gauges.
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+pub struct Certificate {
+    /// `active`, `next` or `serving`.
+    pub certificate: &'static str,
+}
+
+/// Every metric of the process.
+pub struct Metrics {
+    registry: Registry,
+    /// Admission reviews answered.
+    pub admissions: Family<Admission, Counter>,
+    /// Time from the last byte of a review to its answer.
+    pub admission_seconds: Histogram,
+    /// HTTP requests answered with an error, by reason.
+    pub rejected: Family<Reason, Counter>,
+    /// TLS handshakes, by result.
+    pub handshakes: Family<Reason, Counter>,
+    /// Open connections on the webhook port.
+    pub connections: Gauge,
+    /// Eviction attempts, by result.
+    pub evictions: Family<Reason, Counter>,
+    /// From the deadline to the moment the eviction was accepted.
+    pub lateness_seconds: Histogram,
+    /// Marked pods known to this replica.
+    pub marked: Gauge,
+    /// Whether this replica evicts.
+    pub leader: Gauge,
+    /// End of validity of each certificate.
+    pub not_after: Family<Certificate, Gauge<f64, AtomicU64>>,
+    /// Whether caBundle in the webhook configuration is what it should be.
+    pub bundle_in_sync: Gauge,
+    /// Steps taken by the certificate controller.
+    pub certificate_steps: Family<Reason, Counter>,
+    /// Events that could not be published.
+    pub events_dropped: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut all = Self {
+            registry: Registry::with_prefix("pristine"),
+            admissions: Family::default(),
+            admission_seconds: Histogram::new([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]),
+            rejected: Family::default(),
+            handshakes: Family::default(),
+            connections: Gauge::default(),
+            evictions: Family::default(),
+            lateness_seconds: Histogram::new([0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0]),
+            marked: Gauge::default(),
+            leader: Gauge::default(),
+            not_after: Family::default(),
+            bundle_in_sync: Gauge::default(),
+            certificate_steps: Family::default(),
+            events_dropped: Counter::default(),
+        };
+        let r = &mut all.registry;
+        r.register("admission_requests", "Admission reviews answered", all.admissions.clone());
+        let help = "Time from reading a review to answering it";
+        r.register_with_unit("admission_duration", help, Unit::Seconds, all.admission_seconds.clone());
+        r.register("http_requests_rejected", "HTTP requests answered with an error", all.rejected.clone());
+        r.register("tls_handshakes", "TLS handshakes on the webhook port", all.handshakes.clone());
+        r.register("connections", "Open connections on the webhook port", all.connections.clone());
+        r.register("evictions", "Eviction attempts", all.evictions.clone());
+        let help = "Time from a deadline to the accepted eviction";
+        r.register_with_unit("eviction_lateness", help, Unit::Seconds, all.lateness_seconds.clone());
+        r.register("marked_pods", "Marked pods known to this replica", all.marked.clone());
+        r.register("leader", "1 on the replica that evicts", all.leader.clone());
+        let help = "End of validity, seconds since 1970";
+        r.register_with_unit("certificate_not_after_timestamp", help, Unit::Seconds, all.not_after.clone());
+        let help = "1 while caBundle of the webhook configuration is what it should be";
+        r.register("ca_bundle_in_sync", help, all.bundle_in_sync.clone());
+        r.register("certificate_steps", "Steps taken by the certificate controller", all.certificate_steps.clone());
+        r.register("events_dropped", "Events that could not be published", all.events_dropped.clone());
+        all
+    }
+}
+
+impl Metrics {
+    /// The `OpenMetrics` text.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a String succeeds");
+        text
+    }
+}
