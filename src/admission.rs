@@ -1,0 +1,5 @@
+//! The admission room: bytes → review → decision → mark → answer.
+
+pub mod handler;
+pub mod http;
+pub mod review;

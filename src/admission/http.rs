@@ -1,0 +1,132 @@
+//! HTTP in front of the handler: method, size, time; bad requests get a clear answer and cost little.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures_util::FutureExt as _;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Method, Request, Response, StatusCode, body::Body as _, body::Bytes, body::Incoming, header};
+
+use super::handler::Handler;
+use crate::{
+    server,
+    telemetry::{Metrics, Reason},
+};
+
+/// The largest review: an update carries the object twice, and the API server takes objects of 1.5 MiB.
+pub const MAX_BODY: usize = 3 * 1024 * 1024;
+/// A larger body is read and thrown away up to here, so that the refusal is an HTTP answer and not a closed connection.
+const MAX_DISCARDED: usize = 64 * 1024 * 1024;
+/// For the whole body to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// `timeoutSeconds` of the shipped webhook entries; the API server says the one in force in the query.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The webhook as an HTTP service.
+pub struct Endpoint {
+    /// Answers the reviews.
+    pub handler: Handler,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+struct Problem {
+    status: StatusCode,
+    reason: &'static str,
+    text: String,
+}
+
+fn problem(status: StatusCode, reason: &'static str, text: impl Into<String>) -> Problem {
+    Problem { status, reason, text: text.into() }
+}
+
+impl server::Service for Endpoint {
+    async fn call(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        // One request must never end the process, nor leave its caller without an answer.
+        let outcome = AssertUnwindSafe(self.review(request)).catch_unwind().await;
+        let outcome =
+            outcome.unwrap_or_else(|_| Err(problem(StatusCode::INTERNAL_SERVER_ERROR, "panic", "internal error")));
+        match outcome {
+            Ok(answer) => {
+                let mut response = Response::new(Full::from(answer));
+                let json = header::HeaderValue::from_static("application/json");
+                response.headers_mut().insert(header::CONTENT_TYPE, json);
+                response
+            }
+            Err(Problem { status, reason, text }) => {
+                self.metrics.rejected.get_or_create(&Reason { reason }).inc();
+                tracing::warn!(status = status.as_u16(), reason, text, "request rejected");
+                let mut response = Response::new(Full::from(format!("{text}\n")));
+                *response.status_mut() = status;
+                response
+            }
+        }
+    }
+}
+
+impl Endpoint {
+    async fn review(&self, request: Request<Incoming>) -> Result<Vec<u8>, Problem> {
+        let (head, body) = request.into_parts();
+        let timeout = timeout(head.uri.query());
+        // The body first, whatever else is wrong: an answer before its end would be a broken connection to the sender.
+        let body = tokio::time::timeout(BODY_TIMEOUT, read(body)).await;
+        if head.method != Method::POST {
+            return Err(problem(StatusCode::METHOD_NOT_ALLOWED, "method", "POST an AdmissionReview"));
+        }
+        let body =
+            body.map_err(|_| problem(StatusCode::REQUEST_TIMEOUT, "slow", "the body did not arrive in time"))??;
+        let bad = |error: super::review::Error| problem(StatusCode::BAD_REQUEST, "not_a_review", error.to_string());
+        self.handler.answer(&body, timeout).await.map_err(bad)
+    }
+}
+
+async fn read(mut body: Incoming) -> Result<Vec<u8>, Problem> {
+    let expected = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    let mut kept = Vec::with_capacity(expected.min(64 * 1024));
+    let mut total = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| problem(StatusCode::BAD_REQUEST, "broken_body", error.to_string()))?;
+        let Ok(data) = frame.into_data() else { continue };
+        total += data.len();
+        if total > MAX_DISCARDED {
+            break;
+        }
+        if total <= MAX_BODY {
+            kept.extend_from_slice(&data);
+        } else {
+            kept = Vec::new();
+        }
+    }
+    if total > MAX_BODY {
+        return Err(problem(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too_large",
+            format!("a review has at most {MAX_BODY} bytes"),
+        ));
+    }
+    Ok(kept)
+}
+
+/// `?timeout=5s`, in Go's notation.
+fn timeout(query: Option<&str>) -> Duration {
+    let value = query.into_iter().flat_map(|query| query.split('&')).find_map(|pair| pair.strip_prefix("timeout="));
+    let parsed = value.filter(|text| text.len() < 16).and_then(|text| text.parse::<kube::core::Duration>().ok());
+    parsed.map_or(DEFAULT_TIMEOUT, Duration::from).clamp(Duration::from_secs(1), Duration::from_secs(30))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_api_servers_timeout_is_read_and_bounded() {
+        for (query, seconds) in [
+            (None, 5),
+            (Some("timeout=3s"), 3),
+            (Some("a=b&timeout=10s"), 10),
+            (Some("timeout=9h"), 30),
+            (Some("timeout=x"), 5),
+        ] {
+            assert_eq!(timeout(query).as_secs(), seconds, "{query:?}");
+        }
+    }
+}

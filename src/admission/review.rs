@@ -1,0 +1,226 @@
+//! `AdmissionReview` (`admission.k8s.io/v1`) bytes ⇄ [`Request`] and [`Answer`].
+//!
+//! Pure. Only the fields that decide are read, so that a review of a future Kubernetes, or of a pod with a field that
+//! this version does not know, is understood. What cannot be understood is an error for HTTP, never a panic.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::{json, value::RawValue};
+
+use crate::mark::{Operation, User};
+
+/// Why a body is not a review that this webhook answers.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not JSON, or not an `AdmissionReview`.
+    #[error("not an AdmissionReview: {0}")]
+    NotAReview(#[from] serde_json::Error),
+    /// An `AdmissionReview`, but of another version or without a request.
+    #[error("not an AdmissionReview of admission.k8s.io/v1 with a request, but {0}")]
+    Unknown(String),
+}
+
+/// What the API server asks.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Request {
+    /// UID of the review; the answer repeats it.
+    pub uid: String,
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub pod: String,
+    /// Who asks.
+    pub user: User,
+    /// Nothing may be written.
+    pub dry_run: bool,
+    /// What they want to do; empty if the request touches no container.
+    pub acts: Vec<Act>,
+}
+
+/// One container and what is to be run in it.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Act {
+    /// What was asked of the API server.
+    pub operation: Operation,
+    /// The container, if named.
+    pub container: String,
+    /// The command, as typed. Attach has none.
+    pub command: Vec<String>,
+    /// Standard input is connected.
+    pub stdin: bool,
+    /// A terminal is asked for.
+    pub tty: bool,
+}
+
+/// What the API server is told.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Answer {
+    /// `None` admits.
+    pub denial: Option<Denial>,
+    /// Entries for the API server's audit log, under `<webhook entry>/<key>`.
+    pub audit: BTreeMap<&'static str, String>,
+}
+
+/// A refusal in the API server's terms.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Denial {
+    /// HTTP status code for the user.
+    pub code: u16,
+    /// `metav1.StatusReason`
+    pub reason: &'static str,
+    /// The text that kubectl prints.
+    pub message: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope<'a> {
+    #[serde(default)]
+    api_version: String,
+    #[serde(default)]
+    kind: String,
+    #[serde(borrow)]
+    request: Option<RawRequest<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawRequest<'a> {
+    uid: String,
+    resource: Resource,
+    #[serde(default)]
+    sub_resource: String,
+    operation: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    namespace: String,
+    #[serde(default)]
+    user_info: UserInfo,
+    #[serde(default)]
+    dry_run: Option<bool>,
+    #[serde(borrow)]
+    object: Option<&'a RawValue>,
+    #[serde(borrow)]
+    old_object: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Resource {
+    resource: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct UserInfo {
+    username: String,
+    uid: String,
+    groups: Option<Vec<String>>,
+    extra: Option<BTreeMap<String, Vec<String>>>,
+}
+
+/// `PodExecOptions` and `PodAttachOptions`: the second has no command, and Go writes an absent list as `null`.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Options {
+    container: String,
+    command: Option<Vec<String>>,
+    stdin: bool,
+    tty: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct PodObject {
+    spec: PodSpec,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct PodSpec {
+    ephemeral_containers: Option<Vec<serde_json::Value>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct EphemeralContainer {
+    name: String,
+    command: Option<Vec<String>>,
+    args: Option<Vec<String>>,
+    stdin: bool,
+    tty: bool,
+}
+
+fn object<'a, T: Default + Deserialize<'a>>(raw: Option<&'a RawValue>) -> Result<T, serde_json::Error> {
+    raw.map(|raw| serde_json::from_str::<Option<T>>(raw.get()))
+        .transpose()
+        .map(|found| found.flatten().unwrap_or_default())
+}
+
+/// Reads a review.
+///
+/// # Errors
+/// When the body is no review, or of something that this webhook is not asked about by its own manifest.
+pub fn parse(body: &[u8]) -> Result<Request, Error> {
+    let envelope: Envelope<'_> = serde_json::from_slice(body)?;
+    let Envelope { api_version, kind, request: Some(raw) } = envelope else {
+        return Err(Error::Unknown(format!("{:?} {:?} without a request", envelope.api_version, envelope.kind)));
+    };
+    if (api_version.as_str(), kind.as_str()) != ("admission.k8s.io/v1", "AdmissionReview") {
+        return Err(Error::Unknown(format!("{api_version:?} {kind:?}")));
+    }
+    let acts = match (raw.operation.as_str(), raw.resource.resource.as_str(), raw.sub_resource.as_str()) {
+        ("CONNECT", "pods", "exec") => vec![connect(Operation::Exec, object(raw.object)?)],
+        ("CONNECT", "pods", "attach") => vec![connect(Operation::Attach, object(raw.object)?)],
+        ("UPDATE", "pods", "ephemeralcontainers") => added(&object(raw.old_object)?, object(raw.object)?)?,
+        (operation, resource, subresource) => {
+            return Err(Error::Unknown(format!("a review of {operation} {resource}/{subresource}")));
+        }
+    };
+    let UserInfo { username, uid, groups, extra } = raw.user_info;
+    Ok(Request {
+        uid: raw.uid,
+        namespace: raw.namespace,
+        pod: raw.name,
+        user: User { name: username, uid, groups: groups.unwrap_or_default(), extra: extra.unwrap_or_default() },
+        dry_run: raw.dry_run.unwrap_or(false),
+        acts,
+    })
+}
+
+fn connect(operation: Operation, options: Options) -> Act {
+    let Options { container, command, stdin, tty } = options;
+    Act { operation, container, command: command.unwrap_or_default(), stdin, tty }
+}
+
+/// The ephemeral containers that the update adds or changes.
+fn added(old: &PodObject, new: PodObject) -> Result<Vec<Act>, serde_json::Error> {
+    let before = old.spec.ephemeral_containers.as_deref().unwrap_or_default();
+    let after = new.spec.ephemeral_containers.unwrap_or_default();
+    let fresh = after.into_iter().filter(|container| !before.contains(container));
+    fresh
+        .map(|container| {
+            let EphemeralContainer { name, command, args, stdin, tty } = serde_json::from_value(container)?;
+            let command = command.into_iter().chain(args).flatten().collect();
+            Ok(Act { operation: Operation::Debug, container: name, command, stdin, tty })
+        })
+        .collect()
+}
+
+/// Writes the answer to the review with this UID.
+#[must_use]
+pub fn render(uid: &str, answer: &Answer) -> Vec<u8> {
+    let mut response = json!({ "uid": uid, "allowed": answer.denial.is_none() });
+    if let Some(Denial { code, reason, message }) = &answer.denial {
+        response["status"] = json!({ "status": "Failure", "code": code, "reason": reason, "message": message });
+    }
+    if !answer.audit.is_empty() {
+        response["auditAnnotations"] = json!(answer.audit);
+    }
+    let review = json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response });
+    serde_json::to_vec(&review).expect("JSON values serialise")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,129 @@
+use super::*;
+use proptest::prelude::*;
+use serde_json::Value;
+
+fn review(operation: &str, subresource: &str, object: Value, old: Value) -> Vec<u8> {
+    serde_json::to_vec(&json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {
+            "uid": "r1", "kind": {"group": "", "version": "v1", "kind": "Whatever"},
+            "resource": {"group": "", "version": "v1", "resource": "pods"}, "subResource": subresource,
+            "operation": operation, "name": "p", "namespace": "n",
+            "userInfo": {"username": "a\u{1F600}", "groups": ["g"], "extra": {"reason": ["INC-42"]}, "future": 1},
+            "object": object, "oldObject": old, "dryRun": false, "options": null, "future": {"x": []},
+        },
+    }))
+    .unwrap()
+}
+
+#[test]
+fn exec_is_read() {
+    let body = review(
+        "CONNECT",
+        "exec",
+        json!({"kind": "PodExecOptions", "stdin": true, "tty": true, "container": "c", "command": ["sh", "-i"]}),
+        Value::Null,
+    );
+    let request = parse(&body).unwrap();
+    let act = Act {
+        operation: Operation::Exec,
+        container: "c".into(),
+        command: vec!["sh".into(), "-i".into()],
+        stdin: true,
+        tty: true,
+    };
+    assert_eq!((request.uid.as_str(), request.namespace.as_str(), request.pod.as_str()), ("r1", "n", "p"));
+    assert_eq!((request.user.name.as_str(), &request.acts), ("a\u{1F600}", &vec![act]));
+    assert_eq!(request.user.extra["reason"], ["INC-42"]);
+}
+
+#[test]
+fn attach_has_no_command_and_container_may_be_absent() {
+    for (subresource, object) in
+        [("attach", json!({"stdout": true})), ("exec", json!({"command": null})), ("exec", Value::Null)]
+    {
+        let request = parse(&review("CONNECT", subresource, object, Value::Null)).unwrap();
+        assert_eq!((request.acts[0].container.as_str(), request.acts[0].command.len()), ("", 0));
+    }
+}
+
+#[test]
+fn debug_is_what_an_update_adds_or_changes() {
+    let pod = |containers: Value| json!({"metadata": {"name": "p"}, "spec": {"containers": [], "ephemeralContainers": containers}});
+    let a = json!({"name": "a", "image": "i", "command": ["sh"], "args": ["-c", "id"], "tty": true});
+    let b = json!({"name": "b", "image": "i"});
+    let acts =
+        |old: Value, new: Value| parse(&review("UPDATE", "ephemeralcontainers", pod(new), pod(old))).unwrap().acts;
+    assert!(acts(json!([a]), json!([a])).is_empty());
+    assert!(acts(Value::Null, Value::Null).is_empty());
+    let one = acts(Value::Null, json!([a]));
+    assert_eq!((one.len(), one[0].operation, one[0].command.join(" ")), (1, Operation::Debug, "sh -c id".into()));
+    assert_eq!(acts(json!([a]), json!([a, b]))[0].container, "b");
+    let mut changed = a.clone();
+    changed["image"] = json!("other");
+    assert_eq!(acts(json!([a]), json!([changed]))[0].container, "a");
+}
+
+#[test]
+fn what_is_no_review_is_an_error_with_the_reason() {
+    for (body, expected) in [
+        (&b""[..], "not an AdmissionReview: EOF"),
+        (b"hello", "not an AdmissionReview: expected value"),
+        (b"[]", "not an AdmissionReview: "),
+        (b"{}", "not an AdmissionReview of admission.k8s.io/v1 with a request, but \"\" \"\" without a request"),
+        (br#"{"apiVersion":"v1","kind":"Pod"}"#, "without a request"),
+    ] {
+        let error = parse(body).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let error = parse(&review("CREATE", "", Value::Null, Value::Null)).unwrap_err();
+    assert!(error.to_string().ends_with("but a review of CREATE pods/"), "{error}");
+}
+
+#[test]
+fn the_answer_repeats_the_uid_and_carries_the_denial() {
+    let denial = Denial { code: 403, reason: "Forbidden", message: "no".into() };
+    let answer = Answer { denial: Some(denial), audit: [("rule", "r".to_owned())].into() };
+    let rendered: Value = serde_json::from_slice(&render("r1", &answer)).unwrap();
+    assert_eq!(
+        rendered["response"],
+        json!({"uid": "r1", "allowed": false, "auditAnnotations": {"rule": "r"},
+               "status": {"status": "Failure", "code": 403, "reason": "Forbidden", "message": "no"}})
+    );
+    let rendered: Value = serde_json::from_slice(&render("r2", &Answer::default())).unwrap();
+    assert_eq!(rendered["response"], json!({"uid": "r2", "allowed": true}));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let _ = parse(&bytes);
+    }
+
+    #[test]
+    fn no_shape_panics(object in arbitrary_json(), old in arbitrary_json(), debug in any::<bool>()) {
+        let (operation, subresource) = if debug { ("UPDATE", "ephemeralcontainers") } else { ("CONNECT", "exec") };
+        let _ = parse(&review(operation, subresource, object, old));
+    }
+}
+
+fn arbitrary_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        ".{0,9}".prop_map(Value::from)
+    ];
+    let key = prop_oneof![
+        Just("spec".to_owned()),
+        Just("command".to_owned()),
+        Just("ephemeralContainers".to_owned()),
+        Just("container".to_owned())
+    ];
+    leaf.prop_recursive(4, 24, 4, move |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            proptest::collection::btree_map(key.clone(), inner, 0..4).prop_map(|map| json!(map)),
+        ]
+    })
+}
