@@ -1,0 +1,239 @@
+//! Plans the life of the certificates: what was observed → the one step to take now. Pure.
+//!
+//! Safety: a serving certificate is issued only by an authority that every caBundle has been seen to hold (or whose
+//! predecessor signed it), and a root leaves the bundle only after the last certificate under it has expired.
+//! Progress: from any observation, finitely many steps lead to [`Step::Idle`].
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::{Certificate, Lifetimes, after, bundle, secret::Store};
+
+/// The Secret as it is now.
+#[derive(Clone, Debug)]
+pub enum Stored {
+    /// There is none.
+    Absent,
+    /// There is one, and it cannot be understood.
+    Unreadable(String),
+    /// The authority.
+    Store(Box<Store>),
+}
+
+/// The serving certificate in memory.
+#[derive(Clone, Debug)]
+pub struct Serving {
+    /// The leaf.
+    pub leaf: Certificate,
+    /// The authority it was issued by.
+    pub issuer: Certificate,
+    /// Whether the issuer signed by its predecessor is served too.
+    pub cross: Option<Certificate>,
+}
+
+/// Everything a plan is made from.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The Secret.
+    pub stored: Stored,
+    /// The newest store this replica has read, to restore a Secret that was deleted, garbled or put back from a backup.
+    pub memory: Option<Store>,
+    /// caBundle of each of our entries in the webhook configuration; `None` if there is no such configuration.
+    pub bundles: Option<Vec<Vec<u8>>>,
+    /// What this replica serves.
+    pub serving: Option<Serving>,
+    /// Since when there has been no Secret to read, while an authority is trusted that must be somewhere.
+    pub missing_since: Option<Timestamp>,
+}
+
+/// One step.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Step {
+    /// Make a first authority, and write it to the Secret if there is still none (or the same unreadable one).
+    Create,
+    /// Write the store in memory to the Secret.
+    Restore,
+    /// Add a next authority to the Secret.
+    Stage,
+    /// Write this caBundle into the webhook configuration.
+    Publish(String),
+    /// Note in the Secret that every bundle holds the next authority; the hold begins.
+    BeginHold,
+    /// Note that one does not any more; the hold will begin anew.
+    BreakHold,
+    /// Let the next authority sign, and erase the key of the active one.
+    Activate,
+    /// Stop trusting the previous authorities.
+    Retire,
+    /// Mint a serving certificate.
+    Issue,
+    /// Nothing to do before this time, unless something changes.
+    Idle {
+        /// When to look again.
+        until: Timestamp,
+    },
+}
+
+impl Step {
+    /// One word, for logs and metrics.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Restore => "restore",
+            Self::Stage => "stage",
+            Self::Publish(_) => "publish",
+            Self::BeginHold => "begin_hold",
+            Self::BreakHold => "break_hold",
+            Self::Activate => "activate",
+            Self::Retire => "retire",
+            Self::Issue => "issue",
+            Self::Idle { .. } => "idle",
+        }
+    }
+}
+
+/// How long a replica that knows no authority waits for one that does to put the Secret back, when the webhook
+/// configuration shows that there was one.
+pub const RESTORE_WAIT: Duration = Duration::from_secs(5);
+
+/// Decides the next step.
+#[must_use]
+pub fn plan(observed: &Observed, lifetimes: &Lifetimes, now: Timestamp) -> Step {
+    let store = match &observed.stored {
+        // Whoever put back a backup did not mean to bring back an authority that is no longer trusted.
+        Stored::Store(store) if observed.memory.as_ref().is_none_or(|known| known.generation <= store.generation) => {
+            store
+        }
+        Stored::Store(_) | Stored::Absent | Stored::Unreadable(_) => match &observed.memory {
+            Some(known) if known.active.certificate.is_valid(now) => return Step::Restore,
+            _ => return create(observed, now),
+        },
+    };
+    let active = &store.active.certificate;
+    if !active.is_valid(now) {
+        // Every replica slept through its end. There is nothing left to protect: no hold, and no cross-signing.
+        let successor = store.next.as_ref().is_some_and(|next| next.certificate.is_valid(now));
+        return if successor { Step::Activate } else { Step::Create };
+    }
+    let published = match &observed.bundles {
+        None => false,
+        Some(bundles) => {
+            let wanted = bundle::pem(store.roots());
+            if bundles.iter().any(|live| live != wanted.as_bytes()) {
+                let holding = store.next.is_some() && store.published_at.is_some();
+                let next = store.next.as_ref().map(|next| &next.certificate).into_iter().collect::<Vec<_>>();
+                if holding && !bundles.iter().all(|live| bundle::trusts(live, &next, now)) {
+                    return Step::BreakHold;
+                }
+                return Step::Publish(wanted);
+            }
+            true
+        }
+    };
+    if published && let Some(step) = advance(store, lifetimes, now) {
+        return step;
+    }
+    if needs_issue(store, observed.serving.as_ref(), now) {
+        return Step::Issue;
+    }
+    Step::Idle { until: next_look(store, observed.serving.as_ref(), lifetimes, now) }
+}
+
+fn create(observed: &Observed, now: Timestamp) -> Step {
+    let trusted_before = observed.bundles.iter().flatten().any(|live| !live.is_empty());
+    match observed.missing_since {
+        Some(since) if trusted_before && now < after(since, RESTORE_WAIT) => {
+            Step::Idle { until: after(since, RESTORE_WAIT) }
+        }
+        _ => Step::Create,
+    }
+}
+
+/// The step from one authority to the next, once every bundle is what it should be.
+fn advance(store: &Store, lifetimes: &Lifetimes, now: Timestamp) -> Option<Step> {
+    match (&store.next, store.published_at) {
+        (None, _) if !store.previous.is_empty() => (store.retire_at.is_none_or(|at| at <= now)).then_some(Step::Retire),
+        (None, _) => (stage_at(store) <= now).then_some(Step::Stage),
+        (Some(_), None) => Some(Step::BeginHold),
+        (Some(_), Some(since)) => (after(since, lifetimes.hold) <= now).then_some(Step::Activate),
+    }
+}
+
+/// Two thirds of the life.
+fn stage_at(store: &Store) -> Timestamp {
+    store.active.certificate.part_of_life(2, 3)
+}
+
+/// When a serving certificate is renewed: at two thirds of its life.
+fn renew_at(leaf: &Certificate) -> Timestamp {
+    leaf.part_of_life(2, 3)
+}
+
+fn needs_issue(store: &Store, serving: Option<&Serving>, now: Timestamp) -> bool {
+    serving.is_none_or(|serving| {
+        serving.issuer != store.active.certificate
+            // One that ends with its issuer cannot be renewed to last longer; the next authority will issue it.
+            || (renew_at(&serving.leaf) <= now && serving.leaf.not_after < serving.issuer.not_after)
+            // The cross certificate goes with the root that signed it.
+            || serving.cross.as_ref() != store.served_cross()
+    })
+}
+
+fn next_look(store: &Store, serving: Option<&Serving>, lifetimes: &Lifetimes, now: Timestamp) -> Timestamp {
+    let hold_ends = store.published_at.filter(|_| store.next.is_some()).map(|since| after(since, lifetimes.hold));
+    let times = [Some(stage_at(store)), hold_ends, store.retire_at, serving.map(|serving| renew_at(&serving.leaf))];
+    times.into_iter().flatten().filter(|at| *at > now).min().unwrap_or(store.active.certificate.not_after)
+}
+
+/// Whether a caller that trusts these bundles accepts what is served.
+#[must_use]
+pub fn trusted(bundles: &[Vec<u8>], serving: &Serving, store: &Store, now: Timestamp) -> bool {
+    let mut roots = vec![&serving.issuer];
+    if serving.cross.is_some() {
+        roots.extend(&store.previous);
+    }
+    !bundles.is_empty() && serving.leaf.is_valid(now) && bundles.iter().all(|live| bundle::trusts(live, &roots, now))
+}
+
+/// The store after a step that changes it. `fresh` is the authority made for it, and that authority signed by the
+/// active one.
+#[must_use]
+pub fn apply(
+    step: &Step,
+    store: &Store,
+    lifetimes: &Lifetimes,
+    now: Timestamp,
+    fresh: Option<(super::authority::Authority, Option<Certificate>)>,
+) -> Option<Store> {
+    let mut store = store.clone();
+    store.generation += 1;
+    match step {
+        Step::Stage => {
+            let (next, cross) = fresh?;
+            store.next = Some(next);
+            store.cross = cross;
+            store.published_at = None;
+        }
+        Step::BeginHold => store.published_at = Some(now),
+        Step::BreakHold => store.published_at = None,
+        Step::Activate => {
+            let next = store.next.take()?;
+            let old = std::mem::replace(&mut store.active, next);
+            store.previous.push(old.certificate);
+            store.published_at = None;
+            store.retire_at = Some(after(now, lifetimes.serving + lifetimes.slack()));
+        }
+        Step::Retire => {
+            store.previous.clear();
+            store.cross = None;
+            store.retire_at = None;
+        }
+        Step::Create | Step::Restore | Step::Publish(_) | Step::Issue | Step::Idle { .. } => return None,
+    }
+    Some(store)
+}
+
+#[cfg(test)]
+mod tests;

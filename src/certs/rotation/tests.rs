@@ -1,0 +1,231 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::certs::authority::Authority;
+
+const LIFETIMES: Lifetimes = Lifetimes {
+    authority: Duration::from_secs(9000),
+    serving: Duration::from_secs(900),
+    hold: Duration::from_secs(60),
+};
+
+fn names() -> Vec<String> {
+    vec!["pristine.pristine-system.svc".to_owned()]
+}
+
+/// A replica and the two objects, with a caller that sees the webhook configuration as it was `lag` seconds ago.
+struct World {
+    now: Timestamp,
+    observed: Observed,
+    history: Vec<(Timestamp, Vec<u8>)>,
+    generations: usize,
+}
+
+impl World {
+    fn new() -> Self {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let observed = Observed {
+            stored: Stored::Absent,
+            memory: None,
+            bundles: Some(vec![vec![]]),
+            serving: None,
+            missing_since: Some(now),
+        };
+        Self { now, observed, history: vec![(now, vec![])], generations: 0 }
+    }
+
+    fn store(&self) -> Option<&Store> {
+        match &self.observed.stored {
+            Stored::Store(store) => Some(store),
+            _ => None,
+        }
+    }
+
+    fn write(&mut self, store: Store) {
+        self.observed.memory = Some(store.clone());
+        self.observed.stored = Stored::Store(Box::new(store));
+    }
+
+    fn take(&mut self, step: &Step) {
+        let generation = self.store().map_or(0, |store| store.generation) + 1;
+        match step {
+            Step::Idle { .. } => {}
+            Step::Publish(pem) => {
+                self.observed.bundles = Some(vec![pem.clone().into_bytes()]);
+                self.history.push((self.now, pem.clone().into_bytes()));
+            }
+            Step::Issue => {
+                let store = self.store().unwrap();
+                let cross = store.served_cross().cloned();
+                let leaf =
+                    store.active.issue(&names(), LIFETIMES.serving, self.now, cross.as_ref()).unwrap().certificate;
+                let issuer = store.active.certificate.clone();
+                self.observed.serving = Some(Serving { leaf, issuer, cross });
+            }
+            Step::Create => {
+                let (active, _) = Authority::create(generation, &names(), LIFETIMES.authority, self.now, None).unwrap();
+                self.generations += 1;
+                self.write(Store {
+                    generation,
+                    active,
+                    next: None,
+                    previous: vec![],
+                    cross: None,
+                    published_at: None,
+                    retire_at: None,
+                });
+            }
+            Step::Restore => {
+                let memory = self.observed.memory.clone().unwrap();
+                self.write(Store { generation: memory.generation + 1, ..memory });
+            }
+            step => {
+                let store = self.store().unwrap().clone();
+                let fresh = (*step == Step::Stage).then(|| {
+                    Authority::create(generation, &names(), LIFETIMES.authority, self.now, Some(&store.active)).unwrap()
+                });
+                self.generations += usize::from(*step == Step::Activate);
+                self.write(apply(step, &store, &LIFETIMES, self.now, fresh).unwrap());
+            }
+        }
+    }
+
+    /// Takes steps until there is nothing to do; how many, and until when.
+    fn settle(&mut self) -> Timestamp {
+        for _ in 0..20 {
+            match plan(&self.observed, &LIFETIMES, self.now) {
+                Step::Idle { until } => {
+                    assert!(until > self.now);
+                    return until;
+                }
+                step => self.take(&step),
+            }
+        }
+        panic!("no end of steps: {:?}", plan(&self.observed, &LIFETIMES, self.now));
+    }
+
+    /// Whether a caller that sees this bundle accepts what is served.
+    fn accepted(&self, bundle: &[u8]) -> bool {
+        let (serving, store) = (self.observed.serving.as_ref().unwrap(), self.store().unwrap());
+        trusted(&[bundle.to_vec()], serving, store, self.now)
+    }
+}
+
+#[test]
+fn a_fresh_install_creates_publishes_and_issues() {
+    let mut world = World::new();
+    let mut steps = Vec::new();
+    while let step = plan(&world.observed, &LIFETIMES, world.now)
+        && !matches!(step, Step::Idle { .. })
+    {
+        world.take(&step);
+        steps.push(step.as_str());
+    }
+    assert_eq!(steps, ["create", "publish", "issue"]);
+    assert!(world.accepted(&world.observed.bundles.as_ref().unwrap()[0]));
+}
+
+#[test]
+fn five_generations_with_a_lagging_caller_never_meet_a_certificate_that_is_not_trusted() {
+    let mut world = World::new();
+    world.settle();
+    let start = world.now;
+    while world.generations < 5 {
+        let until = world.settle();
+        // Every bundle that a caller may hold: the present one, and the one before it while it is younger than the lag.
+        let lag = Duration::from_secs(300);
+        let recent = world.history.iter().rev().take(2);
+        for (n, (written, bundle)) in recent.enumerate() {
+            let replaced = n > 0 && after(world.history.last().unwrap().0, lag) < world.now;
+            assert!(replaced || bundle.is_empty() || world.accepted(bundle), "at {} bundle of {written}", world.now);
+        }
+        world.now = until.min(after(world.now, Duration::from_secs(120)));
+        assert!(world.now < after(start, 6 * LIFETIMES.authority));
+    }
+}
+
+#[test]
+fn the_key_of_an_authority_that_signs_no_more_is_gone() {
+    let mut world = World::new();
+    while world.generations < 2 {
+        world.now = world.settle();
+    }
+    let store = world.store().unwrap();
+    assert_eq!((store.previous.len(), store.next.is_none()), (1, true));
+    let text = format!("{:?}", crate::certs::secret::encode(store).keys());
+    assert_eq!(text, r#"["active.crt", "active.key", "cross.crt", "previous.crt", "state.json"]"#);
+}
+
+#[test]
+fn an_emptied_bundle_is_published_again_and_a_stripped_next_restarts_the_hold() {
+    let mut world = World::new();
+    world.settle();
+    world.observed.bundles = Some(vec![b"garbage".to_vec()]);
+    assert!(matches!(plan(&world.observed, &LIFETIMES, world.now), Step::Publish(_)));
+    world.settle();
+    world.now = stage_at(world.store().unwrap());
+    world.settle();
+    assert!(world.store().unwrap().published_at.is_some());
+    world.observed.bundles = Some(vec![bundle::pem([&world.store().unwrap().active.certificate]).into_bytes()]);
+    assert_eq!(plan(&world.observed, &LIFETIMES, world.now), Step::BreakHold);
+    world.now = after(world.now, Duration::from_secs(50));
+    world.settle();
+    assert_eq!(world.store().unwrap().published_at, Some(world.now));
+}
+
+#[test]
+fn a_lost_or_garbled_or_old_secret_is_put_back_from_memory() {
+    let mut world = World::new();
+    world.settle();
+    let before = world.store().unwrap().clone();
+    let older = Store { generation: 0, ..before.clone() };
+    for stored in [Stored::Absent, Stored::Unreadable("garbage".into()), Stored::Store(Box::new(older))] {
+        world.observed.stored = stored;
+        assert_eq!(plan(&world.observed, &LIFETIMES, world.now), Step::Restore);
+        world.settle();
+        assert_eq!(world.store().unwrap().active, before.active);
+    }
+}
+
+#[test]
+fn a_fresh_replica_gives_the_others_time_to_put_the_secret_back() {
+    let mut world = World::new();
+    world.settle();
+    world.observed.memory = None;
+    world.observed.stored = Stored::Absent;
+    world.observed.missing_since = Some(world.now);
+    assert!(matches!(plan(&world.observed, &LIFETIMES, world.now), Step::Idle { .. }));
+    assert_eq!(plan(&world.observed, &LIFETIMES, after(world.now, RESTORE_WAIT)), Step::Create);
+}
+
+#[test]
+fn without_a_webhook_configuration_it_serves_and_rotates_nothing() {
+    let mut world = World::new();
+    world.observed.bundles = None;
+    world.settle();
+    assert!(world.observed.serving.is_some());
+    world.now = stage_at(world.store().unwrap());
+    world.settle();
+    assert!(world.store().unwrap().next.is_none());
+}
+
+proptest! {
+    #[test]
+    fn from_any_pause_and_damage_it_reaches_rest(jumps in proptest::collection::vec((0_u64..20_000, 0_u8..7), 1..12)) {
+        let mut world = World::new();
+        for (seconds, damage) in jumps {
+            world.settle();
+            world.now = after(world.now, Duration::from_secs(seconds));
+            match damage {
+                0 => world.observed.stored = Stored::Absent,
+                1 => world.observed.stored = Stored::Unreadable("x".into()),
+                2 => world.observed.bundles = Some(vec![vec![], vec![1, 2]]),
+                3 => { world.observed.memory = None; world.observed.serving = None; }
+                4 => { world.observed.memory = None; world.observed.stored = Stored::Absent; world.observed.missing_since = None; }
+                _ => {}
+            }
+        }
+        world.settle();
+        prop_assert!(world.accepted(&world.observed.bundles.as_ref().unwrap()[0]));
+    }
+}
