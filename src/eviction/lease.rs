@@ -1,0 +1,185 @@
+//! One replica evicts at a time: leader election over a Lease, with the semantics of client-go.
+//!
+//! The holder renews every 2 s and stops acting 10 s after its last renewal; the others take the lease over when it has
+//! not changed for 15 s by their own monotonic clock, so no two clocks are ever compared. Losing the lease loses
+//! nothing: what is due is on the pods, and an eviction done twice hits one UID once.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::coordination::v1::{Lease, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+};
+use kube::{
+    Api, Client,
+    api::{ObjectMeta, PostParams},
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{clock::Clock, error::chain};
+
+const LEASE: Duration = Duration::from_secs(15);
+const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What a replica may do about the lease it sees.
+#[derive(Debug, Eq, PartialEq)]
+enum Turn {
+    /// It is ours: renew it.
+    Renew,
+    /// It is free, released or expired: take it.
+    Take,
+    /// Somebody else has it.
+    Wait,
+}
+
+/// `unchanged` is how long this replica has seen the lease as it is.
+fn turn(spec: &LeaseSpec, me: &str, unchanged: Duration) -> Turn {
+    match spec.holder_identity.as_deref() {
+        Some(holder) if holder == me => Turn::Renew,
+        None | Some("") => Turn::Take,
+        Some(_) if unchanged >= LEASE => Turn::Take,
+        Some(_) => Turn::Wait,
+    }
+}
+
+/// The lease after `me` took or renewed it.
+fn held(old: &LeaseSpec, me: &str, now: Timestamp) -> LeaseSpec {
+    let mine = old.holder_identity.as_deref() == Some(me);
+    let transitions = old.lease_transitions.unwrap_or(0);
+    LeaseSpec {
+        holder_identity: Some(me.to_owned()),
+        lease_duration_seconds: i32::try_from(LEASE.as_secs()).ok(),
+        acquire_time: if mine { old.acquire_time.clone() } else { Some(MicroTime(now)) },
+        renew_time: Some(MicroTime(now)),
+        lease_transitions: Some(if mine { transitions } else { transitions.saturating_add(1) }),
+        ..LeaseSpec::default()
+    }
+}
+
+/// Takes part in the election.
+pub struct Candidate {
+    /// For leases.
+    pub client: Client,
+    /// Namespace of the lease.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// This replica. A pod's name: its container, started anew, goes on where the last one was killed.
+    pub identity: String,
+    /// For the times written into the lease, which only people read.
+    pub clock: Clock,
+}
+
+impl Candidate {
+    /// Runs until `stop`, then releases. `leading` holds until when this replica may act.
+    pub async fn run(self, leading: watch::Sender<Option<Instant>>, mut stop: watch::Receiver<bool>) {
+        let api: Api<Lease> = Api::namespaced(self.client.clone(), &self.namespace);
+        let mut seen: Option<(String, Instant)> = None;
+        loop {
+            let asked = Instant::now();
+            match timeout(RETRY * 2, self.round(&api, &mut seen)).await {
+                Ok(Ok(true)) => {
+                    let was = leading.send_replace(Some(asked + RENEW_DEADLINE));
+                    if was.is_none() {
+                        tracing::info!(identity = self.identity, "leading: this replica evicts");
+                    }
+                }
+                Ok(Ok(false)) => step_down(&leading),
+                Ok(Err(error)) => tracing::warn!(error = %chain(&error), "cannot read or write the lease"),
+                Err(_) => tracing::warn!("the API server does not answer about the lease"),
+            }
+            if leading.borrow().is_some_and(|until| until <= Instant::now()) {
+                step_down(&leading);
+            }
+            tokio::select! {
+                () = sleep(RETRY) => {}
+                _ = stop.wait_for(|stop| *stop) => break,
+            }
+        }
+        if leading.borrow().is_some() {
+            step_down(&leading);
+            let _ = timeout(RETRY, self.release(&api)).await;
+        }
+    }
+
+    async fn round(&self, api: &Api<Lease>, seen: &mut Option<(String, Instant)>) -> Result<bool, kube::Error> {
+        let Some(mut lease) = api.get_opt(&self.name).await? else {
+            let spec = held(&LeaseSpec::default(), &self.identity, self.clock.now());
+            let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
+            return won(api.create(&PostParams::default(), &Lease { metadata, spec: Some(spec) }).await);
+        };
+        let version = lease.metadata.resource_version.clone().unwrap_or_default();
+        let since = match seen {
+            Some((known, since)) if *known == version => *since,
+            _ => seen.insert((version, Instant::now())).1,
+        };
+        let spec = lease.spec.unwrap_or_default();
+        match turn(&spec, &self.identity, since.elapsed()) {
+            Turn::Wait => Ok(false),
+            Turn::Renew | Turn::Take => {
+                lease.spec = Some(held(&spec, &self.identity, self.clock.now()));
+                won(api.replace(&self.name, &PostParams::default(), &lease).await)
+            }
+        }
+    }
+
+    async fn release(&self, api: &Api<Lease>) -> Result<(), kube::Error> {
+        let mut lease = api.get(&self.name).await?;
+        let spec = lease.spec.get_or_insert_default();
+        if spec.holder_identity.as_deref() == Some(self.identity.as_str()) {
+            spec.holder_identity = Some(String::new());
+            api.replace(&self.name, &PostParams::default(), &lease).await?;
+        }
+        Ok(())
+    }
+}
+
+fn step_down(leading: &watch::Sender<Option<Instant>>) {
+    if leading.send_replace(None).is_some() {
+        tracing::info!("no longer leading");
+    }
+}
+
+/// 409 is not an error: another replica was faster.
+fn won(written: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
+    match written {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(holder: &str) -> LeaseSpec {
+        LeaseSpec { holder_identity: Some(holder.into()), lease_transitions: Some(3), ..LeaseSpec::default() }
+    }
+
+    #[test]
+    fn a_lease_is_taken_when_free_or_unchanged_for_its_duration() {
+        assert_eq!(turn(&LeaseSpec::default(), "me", Duration::ZERO), Turn::Take);
+        assert_eq!(turn(&spec(""), "me", Duration::ZERO), Turn::Take);
+        assert_eq!(turn(&spec("me"), "me", Duration::ZERO), Turn::Renew);
+        assert_eq!(turn(&spec("other"), "me", Duration::from_millis(14_999)), Turn::Wait);
+        assert_eq!(turn(&spec("other"), "me", LEASE), Turn::Take);
+    }
+
+    #[test]
+    fn the_holder_stops_before_another_may_start() {
+        assert!(RENEW_DEADLINE + RETRY < LEASE);
+    }
+
+    #[test]
+    fn only_a_change_of_holder_counts_as_a_transition() {
+        let now = "2026-01-01T00:00:00Z".parse().unwrap();
+        assert_eq!(held(&spec("me"), "me", now).lease_transitions, Some(3));
+        assert_eq!(held(&spec("other"), "me", now).lease_transitions, Some(4));
+    }
+}
