@@ -1,0 +1,19 @@
+//! The `pristine` command.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use pristine::{args::Cli, run};
+
+fn main() -> ExitCode {
+    match run::main(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            #[allow(clippy::print_stderr, reason = "the last word of a command line tool")]
+            {
+                eprintln!("pristine: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

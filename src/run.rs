@@ -1,0 +1,186 @@
+//! The wiring: builds each room, joins their tasks, and ends the process when one ends or a signal comes.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use kube::{Client, Config};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+};
+
+use crate::{
+    admission::{handler::Handler, http::Endpoint},
+    args::{Cli, Command, Serve},
+    certs::{self, resolver::Resolver},
+    clock::Clock,
+    config,
+    events::Events,
+    eviction::{self, lease::Candidate},
+    pods::Pods,
+    server::{self, Limits, probes},
+    telemetry::{Metrics, init_logs},
+};
+
+/// Does what the command line says.
+///
+/// # Errors
+/// What went wrong, for `main` to print.
+pub fn main(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::CheckConfig { file } => {
+            let policy = config::load(&file)?;
+            #[allow(clippy::print_stdout, reason = "the answer to a person at a terminal")]
+            {
+                println!("{}: ok, {} rules and a default", file.display(), policy.rules.len());
+            }
+            Ok(())
+        }
+        Command::Serve(args) => {
+            init_logs(args.log_format, &args.log_level)?;
+            // Two workers: the work is waiting for the API server, and each worker costs memory.
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            let done = runtime.block_on(serve(*args));
+            // A task that hangs in a system call must not keep the process.
+            runtime.shutdown_timeout(Duration::from_secs(1));
+            done
+        }
+    }
+}
+
+async fn client() -> anyhow::Result<Client> {
+    let mut config =
+        Config::infer().await.context("no way to reach the API server: not in a cluster, and no kubeconfig")?;
+    // Every caller here has its own timeouts and its own idea of a retry; a 429 to an eviction is an answer.
+    config.default_retry = false;
+    config.connect_timeout = Some(Duration::from_secs(3));
+    Client::try_from(config).context("cannot make a client for the API server")
+}
+
+async fn serve(args: Serve) -> anyhow::Result<()> {
+    let lifetimes = args.lifetimes().map_err(anyhow::Error::msg)?;
+    let policy = config::load(&args.config)?;
+    let metrics = Arc::new(Metrics::default());
+    // Both ports before anything is promised to anybody.
+    let probe_port =
+        TcpListener::bind(args.probes).await.with_context(|| format!("cannot listen on --probes {}", args.probes))?;
+    let webhook_port =
+        TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on --listen {}", args.listen))?;
+    let client = client().await?;
+    let clock = Clock::system();
+    let pods = Pods::new(client.clone());
+    let (stop, stopping) = watch::channel(false);
+    let (_policy, policy) = watch::channel(Arc::new(policy));
+    let (leading, led) = watch::channel(None);
+    let (synced, is_synced) = watch::channel(false);
+    let (trusted, is_trusted) = watch::channel(Err("starting".to_owned()));
+    let (readiness, is_ready) = watch::channel(Err("starting".to_owned()));
+    let (events, publish_events) = Events::new(client.clone(), &args.pod_name, metrics.clone());
+
+    let mut tasks: JoinSet<&'static str> = JoinSet::new();
+    let mut spawn = |name: &'static str, task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+        tasks.spawn(async move {
+            task.await;
+            name
+        });
+    };
+    spawn("events", Box::pin(publish_events));
+    spawn("probes", Box::pin(probes::serve(probe_port, metrics.clone(), is_ready)));
+    spawn("readiness", Box::pin(ready(readiness, is_trusted, is_synced, stopping.clone())));
+
+    let resolver = Resolver::default();
+    let tls = server::tls_config(Arc::new(resolver.clone()))?;
+    let certificates = certs::controller::Controller {
+        client: client.clone(),
+        names: args.names(),
+        lifetimes,
+        clock: clock.clone(),
+        events: events.clone(),
+        metrics: metrics.clone(),
+        resolver,
+        ready: trusted,
+    };
+    spawn("certificates", Box::pin(certificates.run()));
+
+    let candidate = Candidate {
+        client: client.clone(),
+        namespace: args.namespace.clone(),
+        name: args.lease.clone(),
+        identity: args.pod_name.clone(),
+        clock: clock.clone(),
+    };
+    let election = tokio::spawn(candidate.run(leading, stopping.clone()));
+    let evictions = eviction::controller::Controller {
+        client,
+        pods: pods.clone(),
+        clock: clock.clone(),
+        events: events.clone(),
+        metrics: metrics.clone(),
+        leading: led,
+        synced,
+    };
+    spawn("eviction", Box::pin(evictions.run()));
+
+    let handler = Handler { pods, policy, clock, events, metrics: metrics.clone() };
+    let endpoint = Arc::new(Endpoint { handler, metrics: metrics.clone() });
+    let webhook = server::serve(webhook_port, tls, endpoint, Limits::default(), metrics, stopping, args.drain);
+    let mut webhook = tokio::spawn(webhook);
+
+    let ended = tokio::select! {
+        ended = tasks.join_next() => format!("{ended:?}"),
+        _ = &mut webhook => "webhook server".to_owned(),
+        signalled = terminated() => {
+            signalled?;
+            tracing::info!("SIGTERM: unready, still answering");
+            stop.send_replace(true);
+            // The lease is released at once, so that the next leader does not wait for it to expire.
+            let _ = election.await;
+            let _ = webhook.await;
+            tracing::info!("drained");
+            return Ok(());
+        }
+    };
+    anyhow::bail!("the task {ended} ended, and without it nothing here can be relied on")
+}
+
+/// Ready is: the API server is told to trust what is served, and all marked pods are known. Not ready any more is
+/// only a process that was told to stop.
+async fn ready(
+    readiness: watch::Sender<Result<(), String>>,
+    mut trusted: watch::Receiver<Result<(), String>>,
+    mut synced: watch::Receiver<bool>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    loop {
+        let now = if *stopping.borrow_and_update() {
+            Err("stopping".to_owned())
+        } else if !*synced.borrow_and_update() {
+            Err("not all marked pods are known yet".to_owned())
+        } else {
+            trusted.borrow_and_update().clone()
+        };
+        if now.is_ok() && readiness.borrow().is_err() {
+            tracing::info!("ready");
+        }
+        drop(readiness.send_replace(now));
+        let changed = tokio::select! {
+            changed = trusted.changed() => changed,
+            changed = synced.changed() => changed,
+            changed = stopping.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
+async fn terminated() -> std::io::Result<()> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}
