@@ -1,0 +1,114 @@
+# shellcheck shell=bash disable=SC2154 # names from the sourcing script
+# Progress lines, errors, and processes that outlive the script and are found again by their recorded pid.
+# Callers set $state (the folder of one cluster) before they use the process functions.
+
+begin=${EPOCHREALTIME/[.,]/}
+
+# One progress line on stderr, with the seconds since the script began.
+log() {
+	local tenths=$(((${EPOCHREALTIME/[.,]/} - begin) / 100000))
+	printf '[%3d.%d s] %s\n' $((tenths / 10)) $((tenths % 10)) "$*" >&2
+}
+
+die() {
+	printf 'error: %s\n' "$1" >&2
+	shift
+	if (($#)); then printf '       %s\n' "$@" >&2; fi
+	exit 1
+}
+
+# die_with_log COMPONENT MESSAGE
+die_with_log() {
+	local file=$state/logs/$1.log
+	printf 'error: %s\n' "$2" >&2
+	if [[ -s $file ]]; then
+		printf '       the last lines of %s:\n' "$file" >&2
+		tail -n 20 "$file" | cut -c -400 | sed 's/^/       | /' >&2
+	fi
+	exit 1
+}
+
+# wait_for COMPONENT SECONDS WHAT COMMAND...: until COMMAND succeeds; fails early when the component has died.
+wait_for() {
+	local component=$1 seconds=$2 what=$3
+	shift 3
+	local end=$((SECONDS + seconds))
+	until "$@" >/dev/null 2>&1; do
+		alive "$component" || die_with_log "$component" "$component has ended"
+		((SECONDS < end)) || die_with_log "$component" "$what: not within $seconds s"
+		sleep 0.1
+	done
+}
+
+# The start time of a process, in ticks since boot: with the pid it names one process of this boot for ever.
+# Fails for a process that is gone or only waits to be reaped.
+start_time() {
+	local stat fields
+	{ stat=$(<"/proc/$1/stat"); } 2>/dev/null || return 1
+	# The program's name, in parentheses, may contain spaces: count the fields after it.
+	read -ra fields <<<"${stat##*) }"
+	[[ ${fields[0]} != [ZX] ]] || return 1
+	echo "${fields[19]}"
+}
+
+# Pid files hold three lines: pid, start time, program.
+pid_of() { head -n 1 "$state/run/$1.pid" 2>/dev/null; }
+
+# alive COMPONENT: is the very process that was recorded still there (and not another program with its pid)?
+alive() {
+	local recorded
+	[[ -f $state/run/$1.pid ]] || return 1
+	mapfile -t recorded <"$state/run/$1.pid"
+	[[ ${#recorded[@]} -eq 3 && -n ${recorded[1]} && $(start_time "${recorded[0]}") == "${recorded[1]}" ]]
+}
+
+started=0 # how many processes this run has started
+
+# start COMPONENT PROGRAM ARGUMENT...: unless it runs already.
+start() {
+	local component=$1 program=$2
+	shift
+	if alive "$component"; then return; fi
+	if [[ -f $state/run/$component.pid ]]; then log "$component has died: starting it again"; fi
+	mkdir -p "$state/run" "$state/logs"
+	(
+		# Nothing of the caller may be held open: a pipe ('hack/cluster up | tail' would never end), the lock.
+		for fd in "/proc/$BASHPID/fd"/*; do
+			fd=${fd##*/}
+			if ((fd > 2)); then eval "exec $fd>&-"; fi
+		done
+		cd /
+		# An empty environment: a proxy in it would carry off the API server's calls to webhooks and to the kubelet.
+		# setsid: neither the terminal's hang-up nor Ctrl-C of the caller's group reaches the process.
+		exec setsid env -i PATH="$PATH" HOME="${HOME:-/root}" "$@" </dev/null >>"$state/logs/$component.log" 2>&1
+	) &
+	printf '%s\n' "$!" "$(start_time "$!")" "$program" >"$state/run/$component.pid"
+	started=$((started + 1))
+}
+
+# Does the process still run the recorded program? A start time alone would do; before a kill we look twice.
+is_ours() {
+	local recorded arguments
+	alive "$1" || return 1
+	mapfile -t recorded <"$state/run/$1.pid"
+	{ mapfile -d '' -t arguments <"/proc/${recorded[0]}/cmdline"; } 2>/dev/null || return 1
+	[[ ${arguments[0]-} == "${recorded[2]}" ]]
+}
+
+# stop SECONDS COMPONENT...: TERM to all at once, KILL to those that remain, and wait until all are gone.
+stop() {
+	local seconds=$1 component
+	shift
+	for component in "$@"; do
+		if is_ours "$component"; then kill -TERM "$(pid_of "$component")" 2>/dev/null || true; fi
+	done
+	local end=$((SECONDS + seconds))
+	for component in "$@"; do
+		while is_ours "$component" && ((SECONDS < end)); do sleep 0.1; done
+		while is_ours "$component"; do
+			kill -KILL "$(pid_of "$component")" 2>/dev/null || true
+			sleep 0.1
+		done
+		rm -f "$state/run/$component.pid"
+	done
+}

@@ -1,0 +1,166 @@
+# shellcheck shell=bash disable=SC2154 # names from the sourcing script
+# etcd and one or more API servers: the whole of a --control-plane-only cluster, the middle of a node's.
+
+kubectl_() { "$bin/kubectl" --kubeconfig "$state/super-admin.conf" --cache-dir "$state/kubectl-cache" "$@"; }
+
+# suffix N: the first API server's files have no number.
+suffix() { if (($1 > 1)); then echo "-$1"; fi; }
+
+# free_port PORT: this one, or the next that nothing listens on (and that this run has not given away).
+given_ports=' '
+free_port() {
+	local port=$1
+	# Local address in hexadecimal; state 0A is LISTEN.
+	while [[ $given_ports == *" $port "* ]] ||
+		awk -v port="$(printf ':%04X' "$port")" '$4 == "0A" && substr($2, length($2) - 4) == port { found = 1 } END { exit !found }' /proc/net/tcp /proc/net/tcp6 2>/dev/null; do
+		port=$((port + 1))
+	done
+	given_ports+="$port "
+	REPLY=$port
+}
+
+make_certificates() {
+	if [[ -f $state/certificates ]]; then return; fi
+	log "making keys, certificates and kubeconfigs"
+	rm -rf "$state/pki" "$state"/*.conf
+	cat >"$state/kubeadm.yaml" <<-END
+		apiVersion: kubeadm.k8s.io/v1beta4
+		kind: InitConfiguration
+		localAPIEndpoint:
+		  advertiseAddress: $host_address
+		  bindPort: ${api_ports[0]}
+		nodeRegistration:
+		  name: $name
+		  criSocket: unix://$state/containerd/containerd.sock  # otherwise kubeadm goes looking for one
+		---
+		apiVersion: kubeadm.k8s.io/v1beta4
+		kind: ClusterConfiguration
+		clusterName: pristine-$name
+		kubernetesVersion: $kubernetes_version  # otherwise kubeadm asks the internet for the newest
+		certificatesDir: $state/pki
+		controlPlaneEndpoint: $api_address:${api_ports[0]}
+		encryptionAlgorithm: ECDSA-P256  # RSA takes seconds
+		networking: {serviceSubnet: $service_cidr}
+		apiServer: {certSANs: [localhost, 127.0.0.1, $host_address]}
+	END
+	{
+		"$bin/kubeadm" init phase certs all --config "$state/kubeadm.yaml" &&
+			"$bin/kubeadm" init phase kubeconfig all --config "$state/kubeadm.yaml" --kubeconfig-dir "$state" &&
+			"$bin/kubeadm" kubeconfig user --config "$state/kubeadm.yaml" --client-name system:kube-proxy >"$state/kube-proxy.conf"
+	} >"$state/logs/kubeadm.log" 2>&1 </dev/null || die_with_log kubeadm "kubeadm could not make the certificates"
+	chmod 600 "$state/kube-proxy.conf"
+	touch "$state/certificates"
+}
+
+start_etcd() {
+	local client=https://127.0.0.1:$etcd_port peer=https://127.0.0.1:$etcd_peer_port
+	# kubeadm makes etcd's certificates, and with them no other user of the machine can read the Secrets.
+	# --unsafe-no-fsync: a cluster that does not outlive the machine's next boot need not wait for its disk.
+	start etcd "$bin/etcd" \
+		--name="$name" --data-dir="$state/etcd" --unsafe-no-fsync --log-level=warn \
+		--listen-client-urls="$client" --advertise-client-urls="$client" \
+		--listen-peer-urls="$peer" --initial-advertise-peer-urls="$peer" --initial-cluster="$name=$peer" \
+		--client-cert-auth --trusted-ca-file="$state/pki/etcd/ca.crt" \
+		--cert-file="$state/pki/etcd/server.crt" --key-file="$state/pki/etcd/server.key" \
+		--peer-client-cert-auth --peer-trusted-ca-file="$state/pki/etcd/ca.crt" \
+		--peer-cert-file="$state/pki/etcd/peer.crt" --peer-key-file="$state/pki/etcd/peer.key"
+}
+
+write_audit_policy() {
+	cat >"$state/audit-policy.yaml" <<-'END'
+		# The way into running pods, and out of them: what Pristine decides about.
+		apiVersion: audit.k8s.io/v1
+		kind: Policy
+		omitStages: [RequestReceived]
+		rules:
+		  - level: Metadata
+		    resources:
+		      - group: ""
+		        resources: [pods/exec, pods/attach, pods/portforward, pods/proxy, pods/ephemeralcontainers, pods/eviction]
+		  - level: None
+	END
+}
+
+# start_api_server N
+start_api_server() {
+	local n=$1 pki=$state/pki flags
+	# shellcheck disable=SC2054 # the comma belongs to the flag
+	flags=(
+		--bind-address="$api_address" --secure-port="${api_ports[n - 1]}" --advertise-address="${advertise_address}"
+		--service-cluster-ip-range="$service_cidr"
+		--etcd-servers="https://127.0.0.1:$etcd_port" --etcd-cafile="$pki/etcd/ca.crt"
+		--etcd-certfile="$pki/apiserver-etcd-client.crt" --etcd-keyfile="$pki/apiserver-etcd-client.key"
+		--client-ca-file="$pki/ca.crt" --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key"
+		--service-account-issuer=https://kubernetes.default.svc.cluster.local
+		--service-account-key-file="$pki/sa.pub" --service-account-signing-key-file="$pki/sa.key"
+		--requestheader-client-ca-file="$pki/front-proxy-ca.crt" --requestheader-allowed-names=front-proxy-client
+		--requestheader-username-headers=X-Remote-User --requestheader-group-headers=X-Remote-Group
+		--requestheader-extra-headers-prefix=X-Remote-Extra-
+		--proxy-client-cert-file="$pki/front-proxy-client.crt" --proxy-client-key-file="$pki/front-proxy-client.key"
+		# The node's name is in no DNS.
+		--kubelet-preferred-address-types=InternalIP
+		--kubelet-client-certificate="$pki/apiserver-kubelet-client.crt" --kubelet-client-key="$pki/apiserver-kubelet-client.key"
+		--authorization-mode=Node,RBAC --allow-privileged --profiling=false
+		--audit-policy-file="$state/audit-policy.yaml" --audit-log-path="$state/logs/audit$(suffix "$n").log"
+	)
+	if [[ $mode == control-plane ]]; then
+		# Webhooks behind a Service are dialled at their EndpointSlice's addresses: no kube-proxy makes ClusterIPs work.
+		flags+=(--enable-aggregator-routing=true)
+	fi
+	if [[ $mode == control-plane ]] || ((n > 1)); then
+		# All servers advertise one address, and the endpoint of the Service "kubernetes" is the first server's, or
+		# (where it listens on loopback, which no endpoint may be) nobody's.
+		flags+=(--endpoint-reconciler-type=none)
+	fi
+	start "kube-apiserver$(suffix "$n")" "$bin/kube-apiserver" "${flags[@]}"
+}
+
+write_kubeconfigs() {
+	local n
+	for ((n = 2; n <= ${#api_ports[@]}; n++)); do
+		if [[ -f $state/admin-$n.conf ]]; then continue; fi # somebody may be reading it
+		sed "s|server: .*|server: https://$api_address:${api_ports[n - 1]}|" "$state/admin.conf" >"$state/admin-$n.conf"
+		chmod 600 "$state/admin-$n.conf"
+	done
+}
+
+ready() { kubectl_ get --raw /readyz --server "https://$api_address:$1" --request-timeout 5s; }
+
+start_control_plane() {
+	make_certificates
+	if [[ ! -f $state/audit-policy.yaml ]]; then write_audit_policy; fi
+	write_kubeconfigs
+	start_etcd
+	start_api_server 1
+}
+
+first_server_ready() {
+	wait_for kube-apiserver 60 "the API server is ready" ready "${api_ports[0]}"
+	log "the API server is ready"
+	if [[ -f $state/bindings ]]; then return; fi
+	# 'kubeadm init' makes the first in a later phase than those we use: admin.conf is nobody without it.
+	# The second lets the API server ask the kubelet for exec, attach, logs.
+	kubectl_ apply --server-side -f - >/dev/null <<-'END' || die_with_log kube-apiserver "could not make the first role bindings"
+		apiVersion: rbac.authorization.k8s.io/v1
+		kind: ClusterRoleBinding
+		metadata: {name: "kubeadm:cluster-admins"}
+		roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cluster-admin}
+		subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: "kubeadm:cluster-admins"}]
+		---
+		apiVersion: rbac.authorization.k8s.io/v1
+		kind: ClusterRoleBinding
+		metadata: {name: "pristine:kubelet-api-admin"}
+		roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: "system:kubelet-api-admin"}
+		subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: kube-apiserver-kubelet-client}]
+	END
+	touch "$state/bindings"
+}
+
+# Further servers only now: the first fills an empty etcd with the default objects, and others would collide with it.
+other_servers_ready() {
+	local n
+	for ((n = 2; n <= ${#api_ports[@]}; n++)); do start_api_server "$n"; done
+	for ((n = 2; n <= ${#api_ports[@]}; n++)); do
+		wait_for "kube-apiserver-$n" 60 "API server $n is ready" ready "${api_ports[n - 1]}"
+	done
+}

@@ -1,0 +1,113 @@
+# shellcheck shell=bash disable=SC2154 # names from the sourcing script
+# The Kubernetes programs, built from the Go module in hack/kubernetes into a cache keyed by version.
+
+module=$here/kubernetes
+cache=${PRISTINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pristine}
+
+kubernetes_version=$(sed -nE 's|^[[:space:]]*k8s\.io/kubernetes (v[^ ]+).*|\1|p' "$module/go.mod")
+[[ $kubernetes_version =~ ^v([0-9]+)\.([0-9]+)\.[0-9]+ ]] || die "no k8s.io/kubernetes version in $module/go.mod"
+kubernetes_major=${BASH_REMATCH[1]} kubernetes_minor=${BASH_REMATCH[2]}
+built=$cache/kubernetes/$kubernetes_version/bin
+
+# shellcheck disable=SC2034 # for hack/cluster
+control_plane_programs=(etcd kube-apiserver kubectl kubeadm)
+# shellcheck disable=SC2034 # for hack/cluster
+node_programs=(kube-controller-manager kube-scheduler kubelet kube-proxy)
+
+package_of() {
+	case $1 in
+	etcd) echo go.etcd.io/etcd/server/v3 ;;
+	*) echo "k8s.io/kubernetes/cmd/$1" ;;
+	esac
+}
+
+# The seconds that a cold build took on 2 cores, one after the other (shared packages count for the first).
+cold_time_of() {
+	case $1 in
+	etcd) echo 'about 1 minute' ;;
+	kube-apiserver) echo 'about 5 minutes' ;;
+	kube-controller-manager) echo 'about 2 minutes' ;;
+	*) echo 'less than 1 minute' ;;
+	esac
+}
+
+# The path of a program: KUBEBUILDER_ASSETS (etcd, kube-apiserver, kubectl) before our own build.
+# Only a control plane takes those: the node's parts have to be of the API server's version, or up to three older.
+path_of() {
+	if [[ $mode == control-plane && -n ${KUBEBUILDER_ASSETS:-} && -x $KUBEBUILDER_ASSETS/$1 ]]; then
+		echo "$KUBEBUILDER_ASSETS/$1"
+	else
+		echo "$built/$1"
+	fi
+}
+
+need_go() {
+	local needs
+	needs=$(sed -nE 's/^go ([0-9.]+)$/\1/p' "$module/go.mod")
+	command -v go >/dev/null || die "Kubernetes $kubernetes_version is built from source and needs Go $needs, which is not installed" \
+		"install it from https://go.dev/dl/ (Go 1.21 or newer fetches the rest by itself)" \
+		"or, for --control-plane-only, set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver and kubectl (kubeadm is built in any case)"
+	# Fails when this Go is too old and may not fetch a newer one (GOTOOLCHAIN=local).
+	(cd "$module" && GOWORK=off go env GOVERSION >/dev/null) || die "Kubernetes $kubernetes_version needs Go $needs; found: $(go version)"
+}
+
+missing_programs() {
+	local program
+	for program in "$@"; do
+		if [[ ! -x $(path_of "$program") ]]; then echo "$program"; fi
+	done
+}
+
+# build PROGRAM...: those that are missing.
+build() {
+	local missing
+	mapfile -t missing < <(missing_programs "$@")
+	if ((${#missing[@]} == 0)); then return; fi
+	need_go
+	mkdir -p "$built"
+	local lock
+	exec {lock}>"$built/.lock"
+	if ! flock -n "$lock"; then
+		log "another run is building Kubernetes: waiting for it (lock: $built/.lock)"
+		flock "$lock"
+		mapfile -t missing < <(missing_programs "$@")
+	fi
+
+	# kubectl, the kubelet and the API server report these; kubeadm and version-skew checks refuse the default v0.0.0.
+	local flags='-s -w' package
+	for package in k8s.io/component-base k8s.io/client-go/pkg; do
+		flags+=" -X $package/version.gitVersion=$kubernetes_version -X $package/version.gitTreeState=clean"
+		flags+=" -X $package/version.gitMajor=$kubernetes_major -X $package/version.gitMinor=$kubernetes_minor"
+	done
+	local number=0 program
+	for program in "${missing[@]}"; do
+		number=$((number + 1))
+		build_one "$program" "$number of ${#missing[@]}" "$flags"
+	done
+	exec {lock}>&-
+}
+
+build_one() {
+	local program=$1 which=$2 flags=$3 since=$SECONDS temporary=$built/.$1.new ticker
+	log "building $program ($which; $(cold_time_of "$program") when cold)"
+	# A line every minute, from a reader of a pipe that ends with this script however it ends (a sleep would not,
+	# and would keep the caller's stderr open meanwhile).
+	exec {ticker}> >(
+		while true; do
+			# More than 128: the time is up. Anything else: the pipe's writer is gone.
+			if read -r -t 60 || (($? <= 128)); then break; fi
+			log "still building $program, $((SECONDS - since)) s"
+		done
+	)
+	# No cgo: static programs that need no C compiler. GOFLAGS and go.work of the caller are not for this module.
+	if ! (cd "$module" && exec {ticker}>&- &&
+		GOFLAGS='' GOWORK=off CGO_ENABLED=0 go build -trimpath -ldflags "$flags" -o "$temporary" "$(package_of "$program")"); then
+		exec {ticker}>&-
+		rm -f "$temporary"
+		die "could not build $program (see above)"
+	fi
+	exec {ticker}>&-
+	# A program appears whole or not at all, whatever interrupts the build.
+	mv "$temporary" "$built/$program"
+	log "built $program in $((SECONDS - since)) s"
+}
