@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::{RoundMode, SignedDuration, Timestamp, TimestampRound, Unit};
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -192,6 +192,8 @@ impl Mark {
             SignedDuration::try_from(ttl)
                 .ok()
                 .and_then(|ttl| interaction.at.checked_add(ttl).ok())
+                // People read it, and the API has no fractions of seconds elsewhere; up, because never early.
+                .and_then(|at| at.round(TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Ceil)).ok())
                 .unwrap_or(Timestamp::MAX)
         });
         let Some(mut mark) = existing else {
@@ -235,7 +237,7 @@ impl Mark {
             total => format!(" and {} more", total - 1),
         };
         let then = match self.evict_at {
-            Some(deadline) => format!("to be evicted at {}", second(deadline)),
+            Some(deadline) => format!("to be evicted at {deadline}"),
             None => "recorded only".to_owned(),
         };
         let who = shorten(&user.name, 256);

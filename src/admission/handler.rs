@@ -5,6 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::events::EventType;
 use tokio::sync::watch;
@@ -141,7 +142,7 @@ impl Handler {
             Operation::Attach | Operation::Exec => reachable(&act.container, pod)?,
         };
         Ok(Interaction {
-            at: self.clock.now(),
+            at: thousandth(self.clock.now()),
             operation: act.operation,
             container,
             command: redact::command(&act.command),
@@ -195,11 +196,16 @@ impl Handler {
         );
         let (what, who) = (last.operation.as_str(), &last.user.name);
         let note = match marked.mark.evict_at {
-            Some(at) => format!("{what} into container {} by {who:?}; to be evicted at {at:.0}", last.container),
+            Some(at) => format!("{what} into container {} by {who:?}; to be evicted at {at}", last.container),
             None => format!("{what} into container {} by {who:?}; recorded", last.container),
         };
         self.events.pod(pod, EventType::Normal, "PodInteraction", "Mark", &note);
     }
+}
+
+/// Records need no finer time, and every byte of them counts.
+fn thousandth(at: Timestamp) -> Timestamp {
+    Timestamp::from_millisecond(at.as_millisecond()).unwrap_or(at)
 }
 
 fn admit(request: &Request, admitted: &Admitted) -> (Answer, Decision) {

@@ -270,7 +270,8 @@ impl Controller {
             late_seconds = late.as_secs_f64(),
             "evicted"
         );
-        self.events.pod(pod, EventType::Normal, "PodEvicted", "Evict", &mark.summary());
+        let note = format!("evicted {:.1} s after its deadline: {}", late.as_secs_f64(), mark.summary());
+        self.events.pod(pod, EventType::Normal, "PodEvicted", "Evict", &note);
     }
 
     fn count(&self, reason: &'static str) {

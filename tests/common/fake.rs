@@ -1,0 +1,161 @@
+//! A fake API server for faults that cannot be staged on a real one: it holds pods, checks what guards a write, and
+//! keeps a list of the calls.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use http::{Method, Request, Response};
+use http_body_util::BodyExt as _;
+use kube::{Client, client::Body};
+use serde_json::{Value, json};
+
+#[derive(Default)]
+pub struct State {
+    /// By `namespace/name`.
+    pub pods: HashMap<String, Value>,
+    /// What a SubjectAccessReview answers; `create pods/exec` and the like.
+    pub forbidden: Vec<String>,
+    /// So many writes of `pods/status` are refused with 409, because somebody else was faster.
+    pub conflicts: usize,
+    /// Every write takes this long.
+    pub slow: Duration,
+    /// Answered to every write of `pods/status`.
+    pub refuse_writes: Option<u16>,
+    /// `METHOD path`, without the query.
+    pub calls: Vec<String>,
+}
+
+#[derive(Clone, Default)]
+pub struct Fake(Arc<Mutex<State>>);
+
+pub fn pod(namespace: &str, name: &str, uid: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "namespace": namespace, "name": name, "uid": uid, "resourceVersion": "1",
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r", "controller": true}],
+        },
+        "spec": {"nodeName": "n", "containers": [{"name": "app", "image": "i"}]},
+        "status": {"phase": "Running"},
+    })
+}
+
+impl Fake {
+    pub fn with(pods: impl IntoIterator<Item = Value>) -> Self {
+        let fake = Self::default();
+        for pod in pods {
+            let key = format!("{}/{}", text(&pod, "/metadata/namespace"), text(&pod, "/metadata/name"));
+            fake.state().pods.insert(key, pod);
+        }
+        fake
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    pub fn pod(&self, key: &str) -> Value {
+        self.state().pods[key].clone()
+    }
+
+    pub fn count(&self, call: &str) -> usize {
+        self.state().calls.iter().filter(|made| made.contains(call)).count()
+    }
+
+    pub fn client(&self) -> Client {
+        let this = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let this = this.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let bytes = body.collect().await.map_err(|error| error.to_string()).unwrap().to_bytes();
+                let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+                let slow = this.state().slow;
+                if parts.method != Method::GET && !slow.is_zero() {
+                    tokio::time::sleep(slow).await;
+                }
+                let (code, answer) = this.answer(&parts.method, parts.uri.path(), &body);
+                let body = Body::from(serde_json::to_vec(&answer).unwrap());
+                Ok::<_, std::convert::Infallible>(Response::builder().status(code).body(body).unwrap())
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    fn answer(&self, method: &Method, path: &str, body: &Value) -> (u16, Value) {
+        let mut state = self.state();
+        state.calls.push(format!("{method} {path}"));
+        let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
+        match (method.as_str(), segments.as_slice()) {
+            ("POST", ["apis", "authorization.k8s.io", "v1", "subjectaccessreviews"]) => {
+                let asked = format!(
+                    "{} pods/{}",
+                    text(body, "/spec/resourceAttributes/verb"),
+                    text(body, "/spec/resourceAttributes/subresource")
+                );
+                let mut review = body.clone();
+                review["status"] = json!({"allowed": !state.forbidden.contains(&asked)});
+                (201, review)
+            }
+            ("POST", [.., "events"]) => (201, body.clone()),
+            ("GET", ["api", "v1", "namespaces", namespace, "pods", name]) => {
+                match state.pods.get(&format!("{namespace}/{name}")) {
+                    Some(pod) => (200, pod.clone()),
+                    None => status(404, "NotFound", &format!("pods {name:?} not found")),
+                }
+            }
+            ("PATCH", ["api", "v1", "namespaces", namespace, "pods", name, "status"]) => {
+                let key = format!("{namespace}/{name}");
+                if let Some(code) = state.refuse_writes {
+                    return status(code, "Forbidden", "no");
+                }
+                if state.conflicts > 0 {
+                    state.conflicts -= 1;
+                    let pod = state.pods.get_mut(&key).unwrap();
+                    bump(pod);
+                    return status(409, "Conflict", "the object has been modified");
+                }
+                let Some(pod) = state.pods.get_mut(&key) else { return status(404, "NotFound", "gone") };
+                if body["metadata"]["uid"] != pod["metadata"]["uid"] {
+                    return status(422, "Invalid", "Pod is invalid: metadata.uid: Invalid value: field is immutable");
+                }
+                if body["metadata"]["resourceVersion"] != pod["metadata"]["resourceVersion"] {
+                    return status(409, "Conflict", "the object has been modified");
+                }
+                for field in ["labels", "annotations"] {
+                    for (key, value) in body["metadata"][field].as_object().into_iter().flatten() {
+                        if pod["metadata"][field].is_null() {
+                            pod["metadata"][field] = json!({});
+                        }
+                        if value.is_null() {
+                            pod["metadata"][field].as_object_mut().unwrap().remove(key);
+                        } else {
+                            pod["metadata"][field][key] = value.clone();
+                        }
+                    }
+                }
+                pod["status"]["conditions"] = body["status"]["conditions"].clone();
+                bump(pod);
+                (200, pod.clone())
+            }
+            _ => status(404, "NotFound", "the fake does not know this"),
+        }
+    }
+}
+
+fn bump(pod: &mut Value) {
+    let version: u64 = text(pod, "/metadata/resourceVersion").parse().unwrap();
+    pod["metadata"]["resourceVersion"] = json!((version + 1).to_string());
+}
+
+fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn status(code: u16, reason: &str, message: &str) -> (u16, Value) {
+    let answer = json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message, "metadata": {}});
+    (code, answer)
+}

@@ -1,0 +1,5 @@
+//! What the test rings share.
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test binary uses a part of it")]
+
+pub mod fake;
+pub mod https;

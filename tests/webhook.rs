@@ -1,0 +1,308 @@
+//! The webhook in process: real TLS on loopback, the real handler, a fake API server behind it.
+#![allow(missing_docs)]
+
+mod common;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use common::{
+    fake::{Fake, pod},
+    https::{self, connect},
+};
+use jiff::Timestamp;
+use pristine::{
+    admission::{handler::Handler, http::Endpoint},
+    certs::{authority::Authority, resolver::Resolver},
+    clock::Clock,
+    config,
+    events::Events,
+    pods::Pods,
+    server::{self, Limits},
+    telemetry::Metrics,
+};
+use rustls_pki_types::CertificateDer;
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::watch};
+
+const NOW: &str = "2026-01-01T00:00:00Z";
+
+struct Webhook {
+    address: SocketAddr,
+    root: CertificateDer<'static>,
+    fake: Fake,
+    metrics: Arc<Metrics>,
+    stop: watch::Sender<bool>,
+    served: tokio::task::JoinHandle<()>,
+    _policy: watch::Sender<Arc<pristine::policy::Policy>>,
+}
+
+async fn webhook(fake: Fake, rules: &str) -> Webhook {
+    let policy =
+        config::parse("test", &format!("apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\n{rules}")).unwrap();
+    let now: Timestamp = NOW.parse().unwrap();
+    let names = [https::NAME.to_owned()];
+    // Certificates of now, because the TLS client of the test has no other clock.
+    #[allow(clippy::disallowed_methods)]
+    let real = Timestamp::now();
+    let (authority, _) = Authority::create(1, &names, Duration::from_secs(9000), real, None).unwrap();
+    let resolver = Resolver::default();
+    resolver.serve(authority.issue(&names, Duration::from_secs(900), real, None).unwrap()).unwrap();
+    let metrics = Arc::new(Metrics::default());
+    let (policy, rules) = watch::channel(Arc::new(policy));
+    let (events, publish) = Events::new(fake.client(), "test", metrics.clone());
+    tokio::spawn(publish);
+    let handler = Handler {
+        pods: Pods::new(fake.client()),
+        policy: rules,
+        clock: Clock::of(move || now),
+        events,
+        metrics: metrics.clone(),
+    };
+    let endpoint = Arc::new(Endpoint { handler, metrics: metrics.clone() });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopping) = watch::channel(false);
+    let tls = server::tls_config(Arc::new(resolver)).unwrap();
+    let limits = Limits { handshake: Duration::from_millis(300), ..Limits::default() };
+    let served =
+        tokio::spawn(server::serve(listener, tls, endpoint, limits, metrics.clone(), stopping, Duration::from_secs(1)));
+    Webhook { address, root: authority.certificate.der, fake, metrics, stop, served, _policy: policy }
+}
+
+const EVICT: &str = "default: {action: Evict, ttl: 10m}\n";
+
+async fn standard() -> Webhook {
+    webhook(Fake::with([pod("n", "p", "u1")]), EVICT).await
+}
+
+impl Webhook {
+    async fn post(&self, body: &[u8]) -> https::Answer {
+        connect(self.address, std::slice::from_ref(&self.root)).await.unwrap().post(body).await.unwrap()
+    }
+
+    async fn review(&self, request: &Value) -> Value {
+        let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request});
+        let answer = self.post(review.to_string().as_bytes()).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        serde_json::from_str::<Value>(&answer.body).unwrap()["response"].clone()
+    }
+
+    fn interactions(&self) -> Value {
+        let pod = self.fake.pod("n/p");
+        pod.pointer("/metadata/annotations/pristine~1interactions")
+            .map_or(Value::Null, |text| serde_json::from_str(text.as_str().unwrap()).unwrap())
+    }
+}
+
+fn exec(user: &str, command: &[&str]) -> Value {
+    json!({
+        "uid": "r1", "resource": {"resource": "pods"}, "subResource": "exec", "operation": "CONNECT",
+        "namespace": "n", "name": "p", "userInfo": {"username": user, "groups": ["g"]},
+        "object": {"container": "app", "command": command},
+    })
+}
+
+fn debug(dry_run: bool) -> Value {
+    json!({
+        "uid": "r2", "resource": {"resource": "pods"}, "subResource": "ephemeralcontainers", "operation": "UPDATE",
+        "namespace": "n", "name": "p", "userInfo": {"username": "a"}, "dryRun": dry_run,
+        "object": {"spec": {"ephemeralContainers": [{"name": "d", "command": ["sh"]}]}}, "oldObject": {"spec": {}},
+    })
+}
+
+fn denial(response: &Value) -> (bool, u64, &str) {
+    let status = &response["status"];
+    (
+        response["allowed"].as_bool().unwrap(),
+        status["code"].as_u64().unwrap_or(0),
+        status["message"].as_str().unwrap_or(""),
+    )
+}
+
+#[tokio::test]
+async fn the_mark_is_on_the_pod_when_the_answer_arrives() {
+    let webhook = standard().await;
+    let response = webhook.review(&exec("alice@example.com", &["sh"])).await;
+    assert_eq!(response["allowed"], true);
+    assert_eq!(response["auditAnnotations"]["evict-at"], "2026-01-01T00:10:00Z");
+    let pod = webhook.fake.pod("n/p");
+    assert_eq!(pod["metadata"]["labels"]["pristine/interacted"], "true");
+    assert_eq!(pod["metadata"]["annotations"]["pristine/evict-at"], "2026-01-01T00:10:00Z");
+    assert_eq!(pod["status"]["conditions"][0]["type"], "pristine/Pristine");
+    let mark = webhook.interactions();
+    assert_eq!((&mark["pod"], &mark["first"]["user"]["name"]), (&json!("u1"), &json!("alice@example.com")));
+}
+
+#[tokio::test]
+async fn any_user_name_is_recorded_as_it_is() {
+    for name in
+        ["alice@example.com", "a\"b'c\\d", "😀 Zoë", "oidc:https://issuer/#1", &"x".repeat(1024), "tab\tnew\nline"]
+    {
+        let webhook = standard().await;
+        assert_eq!(webhook.review(&exec(name, &["sh"])).await["allowed"], true);
+        assert_eq!(webhook.interactions()["first"]["user"]["name"], name);
+    }
+}
+
+#[tokio::test]
+async fn a_mark_that_meets_another_writer_is_written_again() {
+    let webhook = standard().await;
+    webhook.fake.state().conflicts = 3;
+    assert_eq!(webhook.review(&exec("a", &["sh"])).await["allowed"], true);
+    assert_eq!((webhook.fake.count("PATCH"), webhook.interactions()["total"].as_u64()), (4, Some(1)));
+}
+
+#[tokio::test]
+async fn concurrent_interactions_are_all_recorded() {
+    let webhook = standard().await;
+    let commands: Vec<String> = (0..8).map(|n| format!("echo {n}")).collect();
+    let requests: Vec<Value> = commands.iter().map(|command| exec("a", &[command])).collect();
+    for response in futures_util::future::join_all(requests.iter().map(|request| webhook.review(request))).await {
+        assert_eq!(response["allowed"], true);
+    }
+    assert_eq!(webhook.interactions()["total"], 8);
+}
+
+#[tokio::test]
+async fn the_same_interaction_is_written_once() {
+    let webhook = standard().await;
+    webhook.review(&debug(false)).await;
+    assert_eq!(webhook.review(&debug(false)).await["allowed"], true);
+    assert_eq!(webhook.fake.count("PATCH"), 1);
+}
+
+#[tokio::test]
+async fn a_dry_run_writes_nothing() {
+    let webhook = standard().await;
+    assert_eq!(webhook.review(&debug(true)).await["allowed"], true);
+    assert_eq!(webhook.fake.count("PATCH"), 0);
+}
+
+#[tokio::test]
+async fn what_the_api_server_would_refuse_is_refused_in_its_words_and_not_marked() {
+    let webhook = standard().await;
+    let mut request = exec("a", &["sh"]);
+    request["name"] = json!("absent");
+    assert_eq!(denial(&webhook.review(&request).await), (false, 404, "pods \"absent\" not found"));
+    let mut request = exec("a", &["sh"]);
+    request["object"]["container"] = json!("nosuch");
+    assert_eq!(denial(&webhook.review(&request).await), (false, 400, "container nosuch is not valid for pod p"));
+    webhook.fake.state().pods.get_mut("n/p").unwrap()["spec"]["nodeName"] = Value::Null;
+    assert_eq!(denial(&webhook.review(&exec("a", &["sh"])).await), (false, 400, "pod p does not have a host assigned"));
+    let two = json!([{"name": "app", "image": "i"}, {"name": "proxy", "image": "i"}]);
+    webhook.fake.state().pods.get_mut("n/p").unwrap()["spec"]["containers"] = two;
+    let mut request = exec("a", &["sh"]);
+    request["object"]["container"] = json!("");
+    let message = "a container name must be specified for pod p, choose one of: [app proxy]";
+    assert_eq!(denial(&webhook.review(&request).await), (false, 400, message));
+    assert_eq!(webhook.fake.count("PATCH"), 0);
+}
+
+#[tokio::test]
+async fn an_exec_without_container_is_recorded_with_the_only_one() {
+    let webhook = standard().await;
+    let mut request = exec("a", &["sh"]);
+    request["object"]["container"] = json!("");
+    assert_eq!(webhook.review(&request).await["allowed"], true);
+    assert_eq!(webhook.interactions()["first"]["container"], "app");
+}
+
+#[tokio::test]
+async fn who_may_not_create_is_refused_and_the_pod_is_not_marked() {
+    let webhook = standard().await;
+    webhook.fake.state().forbidden = vec!["create pods/exec".into(), "patch pods/ephemeralcontainers".into()];
+    let response = webhook.review(&exec("reader", &["sh"])).await;
+    let message = "pods \"p\" is forbidden: User \"reader\" cannot create resource \"pods/exec\" in API group \"\" in the namespace \"n\"";
+    assert_eq!(denial(&response), (false, 403, message));
+    // Who may update need not be able to patch.
+    assert_eq!(webhook.review(&debug(false)).await["allowed"], true);
+    webhook.fake.state().forbidden.push("update pods/ephemeralcontainers".into());
+    assert_eq!(webhook.review(&debug(false)).await["allowed"], false);
+    assert_eq!(webhook.fake.count("PATCH"), 1);
+}
+
+#[tokio::test]
+async fn what_cannot_be_recorded_is_denied_with_what_to_do() {
+    let webhook = standard().await;
+    webhook.fake.state().refuse_writes = Some(403);
+    let response = webhook.review(&exec("a", &["sh"])).await;
+    let (allowed, code, message) = denial(&response);
+    assert_eq!((allowed, code), (false, 503));
+    assert!(
+        message.starts_with("the interaction could not be recorded on pod n/p")
+            && message.contains("patch pods/status"),
+        "{message}"
+    );
+    webhook.fake.state().refuse_writes = None;
+    webhook.fake.state().slow = Duration::from_secs(60);
+    let response = webhook.review(&exec("a", &["sh"])).await;
+    assert!(denial(&response).2.contains("did not answer in time"), "{response}");
+}
+
+#[tokio::test]
+async fn rules_exempt_record_and_deny() {
+    let rules = "default: {action: Record}
+rules:
+- {name: ci, match: {users: [ci]}, action: Exempt}
+- {name: db, match: {users: [dev]}, action: Deny, message: use the replica}
+";
+    let webhook = webhook(Fake::with([pod("n", "p", "u1")]), rules).await;
+    let response = webhook.review(&exec("ci", &["sh"])).await;
+    assert_eq!((&response["allowed"], &response["auditAnnotations"]["rule"]), (&json!(true), &json!("ci")));
+    assert_eq!(denial(&webhook.review(&exec("dev", &["sh"])).await), (false, 403, "rule \"db\": use the replica"));
+    assert_eq!(webhook.fake.count("PATCH"), 0);
+    assert_eq!(webhook.review(&exec("a", &["sh"])).await["allowed"], true);
+    assert_eq!(webhook.fake.pod("n/p")["metadata"]["annotations"]["pristine/evict-at"], Value::Null);
+}
+
+#[tokio::test]
+async fn what_is_no_review_gets_400_and_what_is_too_large_413_on_a_connection_that_lives_on() {
+    let webhook = standard().await;
+    let mut connection = connect(webhook.address, std::slice::from_ref(&webhook.root)).await.unwrap();
+    for body in [&b""[..], b"hello", b"{}", br#"{"apiVersion":"v1","kind":"Pod"}"#, b"[[[[", &[0xff; 100]] {
+        let answer = connection.post(body).await.unwrap();
+        assert_eq!((answer.status, answer.close), (400, false), "{answer:?}");
+        assert!(answer.body.contains("AdmissionReview"), "{answer:?}");
+    }
+    let answer = connection.post(&vec![b' '; 3 * 1024 * 1024 + 1]).await.unwrap();
+    assert_eq!((answer.status, answer.close), (413, false), "{answer:?}");
+    // Chunked, so that no length is announced.
+    let mut chunked = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    for _ in 0..4 {
+        chunked.extend_from_slice(b"100000\r\n");
+        chunked.extend_from_slice(&vec![b' '; 0x0010_0000]);
+        chunked.extend_from_slice(b"\r\n");
+    }
+    chunked.extend_from_slice(b"0\r\n\r\n");
+    connection.send(&chunked).await.unwrap();
+    assert_eq!(connection.receive().await.unwrap().status, 413);
+    connection.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    assert_eq!(connection.receive().await.unwrap().status, 405);
+    let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": exec("a", &["sh"])});
+    assert_eq!(connection.post(review.to_string().as_bytes()).await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_does_not_hold_a_place_for_long() {
+    let webhook = standard().await;
+    let silent = tokio::net::TcpStream::connect(webhook.address).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert!(
+        webhook.metrics.render().contains(r#"pristine_tls_handshakes_total{reason="timeout"} 1"#),
+        "{}",
+        webhook.metrics.render()
+    );
+    drop(silent);
+}
+
+#[tokio::test]
+async fn after_sigterm_requests_are_still_answered_and_told_to_close() {
+    let webhook = standard().await;
+    let mut connection = connect(webhook.address, std::slice::from_ref(&webhook.root)).await.unwrap();
+    assert!(!connection.post(b"x").await.unwrap().close);
+    webhook.stop.send_replace(true);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(webhook.post(b"x").await.status, 400, "a new connection is still answered");
+    assert!(connection.post(b"x").await.unwrap().close);
+    tokio::time::timeout(Duration::from_secs(3), webhook.served).await.expect("the drain ends").unwrap();
+}
