@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    certs::{Lifetimes, controller::Names},
+    certs::{Lifetimes, objects::Names},
     telemetry::LogFormat,
 };
 

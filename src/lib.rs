@@ -23,7 +23,7 @@
 //! | what is written on a pod | [`mark`], [`redact`] | [`pods`], [`events`] |
 //! | what is done about an interaction | [`policy`], [`config`], [`admission::review`] | [`admission::handler`], [`admission::http`] |
 //! | when a pod goes | [`eviction`] | [`eviction::controller`], [`eviction::lease`] |
-//! | who is trusted | [`certs`], [`certs::rotation`], [`certs::secret`], [`certs::bundle`], [`certs::authority`] | [`certs::controller`], [`certs::resolver`] |
+//! | who is trusted | [`certs`], [`certs::rotation`], [`certs::secret`], [`certs::bundle`], [`certs::authority`] | [`certs::controller`], [`certs::objects`], [`certs::resolver`] |
 //! | the ports | | [`server`], [`server::probes`] |
 //! | around | [`error`] | [`args`], [`clock`], [`telemetry`], [`run`] |
 

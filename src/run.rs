@@ -14,7 +14,7 @@ use tokio::{
 use crate::{
     admission::{handler::Handler, http::Endpoint},
     args::{Cli, Command, Serve},
-    certs::{self, resolver::Resolver},
+    certs::{self, objects::Objects, resolver::Resolver},
     clock::Clock,
     config,
     events::Events,
@@ -93,8 +93,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let resolver = Resolver::default();
     let tls = server::tls_config(Arc::new(resolver.clone()))?;
     let certificates = certs::controller::Controller {
-        client: client.clone(),
-        names: args.names(),
+        objects: Objects::new(client.clone(), args.names()),
         lifetimes,
         clock: clock.clone(),
         events: events.clone(),

@@ -3,35 +3,23 @@
 //! No leader: any replica may take any step, and every write is a compare-and-swap. Who loses looks again and finds
 //! the step taken.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::StreamExt as _;
 use jiff::Timestamp;
-use k8s_openapi::{
-    ByteString,
-    api::{
-        admissionregistration::v1::{ValidatingWebhook, ValidatingWebhookConfiguration},
-        core::v1::{ObjectReference, Secret},
-    },
-};
-use kube::{
-    Api, Client,
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
-    core::PartialObjectMeta,
-    runtime::{WatchStreamExt as _, events::EventType, watcher},
-};
-use serde_json::json;
+use kube::runtime::events::EventType;
 use tokio::{
     sync::{Notify, watch},
-    time::{sleep, timeout},
+    time::sleep,
 };
 
 use super::{
     Lifetimes,
     authority::{self, Authority},
+    objects::{self, Live, Objects},
     resolver::Resolver,
     rotation::{Observed, Serving, Step, Stored, apply, plan, trusted},
-    secret::{self, Store},
+    secret::Store,
 };
 use crate::{
     clock::Clock,
@@ -42,36 +30,10 @@ use crate::{
 
 /// The wall clock is looked at this often: timers stand still while a machine is suspended.
 const TICK: Duration = Duration::from_secs(30);
-/// For one call to the API server. Writes of Secrets pass other people's webhooks, which may be slow.
-const CALL: Duration = Duration::from_secs(15);
-
-/// Where everything is.
-#[derive(Clone, Debug)]
-pub struct Names {
-    /// Our namespace.
-    pub namespace: String,
-    /// The Secret with the authority.
-    pub secret: String,
-    /// The Service that the webhook entries name.
-    pub service: String,
-    /// The `ValidatingWebhookConfiguration`.
-    pub configuration: String,
-}
-
-impl Names {
-    /// What the serving certificate is for: the name that the API server verifies.
-    #[must_use]
-    pub fn dns(&self) -> Vec<String> {
-        vec![format!("{}.{}.svc", self.service, self.namespace)]
-    }
-}
-
 /// Keeps the certificates.
 pub struct Controller {
-    /// For Secret and webhook configuration.
-    pub client: Client,
-    /// Which ones.
-    pub names: Names,
+    /// The Secret and the webhook configuration.
+    pub objects: Objects,
     /// How long certificates live.
     pub lifetimes: Lifetimes,
     /// The wall clock.
@@ -89,26 +51,12 @@ pub struct Controller {
 /// Why a step was not taken.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    /// Another replica was faster.
-    #[error("somebody else wrote first")]
-    Conflict,
-    #[error("cannot {0}")]
-    Api(&'static str, #[source] Box<kube::Error>),
-    #[error("cannot {0} in time")]
-    Timeout(&'static str),
+    #[error(transparent)]
+    Object(#[from] objects::Error),
     #[error(transparent)]
     Certificate(#[from] authority::Error),
     #[error("rustls does not take the serving certificate")]
     Tls(#[from] rustls::Error),
-}
-
-async fn call<T>(action: &'static str, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Error> {
-    match timeout(CALL, request).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(Error::Conflict),
-        Ok(Err(error)) => Err(Error::Api(action, Box::new(error))),
-        Err(_) => Err(Error::Timeout(action)),
-    }
 }
 
 /// What this replica remembers between two looks. All of it can be lost.
@@ -117,12 +65,6 @@ struct Memory {
     store: Option<Store>,
     serving: Option<Serving>,
     missing_since: Option<Timestamp>,
-}
-
-/// The live objects that a look found, for the compare-and-swap of the step that follows.
-struct Live {
-    secret: Option<Secret>,
-    configuration: Option<ValidatingWebhookConfiguration>,
 }
 
 impl Controller {
@@ -135,15 +77,8 @@ impl Controller {
         }
     }
 
-    /// Wakes on every change of either object; what changed is looked up, not believed.
     async fn watch(&self, wake: &Notify) {
-        let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
-        let secrets: Api<PartialObjectMeta<Secret>> = Api::namespaced(self.client.clone(), &self.names.namespace);
-        let configurations: Api<PartialObjectMeta<ValidatingWebhookConfiguration>> = Api::all(self.client.clone());
-        let secrets = watcher(secrets, named(&self.names.secret)).default_backoff().map(|event| event.map(drop));
-        let configurations = watcher(configurations, named(&self.names.configuration));
-        let configurations = configurations.default_backoff().map(|event| event.map(drop));
-        let mut changes = stream::select(secrets.boxed(), configurations.boxed());
+        let mut changes = self.objects.changes();
         while let Some(change) = changes.next().await {
             if let Err(error) = change {
                 tracing::warn!(error = %chain(&error), "the watch of the Secret or the webhook configuration was interrupted");
@@ -169,7 +104,7 @@ impl Controller {
                 }
                 Err(error) => {
                     failures = failures.saturating_add(1);
-                    if !matches!(error, Error::Conflict) {
+                    if !matches!(error, Error::Object(objects::Error::Conflict)) {
                         tracing::warn!(error = %chain(&error), failures, "a certificate step failed, will try again");
                         self.missing(chain(&error));
                     }
@@ -188,30 +123,20 @@ impl Controller {
 
     /// One look and one step; when to look again if there was nothing to do.
     async fn step(&self, memory: &mut Memory) -> Result<Option<Timestamp>, Error> {
-        let live = self.look().await?;
+        let live = self.objects.look().await?;
         let now = self.clock.now();
-        let stored =
-            match live.secret.as_ref().map(|secret| secret::decode(secret.data.as_ref().unwrap_or(&BTreeMap::new()))) {
-                None => Stored::Absent,
-                Some(Ok(store)) => Stored::Store(Box::new(store)),
-                Some(Err(why)) => Stored::Unreadable(why),
-            };
+        let stored = live.stored();
         if let Stored::Unreadable(why) = &stored {
-            tracing::warn!(secret = self.names.secret, why, "the Secret cannot be understood");
+            tracing::warn!(why, "the Secret cannot be understood");
         }
         memory.missing_since = match &stored {
             Stored::Store(_) => None,
             Stored::Absent | Stored::Unreadable(_) => memory.missing_since.or(Some(now)),
         };
-        let bundles = live.configuration.as_ref().map(|configuration| {
-            self.entries(configuration)
-                .map(|entry| entry.client_config.ca_bundle.clone().unwrap_or_default().0)
-                .collect::<Vec<_>>()
-        });
         let observed = Observed {
             stored,
             memory: memory.store.clone(),
-            bundles,
+            bundles: live.bundles(),
             serving: memory.serving.clone(),
             missing_since: memory.missing_since,
         };
@@ -247,11 +172,11 @@ impl Controller {
             Stored::Store(store) => Some(&**store),
             Stored::Absent | Stored::Unreadable(_) => None,
         };
-        let names = self.names.dns();
+        let names = self.objects.names.dns();
         let newest = known.into_iter().chain(&observed.memory).map(|store| store.generation).max().unwrap_or(0);
         let next = match step {
             Step::Idle { .. } => return Ok(()),
-            Step::Publish(pem) => return self.publish(pem, live.configuration.as_ref()).await,
+            Step::Publish(pem) => return Ok(self.objects.publish(pem, &live).await?),
             Step::Issue => {
                 let Some(store) = known else { return Ok(()) };
                 let cross = store.served_cross();
@@ -288,89 +213,13 @@ impl Controller {
             }
         };
         let Some(store) = next else { return Ok(()) };
-        self.write(&store, live.secret).await?;
+        self.objects.write(&store, live).await?;
         if let Some((reason, note)) = telling(step, &store) {
             tracing::info!(reason, note, "authority");
-            self.events.tell(self.about(), EventType::Normal, reason, "Rotate", &note);
+            self.events.tell(self.objects.secret_reference(), EventType::Normal, reason, "Rotate", &note);
         }
         memory.store = Some(store);
         Ok(())
-    }
-
-    fn secrets(&self) -> Api<Secret> {
-        Api::namespaced(self.client.clone(), &self.names.namespace)
-    }
-
-    fn configurations(&self) -> Api<ValidatingWebhookConfiguration> {
-        Api::all(self.client.clone())
-    }
-
-    /// Reads both objects as they are now, not from a cache: what is minted rests on it.
-    async fn look(&self) -> Result<Live, Error> {
-        let secret = call("get the Secret", self.secrets().get_opt(&self.names.secret)).await?;
-        let configuration =
-            call("get the webhook configuration", self.configurations().get_opt(&self.names.configuration)).await?;
-        Ok(Live { secret, configuration })
-    }
-
-    /// The entries that call our Service; others in the same object are somebody else's.
-    fn entries<'a>(
-        &self,
-        configuration: &'a ValidatingWebhookConfiguration,
-    ) -> impl Iterator<Item = &'a ValidatingWebhook> {
-        let Names { service, namespace, .. } = self.names.clone();
-        configuration.webhooks.iter().flatten().filter(move |entry| {
-            let target = entry.client_config.service.as_ref();
-            target.is_some_and(|target| target.name == service && target.namespace == namespace)
-        })
-    }
-
-    async fn write(&self, store: &Store, live: Option<Secret>) -> Result<(), Error> {
-        let data = Some(secret::encode(store));
-        match live {
-            None => {
-                let labels = [("app.kubernetes.io/name".to_owned(), "pristine".to_owned())].into();
-                let metadata =
-                    ObjectMeta { name: Some(self.names.secret.clone()), labels: Some(labels), ..ObjectMeta::default() };
-                let secret = Secret { metadata, data, ..Secret::default() };
-                call("create the Secret", self.secrets().create(&PostParams::default(), &secret)).await?;
-            }
-            // With the resourceVersion it was read with; foreign labels and annotations stay.
-            Some(mut secret) => {
-                secret.data = data;
-                call("update the Secret", self.secrets().replace(&self.names.secret, &PostParams::default(), &secret))
-                    .await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A strategic PATCH of caBundle over the entries that are there, with the resourceVersion they were read with.
-    /// Server-side apply would own the entries, and an upgrade that drops one would then fail with 422.
-    async fn publish(&self, pem: &str, live: Option<&ValidatingWebhookConfiguration>) -> Result<(), Error> {
-        let Some(configuration) = live else { return Ok(()) };
-        let bundle = ByteString(pem.as_bytes().to_vec());
-        let entries: Vec<_> = self
-            .entries(configuration)
-            .map(|entry| json!({ "name": entry.name, "clientConfig": { "caBundle": bundle } }))
-            .collect();
-        let patch = json!({
-            "metadata": { "resourceVersion": configuration.metadata.resource_version },
-            "webhooks": entries,
-        });
-        let params = PatchParams { field_manager: Some("pristine".to_owned()), ..PatchParams::default() };
-        let (api, patch) = (self.configurations(), Patch::Strategic(patch));
-        call("patch the webhook configuration", api.patch(&self.names.configuration, &params, &patch)).await.map(drop)
-    }
-
-    fn about(&self) -> ObjectReference {
-        ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Secret".to_owned()),
-            namespace: Some(self.names.namespace.clone()),
-            name: Some(self.names.secret.clone()),
-            ..ObjectReference::default()
-        }
     }
 
     fn missing(&self, what: String) {
@@ -398,7 +247,10 @@ impl Controller {
         gauge("next", store.next.as_ref().map(|next| next.certificate.not_after));
         match (&observed.bundles, &observed.serving) {
             (None, _) => {
-                self.missing(format!("there is no ValidatingWebhookConfiguration {}", self.names.configuration));
+                self.missing(format!(
+                    "there is no ValidatingWebhookConfiguration {}",
+                    self.objects.names.configuration
+                ));
             }
             (_, None) => self.missing("no serving certificate yet".to_owned()),
             (Some(bundles), Some(serving)) if trusted(bundles, serving, store, now) => {
@@ -411,7 +263,7 @@ impl Controller {
             }
             (Some(bundles), _) if bundles.is_empty() => self.missing(format!(
                 "no entry of the ValidatingWebhookConfiguration {} calls the Service {}/{}",
-                self.names.configuration, self.names.namespace, self.names.service
+                self.objects.names.configuration, self.objects.names.namespace, self.objects.names.service
             )),
             _ => self.missing("caBundle does not trust the serving certificate yet".to_owned()),
         }

@@ -1,5 +1,6 @@
 //! What the test rings share.
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test binary uses a part of it")]
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub, missing_docs, reason = "each test binary uses a part of it")]
 
+pub mod cluster;
 pub mod fake;
 pub mod https;

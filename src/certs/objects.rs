@@ -1,0 +1,206 @@
+//! The two objects that everything here is about: the Secret with the authority, and the webhook configuration with
+//! caBundle. Reads them as they are, writes them only if they still are what was read.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures_util::{Stream, StreamExt as _, stream};
+use k8s_openapi::{
+    ByteString,
+    api::{
+        admissionregistration::v1::{ValidatingWebhook, ValidatingWebhookConfiguration},
+        core::v1::{ObjectReference, Secret},
+    },
+};
+use kube::{
+    Api, Client,
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    core::PartialObjectMeta,
+    runtime::{WatchStreamExt as _, watcher},
+};
+use serde_json::json;
+use tokio::time::timeout;
+
+use super::{
+    rotation::Stored,
+    secret::{self, Store},
+};
+
+/// For one call to the API server. Writes of Secrets pass other people's webhooks, which may be slow.
+const CALL: Duration = Duration::from_secs(15);
+
+/// Where everything is.
+#[derive(Clone, Debug)]
+pub struct Names {
+    /// Our namespace.
+    pub namespace: String,
+    /// The Secret with the authority.
+    pub secret: String,
+    /// The Service that the webhook entries name.
+    pub service: String,
+    /// The `ValidatingWebhookConfiguration`.
+    pub configuration: String,
+}
+
+impl Names {
+    /// What the serving certificate is for: the name that the API server verifies.
+    #[must_use]
+    pub fn dns(&self) -> Vec<String> {
+        vec![format!("{}.{}.svc", self.service, self.namespace)]
+    }
+}
+
+/// Why an object was not read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another replica was faster.
+    #[error("somebody else wrote first")]
+    Conflict,
+    /// The API server says no; it names the verb and the resource if it is for want of a permission.
+    #[error("cannot {0}")]
+    Api(&'static str, #[source] Box<kube::Error>),
+    /// No answer.
+    #[error("cannot {0} in time")]
+    Timeout(&'static str),
+}
+
+async fn call<T>(action: &'static str, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Error> {
+    match timeout(CALL, request).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(Error::Conflict),
+        Ok(Err(error)) => Err(Error::Api(action, Box::new(error))),
+        Err(_) => Err(Error::Timeout(action)),
+    }
+}
+
+/// The two objects.
+pub struct Objects {
+    client: Client,
+    /// What they are called.
+    pub names: Names,
+}
+
+/// Both as one look found them, for the compare-and-swap of the step that follows.
+pub struct Live {
+    secret: Option<Secret>,
+    configuration: Option<ValidatingWebhookConfiguration>,
+    names: Names,
+}
+
+impl Live {
+    /// What the Secret says.
+    #[must_use]
+    pub fn stored(&self) -> Stored {
+        let Some(secret) = &self.secret else { return Stored::Absent };
+        match secret::decode(secret.data.as_ref().unwrap_or(&BTreeMap::new())) {
+            Ok(store) => Stored::Store(Box::new(store)),
+            Err(why) => Stored::Unreadable(why),
+        }
+    }
+
+    /// caBundle of each of our entries, or `None` if there is no webhook configuration.
+    #[must_use]
+    pub fn bundles(&self) -> Option<Vec<Vec<u8>>> {
+        let configuration = self.configuration.as_ref()?;
+        let bundle = |entry: &ValidatingWebhook| entry.client_config.ca_bundle.clone().unwrap_or_default().0;
+        Some(self.entries(configuration).map(bundle).collect())
+    }
+
+    /// The entries that call our Service; others in the same object are somebody else's.
+    fn entries<'a>(&self, all: &'a ValidatingWebhookConfiguration) -> impl Iterator<Item = &'a ValidatingWebhook> {
+        let Names { service, namespace, .. } = self.names.clone();
+        all.webhooks.iter().flatten().filter(move |entry| {
+            let target = entry.client_config.service.as_ref();
+            target.is_some_and(|target| target.name == service && target.namespace == namespace)
+        })
+    }
+}
+
+impl Objects {
+    /// Works through this client.
+    #[must_use]
+    pub const fn new(client: Client, names: Names) -> Self {
+        Self { client, names }
+    }
+
+    fn secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), &self.names.namespace)
+    }
+
+    fn configurations(&self) -> Api<ValidatingWebhookConfiguration> {
+        Api::all(self.client.clone())
+    }
+
+    /// One item for each change of either object. What changed is to be looked up, not believed.
+    pub fn changes(&self) -> impl Stream<Item = Result<(), watcher::Error>> + Send + Unpin {
+        let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
+        let secrets: Api<PartialObjectMeta<Secret>> = Api::namespaced(self.client.clone(), &self.names.namespace);
+        let configurations: Api<PartialObjectMeta<ValidatingWebhookConfiguration>> = Api::all(self.client.clone());
+        let secrets = watcher(secrets, named(&self.names.secret)).default_backoff();
+        let configurations = watcher(configurations, named(&self.names.configuration)).default_backoff();
+        stream::select(
+            secrets.map(|event| event.map(drop)).boxed(),
+            configurations.map(|event| event.map(drop)).boxed(),
+        )
+    }
+
+    /// Reads both as they are now, not from a cache: what is minted rests on it.
+    ///
+    /// # Errors
+    /// What the API server says.
+    pub async fn look(&self) -> Result<Live, Error> {
+        let Names { secret, configuration, .. } = &self.names;
+        let secret = call("get the Secret", self.secrets().get_opt(secret)).await?;
+        let configuration = call("get the webhook configuration", self.configurations().get_opt(configuration)).await?;
+        Ok(Live { secret, configuration, names: self.names.clone() })
+    }
+
+    /// Writes the store, if the Secret still is what `live` found.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if it is not.
+    pub async fn write(&self, store: &Store, live: Live) -> Result<(), Error> {
+        let data = Some(secret::encode(store));
+        let (name, params) = (&self.names.secret, PostParams::default());
+        if let Some(mut secret) = live.secret {
+            // With the resourceVersion it was read with; foreign labels and annotations stay.
+            secret.data = data;
+            call("update the Secret", self.secrets().replace(name, &params, &secret)).await?;
+        } else {
+            let labels = Some([("app.kubernetes.io/name".to_owned(), "pristine".to_owned())].into());
+            let metadata = ObjectMeta { name: Some(name.clone()), labels, ..ObjectMeta::default() };
+            let secret = Secret { metadata, data, ..Secret::default() };
+            call("create the Secret", self.secrets().create(&params, &secret)).await?;
+        }
+        Ok(())
+    }
+
+    /// A strategic PATCH of caBundle over the entries that are there, with the resourceVersion they were read with.
+    /// Server-side apply would own the entries, and an upgrade that drops one would then fail with 422.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if the webhook configuration is no longer what `live` found.
+    pub async fn publish(&self, pem: &str, live: &Live) -> Result<(), Error> {
+        let Some(configuration) = &live.configuration else { return Ok(()) };
+        let bundle = ByteString(pem.as_bytes().to_vec());
+        let entry = |entry: &ValidatingWebhook| json!({ "name": entry.name, "clientConfig": { "caBundle": bundle } });
+        let patch = Patch::Strategic(json!({
+            "metadata": { "resourceVersion": configuration.metadata.resource_version },
+            "webhooks": live.entries(configuration).map(entry).collect::<Vec<_>>(),
+        }));
+        let params = PatchParams { field_manager: Some("pristine".to_owned()), ..PatchParams::default() };
+        let api = self.configurations();
+        call("patch the webhook configuration", api.patch(&self.names.configuration, &params, &patch)).await.map(drop)
+    }
+
+    /// For Events about the Secret.
+    #[must_use]
+    pub fn secret_reference(&self) -> ObjectReference {
+        ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Secret".to_owned()),
+            namespace: Some(self.names.namespace.clone()),
+            name: Some(self.names.secret.clone()),
+            ..ObjectReference::default()
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Imports point one way, each outside crate has few doors, and files stay small enough to hold in mind.
+#![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// What each room may use of this crate. A room also may use what is below it (`certs` → `certs::bundle`) and its own
+/// children may use it. Pure rooms first.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("error", &[]),
+    ("mark", &[]),
+    ("redact", &["mark"]),
+    ("policy", &["mark"]),
+    ("config", &["policy"]),
+    ("admission::review", &["mark"]),
+    ("eviction", &["mark"]),
+    ("certs", &[]),
+    ("admission", &[]),
+    // Edges.
+    ("clock", &[]),
+    ("telemetry", &[]),
+    ("events", &["error", "mark", "telemetry"]),
+    ("pods", &["mark"]),
+    ("server", &["telemetry"]),
+    ("admission::handler", &["clock", "error", "events", "mark", "pods", "policy", "redact", "telemetry"]),
+    ("admission::http", &["server", "telemetry"]),
+    ("eviction::controller", &["clock", "error", "events", "mark", "pods", "telemetry"]),
+    ("eviction::lease", &["clock", "error"]),
+    ("certs::objects", &[]),
+    ("certs::controller", &["clock", "error", "events", "telemetry"]),
+    ("args", &["certs", "telemetry"]),
+    // Wiring.
+    ("run", &["admission", "args", "certs", "clock", "config", "events", "eviction", "pods", "server", "telemetry"]),
+];
+
+/// The pure ones: they decide, take `now`, and return data and reasons.
+const PURE: &[&str] = &[
+    "error",
+    "mark",
+    "redact",
+    "policy",
+    "config",
+    "admission::review",
+    "eviction",
+    "certs",
+    "certs::authority",
+    "certs::bundle",
+    "certs::rotation",
+    "certs::secret",
+];
+
+/// What a pure room must not name.
+const IMPURE: &[&str] =
+    &["tokio", "hyper::", "tracing::", "Clock", "std::env", "kube::Client", "kube::Api", "notify::"];
+
+/// Where each outside crate may be used.
+const DOORS: &[(&str, &[&str])] = &[
+    ("rcgen", &["certs::authority"]),
+    ("tokio_rustls", &["server"]),
+    ("x509_parser", &["certs", "certs::authority"]),
+    ("clap", &["args", "telemetry", "main"]),
+    ("tracing_subscriber", &["telemetry"]),
+    ("prometheus_client", &["telemetry"]),
+    ("serde_saphyr", &["config"]),
+    ("anyhow", &["run", "telemetry", "main"]),
+    ("arc_swap", &["certs::resolver"]),
+    ("std::fs", &["config"]),
+];
+
+/// Lines of a file, tests included.
+const MAX_LINES: usize = 400;
+
+struct Source {
+    module: String,
+    path: PathBuf,
+    text: String,
+    /// Without comments and without the tests at its end.
+    code: String,
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let module = path.strip_prefix(&root).unwrap().with_extension("").to_str().unwrap().replace('/', "::");
+            let text = fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            let code = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+            found.push(Source { module, path, text, code });
+        }
+    }
+    assert!(found.len() > 20);
+    found.into_iter().filter(|source| !source.module.ends_with("::tests") && source.module != "lib").collect()
+}
+
+/// The rows that apply to a module: its own and those of the rooms it is in.
+fn allowed(module: &str) -> Option<BTreeSet<&'static str>> {
+    let row = |name: &str| MAY_USE.iter().find(|(room, _)| *room == name).map(|(_, uses)| *uses);
+    let mut name = module;
+    loop {
+        if let Some(uses) = row(name) {
+            return Some(uses.iter().copied().collect());
+        }
+        name = name.rsplit_once("::")?.0;
+    }
+}
+
+/// First segments after `crate::`, also in `use crate::{a, b::c}`.
+fn used(code: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+        let Some(group) = rest.strip_prefix('{') else {
+            found.insert(name(rest));
+            continue;
+        };
+        let mut depth = 0;
+        let mut item = String::new();
+        for c in group.chars() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => {
+                    found.insert(name(item.trim()));
+                    item.clear();
+                    continue;
+                }
+                _ => {}
+            }
+            item.push(c);
+        }
+        found.insert(name(item.trim()));
+    }
+    found.remove("");
+    found
+}
+
+#[test]
+fn rooms_use_only_what_the_table_allows() {
+    for source in sources().iter().filter(|source| source.module != "main") {
+        let room = source.module.split("::").next().unwrap();
+        let allowed = allowed(&source.module).unwrap_or_else(|| panic!("{}: no row in the table", source.module));
+        for name in used(&source.code) {
+            assert!(name == room || allowed.contains(name.as_str()), "{} must not use crate::{name}", source.module);
+        }
+    }
+}
+
+#[test]
+fn pure_rooms_name_nothing_impure() {
+    for source in sources().iter().filter(|source| PURE.contains(&source.module.as_str())) {
+        for name in IMPURE {
+            assert!(!source.code.contains(name), "{} is pure and must not use {name}", source.module);
+        }
+    }
+}
+
+#[test]
+fn outside_crates_have_few_doors() {
+    for source in sources() {
+        for (name, doors) in DOORS {
+            let used = source.code.contains(&format!("{name}::")) || source.code.contains(&format!("use {name}"));
+            assert!(
+                !used || doors.contains(&source.module.as_str()),
+                "{} must not use {name}, only {doors:?}",
+                source.module
+            );
+        }
+    }
+}
+
+#[test]
+fn files_can_be_held_in_mind() {
+    for source in sources() {
+        let lines = source.text.lines().count();
+        assert!(lines <= MAX_LINES, "{} has {lines} lines; split it by what it does", source.path.display());
+    }
+}
+
+#[test]
+fn the_reader_of_imports_reads_them() {
+    let code = "use crate::{a, b::{c, d}, e::f};\nfn x() { crate::g::h() }";
+    assert_eq!(used(code), ["a", "b", "e", "g"].map(str::to_owned).into());
+}
