@@ -173,14 +173,20 @@ pub fn parse(name: &str, text: &str) -> Result<Policy, Error> {
     Ok(Policy { default: file.default, rules: file.rules })
 }
 
+/// Reads the text of a configuration file.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|source| Error::Read { path: path.display().to_string(), source })
+}
+
 /// Reads a configuration file.
 ///
 /// # Errors
 /// When it cannot be read, or does not say what it should.
 pub fn load(path: &Path) -> Result<Policy, Error> {
-    let name = path.display().to_string();
-    let text = fs::read_to_string(path).map_err(|source| Error::Read { path: name.clone(), source })?;
-    parse(&name, &text)
+    parse(&path.display().to_string(), &read(path)?)
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@
 //! | room | decides (pure) | does (edge) |
 //! |---|---|---|
 //! | what is written on a pod | [`mark`], [`redact`] | [`pods`], [`events`] |
-//! | what is done about an interaction | [`policy`], [`config`], [`admission::review`] | [`admission::handler`], [`admission::http`] |
+//! | what is done about an interaction | [`policy`], [`config`], [`admission::review`] | [`reload`], [`admission::handler`], [`admission::http`] |
 //! | when a pod goes | [`eviction`] | [`eviction::controller`], [`eviction::lease`] |
 //! | who is trusted | [`certs`], [`certs::rotation`], [`certs::secret`], [`certs::bundle`], [`certs::authority`] | [`certs::controller`], [`certs::objects`], [`certs::resolver`] |
 //! | the ports | | [`server`], [`server::probes`] |
@@ -39,6 +39,7 @@ pub mod mark;
 pub mod pods;
 pub mod policy;
 pub mod redact;
+pub mod reload;
 pub mod run;
 pub mod server;
 pub mod telemetry;

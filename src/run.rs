@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{Client, Config};
 use tokio::{
     net::TcpListener,
@@ -20,6 +21,7 @@ use crate::{
     events::Events,
     eviction::{self, lease::Candidate},
     pods::Pods,
+    reload::Reload,
     server::{self, Limits, probes},
     telemetry::{Metrics, init_logs},
 };
@@ -62,6 +64,7 @@ async fn client() -> anyhow::Result<Client> {
 async fn serve(args: Serve) -> anyhow::Result<()> {
     let lifetimes = args.lifetimes().map_err(anyhow::Error::msg)?;
     let policy = config::load(&args.config)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), pod = args.pod_name, rules = policy.rules.len(), "starting");
     let metrics = Arc::new(Metrics::default());
     // Both ports before anything is promised to anybody.
     let probe_port =
@@ -72,7 +75,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let clock = Clock::system();
     let pods = Pods::new(client.clone());
     let (stop, stopping) = watch::channel(false);
-    let (_policy, policy) = watch::channel(Arc::new(policy));
+    let (rules, policy) = watch::channel(Arc::new(policy));
     let (leading, led) = watch::channel(None);
     let (synced, is_synced) = watch::channel(false);
     let (trusted, is_trusted) = watch::channel(Err("starting".to_owned()));
@@ -89,6 +92,17 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     spawn("events", Box::pin(publish_events));
     spawn("probes", Box::pin(probes::serve(probe_port, metrics.clone(), is_ready)));
     spawn("readiness", Box::pin(ready(readiness, is_trusted, is_synced, stopping.clone())));
+
+    let about = ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        namespace: Some(args.namespace.clone()),
+        name: Some(args.pod_name.clone()),
+        ..ObjectReference::default()
+    };
+    let reload =
+        Reload { path: args.config.clone(), policy: rules, events: events.clone(), about, metrics: metrics.clone() };
+    spawn("configuration", Box::pin(reload.run()));
 
     let resolver = Resolver::default();
     let tls = server::tls_config(Arc::new(resolver.clone()))?;

@@ -101,6 +101,8 @@ pub struct Metrics {
     pub bundle_in_sync: Gauge,
     /// Steps taken by the certificate controller.
     pub certificate_steps: Family<Reason, Counter>,
+    /// Configurations read anew, by result.
+    pub reloads: Family<Reason, Counter>,
     /// Events that could not be published.
     pub events_dropped: Counter,
 }
@@ -121,6 +123,7 @@ impl Default for Metrics {
             not_after: Family::default(),
             bundle_in_sync: Gauge::default(),
             certificate_steps: Family::default(),
+            reloads: Family::default(),
             events_dropped: Counter::default(),
         };
         let r = &mut all.registry;
@@ -140,6 +143,7 @@ impl Default for Metrics {
         let help = "1 while caBundle of the webhook configuration is what it should be";
         r.register("ca_bundle_in_sync", help, all.bundle_in_sync.clone());
         r.register("certificate_steps", "Steps taken by the certificate controller", all.certificate_steps.clone());
+        r.register("configuration_reloads", "Changed configurations", all.reloads.clone());
         r.register("events_dropped", "Events that could not be published", all.events_dropped.clone());
         all
     }

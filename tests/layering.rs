@@ -22,6 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Edges.
     ("clock", &[]),
     ("telemetry", &[]),
+    ("reload", &["config", "events", "policy", "telemetry"]),
     ("events", &["error", "mark", "telemetry"]),
     ("pods", &["mark"]),
     ("server", &["telemetry"]),
@@ -33,7 +34,22 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("certs::controller", &["clock", "error", "events", "telemetry"]),
     ("args", &["certs", "telemetry"]),
     // Wiring.
-    ("run", &["admission", "args", "certs", "clock", "config", "events", "eviction", "pods", "server", "telemetry"]),
+    (
+        "run",
+        &[
+            "admission",
+            "args",
+            "certs",
+            "clock",
+            "config",
+            "events",
+            "eviction",
+            "pods",
+            "reload",
+            "server",
+            "telemetry",
+        ],
+    ),
 ];
 
 /// The pure ones: they decide, take `now`, and return data and reasons.
@@ -59,6 +75,7 @@ const IMPURE: &[&str] =
 /// Where each outside crate may be used.
 const DOORS: &[(&str, &[&str])] = &[
     ("rcgen", &["certs::authority"]),
+    ("notify", &["reload"]),
     ("tokio_rustls", &["server"]),
     ("x509_parser", &["certs", "certs::authority"]),
     ("clap", &["args", "telemetry", "main"]),

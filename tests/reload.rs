@@ -1,0 +1,68 @@
+//! The configuration as kubelet changes it: a swapped symlink in a mounted directory.
+#![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
+
+mod common;
+
+use std::{fs, os::unix::fs::symlink, path::Path, sync::Arc, time::Duration};
+
+use common::fake::Fake;
+use k8s_openapi::api::core::v1::ObjectReference;
+use pristine::{
+    config,
+    events::Events,
+    policy::{Action, Policy},
+    reload::Reload,
+    telemetry::Metrics,
+};
+use tokio::sync::watch;
+
+fn text(ttl: u32) -> String {
+    format!("apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\ndefault: {{action: Evict, ttl: {ttl}s}}\n")
+}
+
+/// What kubelet does: a new directory, and the link to it swapped by a rename.
+fn swap(mount: &Path, version: u32, text: &str) {
+    let folder = format!("..{version}");
+    fs::create_dir(mount.join(&folder)).unwrap();
+    fs::write(mount.join(&folder).join("pristine.yaml"), text).unwrap();
+    symlink(&folder, mount.join("..data_tmp")).unwrap();
+    fs::rename(mount.join("..data_tmp"), mount.join("..data")).unwrap();
+}
+
+async fn becomes(rules: &mut watch::Receiver<Arc<Policy>>, ttl: u64) {
+    let wanted = Action::Evict(Duration::from_secs(ttl));
+    let changed = rules.wait_for(|policy| policy.default == wanted);
+    tokio::time::timeout(Duration::from_secs(5), changed).await.expect("the new rules within seconds").unwrap();
+}
+
+#[tokio::test]
+async fn three_swaps_in_a_row_are_all_seen_and_a_bad_file_keeps_the_old_rules() {
+    let mount = tempfile::tempdir().unwrap();
+    swap(mount.path(), 0, &text(1));
+    symlink("..data/pristine.yaml", mount.path().join("pristine.yaml")).unwrap();
+    let path = mount.path().join("pristine.yaml");
+    let metrics = Arc::new(Metrics::default());
+    let (policy, mut rules) = watch::channel(Arc::new(config::load(&path).unwrap()));
+    let (events, publish) = Events::new(Fake::default().client(), "test", metrics.clone());
+    tokio::spawn(publish);
+    let reload = Reload { path, policy, events, about: ObjectReference::default(), metrics: metrics.clone() };
+    tokio::spawn(reload.run());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+
+    for n in 2..=4 {
+        swap(mount.path(), n, &text(n));
+        becomes(&mut rules, n.into()).await;
+    }
+    swap(mount.path(), 5, "default: nonsense");
+    let refused = r#"pristine_configuration_reloads_total{reason="refused"} 1"#;
+    for _ in 0..50 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if metrics.render().contains(refused) {
+            break;
+        }
+    }
+    assert!(metrics.render().contains(refused), "{}", metrics.render());
+    becomes(&mut rules, 4).await;
+    swap(mount.path(), 6, &text(6));
+    becomes(&mut rules, 6).await;
+}
