@@ -1,10 +1,11 @@
 //! What Pristine adds to one exec: the same requests to the same API server, in turn to a namespace that is reviewed
 //! and to one that is not. Run by `hack/bench admission` on a cluster where Pristine is installed.
 #![allow(
+    clippy::panic,
     clippy::print_stdout,
     clippy::unwrap_used,
     missing_docs,
-    reason = "a program that prints its figures or fails"
+    reason = "prints its figures or fails"
 )]
 
 use std::time::Duration;

@@ -104,16 +104,11 @@ impl Serve {
 /// As Go writes durations, within reason.
 fn duration(text: &str) -> Result<Duration, String> {
     const CENTURY: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
-    if text.chars().filter(char::is_ascii_digit).count() > 18 {
-        return Err("this is longer than a century".to_owned());
-    }
-    let parsed: kube::core::Duration =
-        text.parse().map_err(|error| format!("not a duration such as 10m or 1h30m: {error}"))?;
-    let plain = Duration::from(parsed);
-    if parsed.is_negative() || plain.is_zero() || plain > CENTURY {
+    let duration = crate::duration::parse(text)?;
+    if duration.is_zero() || duration > CENTURY {
         return Err("must be more than zero and at most a century".to_owned());
     }
-    Ok(plain)
+    Ok(duration)
 }
 
 #[cfg(test)]

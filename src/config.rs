@@ -7,7 +7,10 @@ use std::{fs, path::Path, time::Duration};
 
 use serde::{Deserialize, Deserializer, de};
 
-use crate::policy::{Action, Match, Policy, Rule};
+use crate::{
+    duration,
+    policy::{Action, Match, Policy, Rule},
+};
 
 /// `apiVersion` of the file.
 pub const API_VERSION: &str = "pristine/v1alpha1";
@@ -86,20 +89,14 @@ impl<'de> Deserialize<'de> for Ttl {
 /// # Errors
 /// A sentence with the value and what to write instead.
 pub fn parse_ttl(text: &str) -> Result<Duration, String> {
-    // The library turns seconds into a std Duration without a check, and panics past 2^64 seconds.
-    if text.len() > 64 || text.chars().filter(char::is_ascii_digit).count() > 18 {
-        return Err("ttl is out of range; the longest is 8784h".to_owned());
-    }
-    let duration: kube::core::Duration =
-        text.parse().map_err(|error| format!("ttl {text:?} is not a duration such as 10m or 1h30m: {error}"))?;
-    let bounded = Duration::from(duration);
-    if duration.is_negative() || bounded < Duration::from_secs(1) {
+    let ttl = duration::parse(text).map_err(|error| format!("ttl {text:?} {error}"))?;
+    if ttl < Duration::from_secs(1) {
         return Err(format!("ttl {text:?} is too short; the shortest is 1s"));
     }
-    if bounded > MAX_TTL {
+    if ttl > MAX_TTL {
         return Err(format!("ttl {text:?} is too long; the longest is 8784h, and `action: Record` never evicts"));
     }
-    Ok(bounded)
+    Ok(ttl)
 }
 
 fn expect<'de, D: Deserializer<'de>>(deserializer: D, expected: &str) -> Result<(), D::Error> {

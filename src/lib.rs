@@ -25,13 +25,14 @@
 //! | when a pod goes | [`eviction`] | [`eviction::controller`], [`eviction::lease`] |
 //! | who is trusted | [`certs`], [`certs::rotation`], [`certs::secret`], [`certs::bundle`], [`certs::authority`] | [`certs::controller`], [`certs::objects`], [`certs::resolver`] |
 //! | the ports | | [`server`], [`server::probes`] |
-//! | around | [`error`] | [`args`], [`clock`], [`telemetry`], [`run`] |
+//! | around | [`duration`], [`error`] | [`args`], [`clock`], [`telemetry`], [`run`] |
 
 pub mod admission;
 pub mod args;
 pub mod certs;
 pub mod clock;
 pub mod config;
+pub mod duration;
 pub mod error;
 pub mod events;
 pub mod eviction;

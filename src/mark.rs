@@ -103,12 +103,13 @@ fn is_false(value: &bool) -> bool {
 }
 
 impl Interaction {
-    /// Whether `other` reports the same act: same user, operation, container and command, within [`FOLD`].
+    /// Whether `other` reports the same act: same user, operation, container, command and streams, within [`FOLD`].
     fn same(&self, other: &Self) -> bool {
         self.user.name == other.user.name
             && self.operation == other.operation
             && self.container == other.container
             && self.command == other.command
+            && (self.stdin, self.tty) == (other.stdin, other.tty)
             // Absolute, because two replicas report with two clocks.
             && self.at.duration_since(other.at).abs() <= FOLD
     }
@@ -199,12 +200,14 @@ impl Mark {
         let Some(mut mark) = existing else {
             return Some(Self { pod: pod_uid.to_owned(), total: 1, first: interaction, recent: Vec::new(), evict_at });
         };
-        if mark.latest().any(|known| known.same(&interaction)) {
+        let earliest = mark.evict_at.into_iter().chain(evict_at).min();
+        // A stricter rule that matched what is not recorded (another group, the words behind a mask) must not be lost.
+        if earliest == mark.evict_at && mark.latest().any(|known| known.same(&interaction)) {
             return None;
         }
         mark.total = mark.total.saturating_add(1);
         mark.recent.push(interaction);
-        mark.evict_at = mark.evict_at.into_iter().chain(evict_at).min();
+        mark.evict_at = earliest;
         let surplus = mark.recent.len().saturating_sub(MAX_RECENT);
         mark.recent.drain(..surplus);
         while mark.recent.len() > 1 && mark.record().len() > MAX_BYTES {

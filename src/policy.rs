@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
 
-use crate::mark::{Interaction, Operation};
+use crate::mark::{Interaction, Operation, User};
 
 mod glob;
 pub use glob::Glob;
@@ -114,11 +114,11 @@ pub fn owner_kind(pod: &Pod) -> Option<&str> {
 }
 
 impl Policy {
-    /// What to do about this interaction with this pod. `argv` is the command as it was typed: the one in the
-    /// interaction is redacted.
+    /// What to do about this interaction with this pod. User and command are given as the API server sent them: those
+    /// in the interaction are bounded and redacted, and a rule must not be escaped by a 33rd group.
     #[must_use]
-    pub fn decide(&self, interaction: &Interaction, argv: &[String], pod: &Pod) -> Decision {
-        let matching = self.rules.iter().find(|rule| rule.matches.covers(interaction, argv, pod));
+    pub fn decide(&self, interaction: &Interaction, user: &User, argv: &[String], pod: &Pod) -> Decision {
+        let matching = self.rules.iter().find(|rule| rule.matches.covers(interaction, user, argv, pod));
         let (action, rule) = matching.map_or((&self.default, "default"), |rule| (&rule.action, rule.name.as_str()));
         let verdict = match action {
             Action::Exempt => Verdict::Exempt,
@@ -133,8 +133,7 @@ impl Policy {
 }
 
 impl Match {
-    fn covers(&self, interaction: &Interaction, argv: &[String], pod: &Pod) -> bool {
-        let user = &interaction.user;
+    fn covers(&self, interaction: &Interaction, user: &User, argv: &[String], pod: &Pod) -> bool {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let labels = pod.metadata.labels.as_ref();
         any(&self.namespaces, |glob| glob.matches(namespace))

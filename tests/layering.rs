@@ -10,11 +10,12 @@ use std::{
 /// What each room may use of this crate. A room also may use what is below it (`certs` → `certs::bundle`) and its own
 /// children may use it. Pure rooms first.
 const MAY_USE: &[(&str, &[&str])] = &[
+    ("duration", &[]),
     ("error", &[]),
     ("mark", &[]),
     ("redact", &["mark"]),
     ("policy", &["mark"]),
-    ("config", &["policy"]),
+    ("config", &["duration", "policy"]),
     ("admission::review", &["mark"]),
     ("eviction", &["mark"]),
     ("certs", &[]),
@@ -27,12 +28,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("pods", &["mark"]),
     ("server", &["telemetry"]),
     ("admission::handler", &["clock", "error", "events", "mark", "pods", "policy", "redact", "telemetry"]),
-    ("admission::http", &["server", "telemetry"]),
+    ("admission::http", &["duration", "server", "telemetry"]),
     ("eviction::controller", &["clock", "error", "events", "mark", "pods", "telemetry"]),
     ("eviction::lease", &["clock", "error"]),
     ("certs::objects", &[]),
     ("certs::controller", &["clock", "error", "events", "telemetry"]),
-    ("args", &["certs", "telemetry"]),
+    ("args", &["certs", "duration", "telemetry"]),
     // Wiring.
     (
         "run",
@@ -54,6 +55,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 
 /// The pure ones: they decide, take `now`, and return data and reasons.
 const PURE: &[&str] = &[
+    "duration",
     "error",
     "mark",
     "redact",

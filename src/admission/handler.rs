@@ -85,9 +85,12 @@ impl Handler {
 
     async fn admit(&self, request: &Request) -> Result<Admitted, Refused> {
         let Some(first) = request.acts.first() else { return Ok(Admitted::NothingToMark) };
-        let mut permitted = false;
+        // Both at once: neither needs the other, and the user waits.
+        let read = || self.pods.get(&request.namespace, &request.pod);
+        let (permitted, mut pod) = tokio::join!(self.permitted(request, first.operation), read());
+        permitted?;
         loop {
-            let pod = match self.pods.get(&request.namespace, &request.pod).await {
+            let found = match pod {
                 Ok(pod) => pod,
                 Err(pods::Error::Gone) => return Err(not_found(&request.pod).into()),
                 Err(error) => return Err(Refused::Unavailable(error)),
@@ -96,8 +99,8 @@ impl Handler {
             let mut to_mark = Vec::new();
             let mut exempted_by = String::new();
             for act in &request.acts {
-                let mut interaction = self.interaction(request, act, &pod)?;
-                let decided = policy.decide(&interaction, &act.command, &pod);
+                let mut interaction = self.interaction(request, act, &found)?;
+                let decided = policy.decide(&interaction, &request.user, &act.command, &found);
                 interaction.rule.clone_from(&decided.rule);
                 match decided.verdict {
                     Verdict::Exempt => exempted_by = decided.rule,
@@ -109,9 +112,6 @@ impl Handler {
                     }
                 }
             }
-            if !permitted {
-                permitted = self.permitted(request, first.operation).await?;
-            }
             if request.dry_run {
                 return Ok(Admitted::NothingToMark);
             }
@@ -119,15 +119,15 @@ impl Handler {
                 return Ok(Admitted::Exempt(exempted_by));
             }
             let rule = to_mark[0].0.rule.clone();
-            match self.pods.mark(&pod, to_mark).await {
+            match self.pods.mark(&found, to_mark).await {
                 Ok(marked) => {
                     if marked.written {
-                        self.tell(&pod, &marked);
+                        self.tell(&found, &marked);
                     }
                     return Ok(Admitted::Marked(marked, rule));
                 }
                 // Somebody wrote to the pod since it was read, or it was replaced: look again, within the timeout.
-                Err(pods::Error::Conflict | pods::Error::Gone) => {}
+                Err(pods::Error::Conflict | pods::Error::Gone) => pod = read().await,
                 Err(error) => return Err(Refused::Unavailable(error)),
             }
         }
@@ -154,7 +154,7 @@ impl Handler {
         })
     }
 
-    async fn permitted(&self, request: &Request, operation: Operation) -> Result<bool, Refused> {
+    async fn permitted(&self, request: &Request, operation: Operation) -> Result<(), Refused> {
         let (verbs, subresource): (&[&str], _) = match operation {
             Operation::Attach => (&["create"], "attach"),
             Operation::Exec => (&["create"], "exec"),
@@ -164,7 +164,7 @@ impl Handler {
         let Request { namespace, pod, user, .. } = request;
         for verb in verbs {
             if self.pods.may(user, verb, subresource, namespace, pod).await.map_err(Refused::Unavailable)? {
-                return Ok(true);
+                return Ok(());
             }
         }
         let verb = verbs[0];

@@ -8,7 +8,7 @@ use hyper::{Method, Request, Response, StatusCode, body::Body as _, body::Bytes,
 
 use super::handler::Handler;
 use crate::{
-    server,
+    duration, server,
     telemetry::{Metrics, Reason},
 };
 
@@ -109,8 +109,8 @@ async fn read(mut body: Incoming) -> Result<Vec<u8>, Problem> {
 /// `?timeout=5s`, in Go's notation.
 fn timeout(query: Option<&str>) -> Duration {
     let value = query.into_iter().flat_map(|query| query.split('&')).find_map(|pair| pair.strip_prefix("timeout="));
-    let parsed = value.filter(|text| text.len() < 16).and_then(|text| text.parse::<kube::core::Duration>().ok());
-    parsed.map_or(DEFAULT_TIMEOUT, Duration::from).clamp(Duration::from_secs(1), Duration::from_secs(30))
+    let parsed = value.and_then(|text| duration::parse(text).ok());
+    parsed.unwrap_or(DEFAULT_TIMEOUT).clamp(Duration::from_secs(1), Duration::from_secs(30))
 }
 
 #[cfg(test)]

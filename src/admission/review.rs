@@ -3,7 +3,7 @@
 //! Pure. Only the fields that decide are read, so that a review of a future Kubernetes, or of a pod with a field that
 //! this version does not know, is understood. What cannot be understood is an error for HTTP, never a panic.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
@@ -132,15 +132,20 @@ struct Options {
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct PodObject {
-    spec: PodSpec,
+struct PodObject<'a> {
+    #[serde(borrow)]
+    spec: PodSpec<'a>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct PodSpec {
-    ephemeral_containers: Option<Vec<serde_json::Value>>,
+struct PodSpec<'a> {
+    #[serde(borrow)]
+    ephemeral_containers: Option<Vec<&'a RawValue>>,
 }
+
+/// Containers added by one update. kubectl adds one; more than this is nobody's debugging.
+const MAX_ADDED: usize = 32;
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
@@ -173,7 +178,7 @@ pub fn parse(body: &[u8]) -> Result<Request, Error> {
     let acts = match (raw.operation.as_str(), raw.resource.resource.as_str(), raw.sub_resource.as_str()) {
         ("CONNECT", "pods", "exec") => vec![connect(Operation::Exec, object(raw.object)?)],
         ("CONNECT", "pods", "attach") => vec![connect(Operation::Attach, object(raw.object)?)],
-        ("UPDATE", "pods", "ephemeralcontainers") => added(&object(raw.old_object)?, object(raw.object)?)?,
+        ("UPDATE", "pods", "ephemeralcontainers") => added(&object(raw.old_object)?, &object(raw.object)?)?,
         (operation, resource, subresource) => {
             return Err(Error::Unknown(format!("a review of {operation} {resource}/{subresource}")));
         }
@@ -194,18 +199,22 @@ fn connect(operation: Operation, options: Options) -> Act {
     Act { operation, container, command: command.unwrap_or_default(), stdin, tty }
 }
 
-/// The ephemeral containers that the update adds or changes.
-fn added(old: &PodObject, new: PodObject) -> Result<Vec<Act>, serde_json::Error> {
-    let before = old.spec.ephemeral_containers.as_deref().unwrap_or_default();
-    let after = new.spec.ephemeral_containers.unwrap_or_default();
-    let fresh = after.into_iter().filter(|container| !before.contains(container));
-    fresh
-        .map(|container| {
-            let EphemeralContainer { name, command, args, stdin, tty } = serde_json::from_value(container)?;
-            let command = command.into_iter().chain(args).flatten().collect();
-            Ok(Act { operation: Operation::Debug, container: name, command, stdin, tty })
-        })
-        .collect()
+/// The ephemeral containers that the update adds or changes. Compared as text, which one API server wrote for both, so
+/// that three megabytes of containers cost three megabytes of hashing and no more.
+fn added(old: &PodObject<'_>, new: &PodObject<'_>) -> Result<Vec<Act>, Error> {
+    let before = old.spec.ephemeral_containers.iter().flatten().map(|container| container.get());
+    let before: HashSet<&str> = before.collect();
+    let after = new.spec.ephemeral_containers.iter().flatten();
+    let fresh: Vec<&RawValue> = after.copied().filter(|container| !before.contains(container.get())).collect();
+    if fresh.len() > MAX_ADDED {
+        return Err(Error::Unknown(format!("an update that adds {} ephemeral containers", fresh.len())));
+    }
+    let act = |container: &RawValue| {
+        let EphemeralContainer { name, command, args, stdin, tty } = serde_json::from_str(container.get())?;
+        let command = command.into_iter().chain(args).flatten().collect();
+        Ok(Act { operation: Operation::Debug, container: name, command, stdin, tty })
+    };
+    fresh.into_iter().map(act).collect()
 }
 
 /// Writes the answer to the review with this UID.

@@ -46,8 +46,11 @@ fn errors_say_file_line_field_and_what_to_do() {
         (error("default: {action: Evict}\n"), "3:10: action Evict needs a ttl, for example `ttl: 10m`"),
         (error("default: {action: Record, ttl: 1m}\n"), "3:10: action Record takes no ttl; only Evict does"),
         (error("default: [\n"), "3:10: expected mapping start"),
-        (ttl("-5m"), "3:31: ttl \"-5m\" is too short; the shortest is 1s"),
-        (ttl("99999999999999999999h"), "3:31: ttl is out of range; the longest is 8784h"),
+        (ttl("-5m"), "3:31: ttl \"-5m\" is negative"),
+        (
+            ttl("99999999999999999999h"),
+            "3:31: ttl \"99999999999999999999h\" is out of range, or not a duration such as 10m or 1h30m",
+        ),
         (
             ttl("9999999h"),
             "3:31: ttl \"9999999h\" is too long; the longest is 8784h, and `action: Record` never evicts",

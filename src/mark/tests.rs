@@ -64,6 +64,16 @@ fn the_same_interaction_within_seconds_writes_nothing() {
 }
 
 #[test]
+fn a_stricter_verdict_or_a_terminal_is_never_folded() {
+    let recorded = Mark::after(None, "u1", interaction("a", "2026-01-01T00:00:00Z"), None);
+    let strict = Mark::after(recorded.clone(), "u1", interaction("a", "2026-01-01T00:00:01Z"), TTL).unwrap();
+    assert_eq!(strict.evict_at, Some("2026-01-01T00:10:01Z".parse().unwrap()));
+    let mut plain = interaction("a", "2026-01-01T00:00:01Z");
+    plain.tty = false;
+    assert_eq!(Mark::after(recorded, "u1", plain, None).unwrap().total, 2);
+}
+
+#[test]
 fn a_mark_of_another_uid_is_no_mark() {
     let mark = Mark::after(None, "u1", interaction("a", "2026-01-01T00:00:00Z"), TTL).unwrap();
     assert_eq!(Found::on(&pod_with(&mark.patch("1"), "u1")), Found::Mark(mark.clone()));

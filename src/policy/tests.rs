@@ -1,5 +1,4 @@
 use super::*;
-use crate::mark::User;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -31,7 +30,7 @@ const EVICT: Action = Action::Evict(Duration::from_secs(60));
 fn decide(matches: serde_json::Value) -> String {
     let rule = Rule { name: "r".into(), matches: serde_json::from_value(matches).unwrap(), action: Action::Exempt };
     let i = interaction();
-    Policy { default: EVICT, rules: vec![rule] }.decide(&i, &i.command, &pod(Some("ReplicaSet"))).rule
+    Policy { default: EVICT, rules: vec![rule] }.decide(&i, &i.user, &i.command, &pod(Some("ReplicaSet"))).rule
 }
 
 #[test]
@@ -60,7 +59,7 @@ fn each_field_narrows_a_rule() {
 fn the_first_matching_rule_decides() {
     let rule = |name: &str, action| Rule { name: name.into(), matches: Match::default(), action };
     let policy = Policy { default: EVICT, rules: vec![rule("a", Action::Record), rule("b", Action::Exempt)] };
-    let decision = policy.decide(&interaction(), &[], &pod(None));
+    let decision = policy.decide(&interaction(), &interaction().user, &[], &pod(None));
     assert_eq!(decision, Decision { verdict: Verdict::Record, rule: "a".into() });
 }
 
@@ -72,13 +71,16 @@ fn bare_and_job_pods_are_evicted_by_a_rule_only() {
         rules: vec![Rule { name: "r".into(), matches: Match::default(), action: EVICT }],
     };
     for owner in [None, Some("Job")] {
-        assert_eq!(by_default.decide(&interaction(), &[], &pod(owner)).verdict, Verdict::Record);
+        assert_eq!(by_default.decide(&interaction(), &interaction().user, &[], &pod(owner)).verdict, Verdict::Record);
         assert_eq!(
-            by_rule.decide(&interaction(), &[], &pod(owner)).verdict,
+            by_rule.decide(&interaction(), &interaction().user, &[], &pod(owner)).verdict,
             Verdict::Evict { ttl: Duration::from_secs(60) }
         );
     }
-    assert!(matches!(by_default.decide(&interaction(), &[], &pod(Some("StatefulSet"))).verdict, Verdict::Evict { .. }));
+    assert!(matches!(
+        by_default.decide(&interaction(), &interaction().user, &[], &pod(Some("StatefulSet"))).verdict,
+        Verdict::Evict { .. }
+    ));
 }
 
 #[test]

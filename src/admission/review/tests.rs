@@ -62,6 +62,20 @@ fn debug_is_what_an_update_adds_or_changes() {
     let mut changed = a.clone();
     changed["image"] = json!("other");
     assert_eq!(acts(json!([a]), json!([changed]))[0].container, "a");
+    let many: Value = (0..33).map(|n| json!({"name": n.to_string()})).collect();
+    assert!(parse(&review("UPDATE", "ephemeralcontainers", pod(many.clone()), pod(Value::Null))).is_err());
+    assert!(acts(many.clone(), many).is_empty());
+}
+
+#[test]
+fn three_megabytes_of_containers_are_not_compared_pair_by_pair() {
+    let object = |item: &str, count: usize| {
+        format!(r#"{{"spec":{{"ephemeralContainers":[{}{item}]}}}}"#, format!("{item},").repeat(count))
+    };
+    let body = String::from_utf8(review("UPDATE", "ephemeralcontainers", json!("NEW"), json!("OLD"))).unwrap();
+    let body = body.replace(r#""NEW""#, &object("{}", 500_000)).replace(r#""OLD""#, &object("0", 700_000));
+    // Pair by pair it would take minutes.
+    assert!(parse(body.as_bytes()).is_err());
 }
 
 #[test]
