@@ -1,19 +1,22 @@
 //! Kubernetes Events: what `kubectl describe` and `kubectl events` show. Told behind the hot path: an admission never
 //! waits for an Event, and a flood of interactions cannot queue without bound.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::{
     Client, Resource,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
-use crate::{mark::shorten, telemetry::Metrics};
+use crate::{error::chain, mark::shorten, telemetry::Metrics};
 
 /// Events waiting to be told. At the API server's pace of some 100 a second this is a few seconds.
 const QUEUE: usize = 512;
+
+/// For one Event: those behind it wait.
+const PUBLISH: Duration = Duration::from_secs(5);
 
 /// Tells Events.
 #[derive(Clone)]
@@ -35,10 +38,14 @@ impl Events {
         let counters = metrics.clone();
         let publish = async move {
             while let Some((event, about)) = waiting.recv().await {
-                if let Err(error) = recorder.publish(&event, &about).await {
-                    counters.events_dropped.inc();
-                    tracing::warn!(reason = event.reason, error = %crate::error::chain(&error), "cannot publish an event");
-                }
+                let told = timeout(PUBLISH, recorder.publish(&event, &about)).await;
+                let problem = match told {
+                    Ok(Ok(())) => continue,
+                    Ok(Err(error)) => chain(&error),
+                    Err(_) => "the API server does not answer".to_owned(),
+                };
+                counters.events_dropped.inc();
+                tracing::warn!(reason = event.reason, error = problem, "cannot publish an event");
             }
         };
         (Self { queue, metrics }, publish)

@@ -263,6 +263,9 @@ impl Mark {
     }
 }
 
+/// Bytes of the condition's message.
+pub const MAX_MESSAGE: usize = 1024;
+
 /// Where a marked pod stands; the reason of its condition.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum State {
@@ -295,7 +298,7 @@ pub fn condition_patch(uid: &str, resource_version: &str, since: Timestamp, stat
             "type": CONDITION,
             "status": "False",
             "reason": state.reason(),
-            "message": shorten(message, 1024),
+            "message": shorten(message, MAX_MESSAGE),
             "lastTransitionTime": second(since).to_string(),
         }]},
     })

@@ -178,26 +178,28 @@ impl Pods {
         Ok(Marked { mark, written })
     }
 
-    /// Says on the pod, as it was read, where its mark stands. Writes nothing if it says so already.
+    /// Says on the pod, as it was read, where its mark stands. Writes nothing, and is false, if it says so already.
     ///
     /// # Errors
     /// [`Error::Conflict`] if the pod must be read again.
-    pub async fn tell(&self, pod: &Pod, since: Timestamp, state: State, message: &str) -> Result<(), Error> {
+    pub async fn tell(&self, pod: &Pod, since: Timestamp, state: State, message: &str) -> Result<bool, Error> {
         let metadata = &pod.metadata;
         let (Some(name), Some(namespace), Some(uid)) = (&metadata.name, &metadata.namespace, &metadata.uid) else {
             return Err(Error::Gone);
         };
+        let message = &mark::shorten(message, mark::MAX_MESSAGE);
         let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
         let told = conditions.iter().any(|condition| {
             condition.type_ == mark::CONDITION
                 && condition.reason.as_deref() == Some(state.reason())
-                && condition.message.as_deref() == Some(message)
+                && condition.message.as_deref() == Some(message.as_str())
         });
         if told {
-            return Ok(());
+            return Ok(false);
         }
         let version = metadata.resource_version.as_deref().unwrap_or_default();
-        self.patch_status(namespace, name, &mark::condition_patch(uid, version, since, state, message)).await
+        self.patch_status(namespace, name, &mark::condition_patch(uid, version, since, state, message)).await?;
+        Ok(true)
     }
 
     async fn patch_status(&self, namespace: &str, name: &str, patch: &Value) -> Result<(), Error> {

@@ -19,6 +19,7 @@ use tokio::{
 
 use crate::{
     config,
+    error::chain,
     events::Events,
     policy::Policy,
     telemetry::{Metrics, Reason},
@@ -33,6 +34,8 @@ const SETTLE: Duration = Duration::from_millis(100);
 pub struct Reload {
     /// The file.
     pub path: PathBuf,
+    /// Its text when it was read first.
+    pub text: String,
     /// Gets the new rules.
     pub policy: watch::Sender<Arc<Policy>>,
     /// Where Events go.
@@ -49,46 +52,47 @@ impl Reload {
         let changed = Arc::new(Notify::new());
         let folder = self.path.parent().unwrap_or_else(|| Path::new("/"));
         let hint = changed.clone();
-        let watching = notify::recommended_watcher(move |_| hint.notify_one()).and_then(|mut watcher| {
+        let notice = move |event: notify::Result<notify::Event>| {
+            // Our own reading of the file is an event too.
+            if !event.is_ok_and(|event| event.kind.is_access()) {
+                hint.notify_one();
+            }
+        };
+        let watching = notify::recommended_watcher(notice).and_then(|mut watcher| {
             watcher.watch(folder, RecursiveMode::NonRecursive)?;
             Ok(watcher)
         });
         if let Err(error) = &watching {
             tracing::warn!(%error, "the configuration's directory cannot be watched; it is looked at every {POLL:?}");
         }
-        let mut known = config::read(&self.path).ok();
+        let mut known = Ok(self.text);
         loop {
             if timeout(POLL, changed.notified()).await.is_ok() {
                 sleep(SETTLE).await;
             }
-            let text = config::read(&self.path);
-            if text.as_ref().ok() == known.as_ref() {
+            let text = config::read(&self.path).map_err(|error| chain(&error));
+            if text == known {
                 continue;
             }
-            let parsed = text.and_then(|text| {
-                let policy = config::parse(&self.path.display().to_string(), &text);
-                known = Some(text);
-                policy
+            let parsed = text.as_ref().map_err(Clone::clone).and_then(|text| {
+                config::parse(&self.path.display().to_string(), text).map_err(|error| error.to_string())
             });
-            match parsed {
+            // What was refused is known too: it is said once, not at every look.
+            known = text;
+            let (reason, type_, event, note) = match parsed {
                 Ok(policy) => {
-                    tracing::info!(rules = policy.rules.len(), "new configuration");
+                    let note = format!("{} rules and a default are in force", policy.rules.len());
                     self.policy.send_replace(Arc::new(policy));
-                    self.tell("accepted", EventType::Normal, "ConfigurationReloaded", "new rules are in force");
+                    ("accepted", EventType::Normal, "ConfigurationReloaded", note)
                 }
                 Err(error) => {
                     let note = format!("{error}; the rules before it stay in force");
-                    tracing::error!(note, "configuration refused");
-                    self.tell("refused", EventType::Warning, "ConfigurationRefused", &note);
-                    // Said once, not at every poll.
-                    known = known.or_else(|| Some(String::new()));
+                    ("refused", EventType::Warning, "ConfigurationRefused", note)
                 }
-            }
+            };
+            tracing::info!(reason, note, "the configuration changed");
+            self.metrics.reloads.get_or_create(&Reason { reason }).inc();
+            self.events.tell(self.about.clone(), type_, event, "Reload", &note);
         }
-    }
-
-    fn tell(&self, reason: &'static str, type_: EventType, event: &'static str, note: &str) {
-        self.metrics.reloads.get_or_create(&Reason { reason }).inc();
-        self.events.tell(self.about.clone(), type_, event, "Reload", note);
     }
 }

@@ -58,12 +58,16 @@ async fn client() -> anyhow::Result<Client> {
     // Every caller here has its own timeouts and its own idea of a retry; a 429 to an eviction is an answer.
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(3));
+    // A peer that died without a word: watches end by themselves after 60 s, and everything else is shorter.
+    config.read_timeout = Some(Duration::from_secs(75));
+    config.reset_reader_on_write = true;
     Client::try_from(config).context("cannot make a client for the API server")
 }
 
 async fn serve(args: Serve) -> anyhow::Result<()> {
     let lifetimes = args.lifetimes().map_err(anyhow::Error::msg)?;
-    let policy = config::load(&args.config)?;
+    let text = config::read(&args.config)?;
+    let policy = config::parse(&args.config.display().to_string(), &text)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), pod = args.pod_name, rules = policy.rules.len(), "starting");
     let metrics = Arc::new(Metrics::default());
     // Both ports before anything is promised to anybody.
@@ -100,8 +104,14 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         name: Some(args.pod_name.clone()),
         ..ObjectReference::default()
     };
-    let reload =
-        Reload { path: args.config.clone(), policy: rules, events: events.clone(), about, metrics: metrics.clone() };
+    let reload = Reload {
+        path: args.config.clone(),
+        text,
+        policy: rules,
+        events: events.clone(),
+        about,
+        metrics: metrics.clone(),
+    };
     spawn("configuration", Box::pin(reload.run()));
 
     let resolver = Resolver::default();
@@ -137,7 +147,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     spawn("eviction", Box::pin(evictions.run()));
 
     let handler = Handler { pods, policy, clock, events, metrics: metrics.clone() };
-    let endpoint = Arc::new(Endpoint { handler, metrics: metrics.clone() });
+    let endpoint = Arc::new(Endpoint::new(handler, metrics.clone()));
     let webhook = server::serve(webhook_port, tls, endpoint, Limits::default(), metrics, stopping, args.drain);
     let mut webhook = tokio::spawn(webhook);
 

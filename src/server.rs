@@ -9,7 +9,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -21,7 +21,7 @@ use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, timeout},
+    time::{Instant, MissedTickBehavior, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -37,15 +37,27 @@ pub struct Limits {
     /// For a request's header, which in hyper is also how long a connection may be idle. Above the API server's 90 s,
     /// else its next POST meets a closing connection and fails with EOF.
     pub idle: Duration,
+    /// From the end of the handshake to the first request. A connection that never said anything is not the API server's.
+    pub first_request: Duration,
     /// Connections at once. Each API server keeps at most 25 idle ones; the rest is room for bursts.
     pub connections: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { handshake: Duration::from_secs(10), idle: Duration::from_secs(120), connections: 1024 }
+        Self {
+            handshake: Duration::from_secs(10),
+            idle: Duration::from_secs(120),
+            first_request: Duration::from_secs(10),
+            connections: 1024,
+        }
     }
 }
+
+/// Bytes of a request's header. The API server sends some 300.
+const MAX_HEADER: usize = 32 * 1024;
+/// After the drain, for requests that arrived at its very end. With it the process is gone before the kubelet's SIGKILL.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// Answers one request. Never fails: whatever is wrong is an HTTP answer.
 pub trait Service: Send + Sync + 'static {
@@ -80,10 +92,11 @@ pub async fn serve<S: Service>(
     drain: Duration,
 ) {
     let places = Arc::new(Semaphore::new(limits.connections));
-    let draining = Arc::new(AtomicBool::new(false));
-    let shared =
-        Arc::new(Shared { acceptor: TlsAcceptor::from(tls), service, limits, metrics, draining: draining.clone() });
+    let (draining, busy) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let shared = Arc::new(Shared { acceptor: TlsAcceptor::from(tls), service, limits, metrics, draining, busy });
     let mut end: Option<Instant> = None;
+    let mut look = tokio::time::interval(Duration::from_millis(100));
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         // Cancel safe: the semaphore, accept and the sleep lose nothing when another arm wins.
         tokio::select! {
@@ -96,19 +109,27 @@ pub async fn serve<S: Service>(
                 }
             },
             () = stopped(&mut stop), if end.is_none() => {
-                draining.store(true, Ordering::Relaxed);
+                shared.draining.store(true, Ordering::Relaxed);
                 end = Some(Instant::now() + drain);
                 tracing::info!(connections = limits.connections - places.available_permits(), "draining");
             }
-            () = tokio::time::sleep(Duration::from_millis(100)), if end.is_some() => {
+            _ = look.tick(), if end.is_some() => {
                 let idle = places.available_permits() == limits.connections;
                 // A freshly unready endpoint is still called for a moment, so an early quiet is not the end.
                 let early = end.is_some_and(|end| end > Instant::now() + drain / 2);
                 if (idle && !early) || end.is_some_and(|end| end <= Instant::now()) {
-                    return;
+                    break;
                 }
             }
         }
+    }
+    drop(listener);
+    let _ = timeout(LAST_ANSWERS, until_idle(&shared.busy)).await;
+}
+
+async fn until_idle(busy: &AtomicUsize) {
+    while busy.load(Ordering::Relaxed) > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -129,7 +150,9 @@ struct Shared<S> {
     service: Arc<S>,
     limits: Limits,
     metrics: Arc<Metrics>,
-    draining: Arc<AtomicBool>,
+    draining: AtomicBool,
+    /// Requests being answered.
+    busy: AtomicUsize,
 }
 
 impl<S: Service> Shared<S> {
@@ -152,24 +175,38 @@ impl<S: Service> Shared<S> {
         };
         count("ok");
         self.metrics.connections.inc();
-        let this = self.clone();
+        let (this, spoke) = (self.clone(), Arc::new(AtomicBool::new(false)));
+        let heard = spoke.clone();
         let service = service_fn(move |request| {
+            heard.store(true, Ordering::Relaxed);
             let this = this.clone();
             async move { Ok::<_, Infallible>(this.respond(request).await) }
         });
         let served = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.idle)
-            .serve_connection(TokioIo::new(tls), service)
-            .await;
-        if let Err(error) = served {
-            tracing::debug!(%error, "a connection ended below HTTP");
+            .max_buf_size(MAX_HEADER)
+            .serve_connection(TokioIo::new(tls), service);
+        let mut served = std::pin::pin!(served);
+        let silent = async {
+            tokio::time::sleep(self.limits.first_request).await;
+            if spoke.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            served = served.as_mut() => if let Err(error) = served {
+                tracing::debug!(%error, "a connection ended below HTTP");
+            },
+            () = silent => tracing::debug!("a connection said nothing"),
         }
         self.metrics.connections.dec();
     }
 
     async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        self.busy.fetch_add(1, Ordering::Relaxed);
         let mut response = self.service.call(request).await;
+        self.busy.fetch_sub(1, Ordering::Relaxed);
         if self.draining.load(Ordering::Relaxed) {
             response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
         }

@@ -1,7 +1,7 @@
 //! The whole of it on a real cluster with a real node: install.yaml as shipped, stock kubectl, real evictions.
 //!
 //! `hack/test` brings the cluster up, installs, and runs these. Tests whose name begins with `alone_` disturb the
-//! installation and run one by one, after the others.
+//! installation and run one by one, after the others; `last_` removes it.
 #![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
 mod common;
@@ -334,4 +334,20 @@ async fn alone_killed_between_mark_and_deadline_it_still_evicts_on_time() {
     let late = ns.evicted(&name, uid_of(&pod), deadline(&pod)).await;
     assert!((0.0..2.0).contains(&late), "evicted {late} s after the deadline");
     run(&["-n", SYSTEM, "rollout", "status", "deployment/pristine", "--timeout=60s"]).await;
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn last_deleting_only_the_namespace_leaves_no_webhook_configuration_and_exec_works() {
+    let ns = Namespace::new("t-mark-").await;
+    let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
+    run(&["delete", "namespace", SYSTEM, "--wait=false"]).await;
+    let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client().await);
+    // The namespace itself takes as long as its pods take to drain.
+    until("no webhook configuration", 2, || async {
+        configurations.get_opt("pristine").await.unwrap().is_none().then_some(())
+    })
+    .await;
+    ns.run(&["exec", &name, "--", "true"]).await;
+    run(&["wait", "--for=delete", "--timeout=90s", "namespace", SYSTEM]).await;
 }

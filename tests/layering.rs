@@ -23,7 +23,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Edges.
     ("clock", &[]),
     ("telemetry", &[]),
-    ("reload", &["config", "events", "policy", "telemetry"]),
+    ("reload", &["config", "error", "events", "policy", "telemetry"]),
     ("events", &["error", "mark", "telemetry"]),
     ("pods", &["mark"]),
     ("server", &["telemetry"]),

@@ -58,12 +58,16 @@ async fn webhook(fake: Fake, rules: &str) -> Webhook {
         events,
         metrics: metrics.clone(),
     };
-    let endpoint = Arc::new(Endpoint { handler, metrics: metrics.clone() });
+    let endpoint = Arc::new(Endpoint::new(handler, metrics.clone()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopping) = watch::channel(false);
     let tls = server::tls_config(Arc::new(resolver)).unwrap();
-    let limits = Limits { handshake: Duration::from_millis(300), ..Limits::default() };
+    let limits = Limits {
+        handshake: Duration::from_millis(300),
+        first_request: Duration::from_millis(500),
+        ..Limits::default()
+    };
     let served =
         tokio::spawn(server::serve(listener, tls, endpoint, limits, metrics.clone(), stopping, Duration::from_secs(1)));
     Webhook { address, root: authority.certificate.der, fake, metrics, stop, served, _policy: policy }
@@ -293,6 +297,34 @@ async fn a_client_that_says_nothing_does_not_hold_a_place_for_long() {
         webhook.metrics.render()
     );
     drop(silent);
+}
+
+#[tokio::test]
+async fn a_connection_that_never_asks_is_closed_and_one_that_asked_is_kept() {
+    let webhook = standard().await;
+    let mut silent = connect(webhook.address, std::slice::from_ref(&webhook.root)).await.unwrap();
+    let mut spoke = connect(webhook.address, std::slice::from_ref(&webhook.root)).await.unwrap();
+    assert_eq!(spoke.post(b"x").await.unwrap().status, 400);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(silent.post(b"x").await.is_err());
+    assert_eq!(spoke.post(b"x").await.unwrap().status, 400);
+}
+
+#[tokio::test]
+async fn more_reviews_than_memory_allows_are_answered_in_turn_or_with_503() {
+    let webhook = standard().await;
+    webhook.fake.state().slow = Duration::from_secs(3);
+    // Each takes 3 MiB of the budget of 24 while its mark is written.
+    let padded = {
+        let mut request = exec("a", &["sh"]);
+        request["object"]["padding"] = json!("x".repeat(2_900_000));
+        json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}).to_string()
+    };
+    let answers = (0..10).map(|_| webhook.post(padded.as_bytes()));
+    let answers = futures_util::future::join_all(answers).await;
+    let (ok, busy) =
+        (answers.iter().filter(|a| a.status == 200).count(), answers.iter().filter(|a| a.status == 503).count());
+    assert_eq!((ok, busy), (8, 2), "{answers:?}");
 }
 
 #[tokio::test]

@@ -6,6 +6,8 @@ use futures_util::FutureExt as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, Response, StatusCode, body::Body as _, body::Bytes, body::Incoming, header};
 
+use tokio::sync::{Semaphore, SemaphorePermit};
+
 use super::handler::Handler;
 use crate::{
     duration, server,
@@ -21,12 +23,17 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// `timeoutSeconds` of the shipped webhook entries; the API server says the one in force in the query.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// KiB of reviews in memory at once. A review of 3 MiB takes some twice its size while it is read, and the container
+/// has 128 MiB.
+const BUDGET: u32 = 24 * 1024;
+/// For room in the budget; long enough for the reviews before, and well within the API server's timeout.
+const BUDGET_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The webhook as an HTTP service.
 pub struct Endpoint {
-    /// Answers the reviews.
-    pub handler: Handler,
-    /// Counters.
-    pub metrics: Arc<Metrics>,
+    handler: Handler,
+    metrics: Arc<Metrics>,
+    budget: Semaphore,
 }
 
 struct Problem {
@@ -64,11 +71,29 @@ impl server::Service for Endpoint {
 }
 
 impl Endpoint {
+    /// Hands reviews to this handler.
+    #[must_use]
+    pub fn new(handler: Handler, metrics: Arc<Metrics>) -> Self {
+        Self { handler, metrics, budget: Semaphore::new(BUDGET as usize) }
+    }
+
+    /// Room for a body of this size, kept until it is dropped.
+    async fn room(&self, size: u64) -> Option<SemaphorePermit<'_>> {
+        // An announced length is only a claim, but hyper holds the sender to it.
+        let kib = u32::try_from(size.min(MAX_BODY as u64).div_ceil(1024)).unwrap_or(BUDGET).max(1);
+        tokio::time::timeout(BUDGET_TIMEOUT, self.budget.acquire_many(kib)).await.ok()?.ok()
+    }
+
     async fn review(&self, request: Request<Incoming>) -> Result<Vec<u8>, Problem> {
         let (head, body) = request.into_parts();
         let timeout = timeout(head.uri.query());
+        let room = self.room(body.size_hint().upper().unwrap_or(u64::MAX)).await;
         // The body first, whatever else is wrong: an answer before its end would be a broken connection to the sender.
-        let body = tokio::time::timeout(BODY_TIMEOUT, read(body)).await;
+        let keep = if room.is_some() { MAX_BODY } else { 0 };
+        let body = tokio::time::timeout(BODY_TIMEOUT, read(body, keep)).await;
+        if room.is_none() {
+            return Err(problem(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many reviews at once; try again"));
+        }
         if head.method != Method::POST {
             return Err(problem(StatusCode::METHOD_NOT_ALLOWED, "method", "POST an AdmissionReview"));
         }
@@ -79,7 +104,7 @@ impl Endpoint {
     }
 }
 
-async fn read(mut body: Incoming) -> Result<Vec<u8>, Problem> {
+async fn read(mut body: Incoming, keep: usize) -> Result<Vec<u8>, Problem> {
     let expected = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     let mut kept = Vec::with_capacity(expected.min(64 * 1024));
     let mut total = 0;
@@ -90,7 +115,7 @@ async fn read(mut body: Incoming) -> Result<Vec<u8>, Problem> {
         if total > MAX_DISCARDED {
             break;
         }
-        if total <= MAX_BODY {
+        if total <= keep {
             kept.extend_from_slice(&data);
         } else {
             kept = Vec::new();

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Lifetimes,
+    Lifetimes, after,
     authority::{self, Authority},
     objects::{self, Live, Objects},
     resolver::Resolver,
@@ -28,6 +28,8 @@ use crate::{
     telemetry::{Certificate as Label, Metrics, Reason},
 };
 
+/// How long a certificate lives that was issued without asking the API server.
+const EMERGENCY: Duration = Duration::from_secs(3600);
 /// The wall clock is looked at this often: timers stand still while a machine is suspended.
 const TICK: Duration = Duration::from_secs(30);
 /// Keeps the certificates.
@@ -47,6 +49,40 @@ pub struct Controller {
     /// What is missing before the API server can call us; latches.
     pub ready: watch::Sender<Result<(), String>>,
 }
+
+/// How fast steps follow each other.
+#[derive(Default)]
+struct Pace {
+    failures: u32,
+    last: Option<(&'static str, Timestamp)>,
+    repeats: u32,
+}
+
+impl Pace {
+    /// The pause after a step. None, but for one that is taken again and again: somebody else undoes it each time, and
+    /// every new caBundle makes each API server open new connections.
+    fn after(&mut self, step: &Step, now: Timestamp) -> Duration {
+        let again = self.last.is_some_and(|(last, at)| last == step.as_str() && now < after(at, AGAIN));
+        self.last = Some((step.as_str(), now));
+        self.repeats = if again { self.repeats.saturating_add(1) } else { 0 };
+        // Never long: a caBundle that is repaired late is an admission that is lost.
+        if again { spread(self.repeats.min(3)) } else { Duration::ZERO }
+    }
+
+    /// The pause after a failure. Two replicas that collide must not collide again.
+    fn after_failure(&mut self) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        spread(self.failures)
+    }
+}
+
+/// Up to 100 ms, doubling to some 10 s.
+fn spread(times: u32) -> Duration {
+    Duration::from_millis(50 * 2_u64.saturating_pow(times.min(8))).mul_f64(rand::random_range(0.5..1.0))
+}
+
+/// A step taken again within this time is a fight.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// Why a step was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -89,31 +125,28 @@ impl Controller {
 
     async fn steps(&self, wake: &Notify) {
         let mut memory = Memory::default();
-        let mut failures = 0_u32;
+        let mut pace = Pace::default();
         loop {
             let wait = match self.step(&mut memory).await {
-                Ok(Some(until)) => {
-                    failures = 0;
-                    Duration::try_from(until.duration_since(self.clock.now()))
-                        .unwrap_or_default()
-                        .clamp(Duration::from_millis(10), TICK)
+                Ok((Step::Idle { until }, _)) => {
+                    let wait = Duration::try_from(until.duration_since(self.clock.now())).unwrap_or_default();
+                    wait.clamp(Duration::from_millis(10), TICK)
                 }
-                Ok(None) => {
-                    failures = 0;
+                Ok((step, now)) => {
+                    sleep(pace.after(&step, now)).await;
                     continue;
                 }
                 Err(error) => {
-                    failures = failures.saturating_add(1);
                     if !matches!(error, Error::Object(objects::Error::Conflict)) {
-                        tracing::warn!(error = %chain(&error), failures, "a certificate step failed, will try again");
+                        tracing::warn!(error = %chain(&error), "a certificate step failed, will try again");
                         self.missing(chain(&error));
+                        self.hold_on(&mut memory);
                     }
-                    // Two replicas that collide must not collide again.
-                    let ceiling = 100 * 2_u64.saturating_pow(failures.min(7));
-                    sleep(Duration::from_millis(ceiling).mul_f64(rand::random_range(0.5..1.0))).await;
+                    sleep(pace.after_failure()).await;
                     continue;
                 }
             };
+            pace.failures = 0;
             tokio::select! {
                 () = sleep(wait) => {}
                 () = wake.notified() => {}
@@ -121,8 +154,37 @@ impl Controller {
         }
     }
 
-    /// One look and one step; when to look again if there was nothing to do.
-    async fn step(&self, memory: &mut Memory) -> Result<Option<Timestamp>, Error> {
+    /// While the API server cannot be asked: a certificate that is about to end is renewed from what is in memory, for a
+    /// short time. It may be refused, if its authority was retired meanwhile; the one that ends would be for certain.
+    fn hold_on(&self, memory: &mut Memory) {
+        let now = self.clock.now();
+        let (Some(store), Some(serving)) = (&memory.store, &memory.serving) else { return };
+        let active = &store.active.certificate;
+        let ending = serving.leaf.part_of_life(9, 10) <= now && serving.leaf.not_after < active.not_after;
+        if ending && active.is_valid(now) {
+            let life = self.lifetimes.serving.min(EMERGENCY);
+            tracing::warn!("renewing the serving certificate without having asked the API server");
+            if let Err(error) = self.issue(&store.clone(), life, memory, now) {
+                tracing::error!(error = %chain(&error), "cannot renew the serving certificate");
+            }
+        } else if serving.leaf.not_after <= now {
+            drop(self.ready.send_replace(Err("the serving certificate has expired".to_owned())));
+        }
+    }
+
+    fn issue(&self, store: &Store, life: Duration, memory: &mut Memory, now: Timestamp) -> Result<(), Error> {
+        let cross = store.served_cross();
+        let leaf = store.active.issue(&self.objects.names.dns(), life, now, cross)?;
+        let serving =
+            Serving { leaf: leaf.certificate.clone(), issuer: store.active.certificate.clone(), cross: cross.cloned() };
+        self.resolver.serve(leaf)?;
+        tracing::info!(serial = serving.leaf.serial, not_after = %serving.leaf.not_after, "serving a new certificate");
+        memory.serving = Some(serving);
+        Ok(())
+    }
+
+    /// One look and one step; which, and when.
+    async fn step(&self, memory: &mut Memory) -> Result<(Step, Timestamp), Error> {
         let live = self.objects.look().await?;
         let now = self.clock.now();
         let stored = live.stored();
@@ -139,6 +201,8 @@ impl Controller {
             bundles: live.bundles(),
             serving: memory.serving.clone(),
             missing_since: memory.missing_since,
+            owned: live.is_owned(),
+            leaving: live.is_leaving(),
         };
         let step = plan(&observed, &self.lifetimes, now);
         if let Stored::Store(store) = &observed.stored
@@ -147,17 +211,13 @@ impl Controller {
             memory.store = Some((**store).clone());
         }
         self.report(&observed, &step, now);
-        if let Step::Idle { until } = step {
-            return Ok(Some(until));
+        if !matches!(step, Step::Idle { .. }) {
+            self.take(&step, &observed, live, memory, now).await?;
+            self.metrics.certificate_steps.get_or_create(&Reason { reason: step.as_str() }).inc();
+            let generation = memory.store.as_ref().map(|store| store.generation);
+            tracing::info!(step = step.as_str(), generation, "certificate step taken");
         }
-        self.take(&step, &observed, live, memory, now).await?;
-        self.metrics.certificate_steps.get_or_create(&Reason { reason: step.as_str() }).inc();
-        tracing::info!(
-            step = step.as_str(),
-            generation = memory.store.as_ref().map(|store| store.generation),
-            "certificate step taken"
-        );
-        Ok(None)
+        Ok((step, now))
     }
 
     async fn take(
@@ -176,16 +236,11 @@ impl Controller {
         let newest = known.into_iter().chain(&observed.memory).map(|store| store.generation).max().unwrap_or(0);
         let next = match step {
             Step::Idle { .. } => return Ok(()),
+            Step::Withdraw => return Ok(self.objects.withdraw(&live).await?),
             Step::Publish(pem) => return Ok(self.objects.publish(pem, &live).await?),
             Step::Issue => {
                 let Some(store) = known else { return Ok(()) };
-                let cross = store.served_cross();
-                let leaf = store.active.issue(&names, self.lifetimes.serving, now, cross)?;
-                let (issuer, cross) = (store.active.certificate.clone(), cross.cloned());
-                memory.serving = Some(Serving { leaf: leaf.certificate.clone(), issuer, cross });
-                tracing::info!(serial = leaf.certificate.serial, not_after = %leaf.certificate.not_after, "serving a new certificate");
-                self.resolver.serve(leaf)?;
-                return Ok(());
+                return self.issue(store, self.lifetimes.serving, memory, now);
             }
             Step::Create => {
                 let (active, _) = Authority::create(newest + 1, &names, self.lifetimes.authority, now, None)?;

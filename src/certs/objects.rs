@@ -1,5 +1,5 @@
 //! The two objects that everything here is about: the Secret with the authority, and the webhook configuration with
-//! caBundle. Reads them as they are, writes them only if they still are what was read.
+//! caBundle; and the namespace they go with. Reads them as they are, writes them only if they still are what was read.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,12 +8,12 @@ use k8s_openapi::{
     ByteString,
     api::{
         admissionregistration::v1::{ValidatingWebhook, ValidatingWebhookConfiguration},
-        core::v1::{ObjectReference, Secret},
+        core::v1::{Namespace, ObjectReference, Secret},
     },
 };
 use kube::{
     Api, Client,
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
     core::PartialObjectMeta,
     runtime::{WatchStreamExt as _, watcher},
 };
@@ -83,6 +83,7 @@ pub struct Objects {
 pub struct Live {
     secret: Option<Secret>,
     configuration: Option<ValidatingWebhookConfiguration>,
+    namespace: Namespace,
     names: Names,
 }
 
@@ -103,6 +104,22 @@ impl Live {
         let configuration = self.configuration.as_ref()?;
         let bundle = |entry: &ValidatingWebhook| entry.client_config.ca_bundle.clone().unwrap_or_default().0;
         Some(self.entries(configuration).map(bundle).collect())
+    }
+
+    /// Whether our namespace is being deleted.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.namespace.metadata.deletion_timestamp.is_some()
+    }
+
+    /// Whether the webhook configuration names our namespace as its owner, so that it is collected with it.
+    #[must_use]
+    pub fn is_owned(&self) -> bool {
+        let uid = self.namespace.metadata.uid.as_ref();
+        let owned = |found: &ValidatingWebhookConfiguration| {
+            found.metadata.owner_references.iter().flatten().any(|owner| Some(&owner.uid) == uid)
+        };
+        self.configuration.as_ref().is_none_or(owned)
     }
 
     /// The entries that call our Service; others in the same object are somebody else's.
@@ -130,28 +147,51 @@ impl Objects {
         Api::all(self.client.clone())
     }
 
-    /// One item for each change of either object. What changed is to be looked up, not believed.
+    /// One item for each change of one of them, or of our namespace. What changed is to be looked up, not believed.
     pub fn changes(&self) -> impl Stream<Item = Result<(), watcher::Error>> + Send + Unpin {
-        let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
+        let named = |name: &str| watcher::Config::default().timeout(60).fields(&format!("metadata.name={name}"));
         let secrets: Api<PartialObjectMeta<Secret>> = Api::namespaced(self.client.clone(), &self.names.namespace);
         let configurations: Api<PartialObjectMeta<ValidatingWebhookConfiguration>> = Api::all(self.client.clone());
         let secrets = watcher(secrets, named(&self.names.secret)).default_backoff();
         let configurations = watcher(configurations, named(&self.names.configuration)).default_backoff();
-        stream::select(
+        let namespaces: Api<PartialObjectMeta<Namespace>> = Api::all(self.client.clone());
+        let namespaces = watcher(namespaces, named(&self.names.namespace)).default_backoff();
+        stream::select_all([
             secrets.map(|event| event.map(drop)).boxed(),
             configurations.map(|event| event.map(drop)).boxed(),
-        )
+            namespaces.map(|event| event.map(drop)).boxed(),
+        ])
     }
 
-    /// Reads both as they are now, not from a cache: what is minted rests on it.
+    /// Reads all as they are now, not from a cache: what is minted rests on it.
+    ///
+    /// The webhook configuration first: then nobody can have published a newer Secret than the one read here without
+    /// changing the resourceVersion that our own write will carry.
     ///
     /// # Errors
     /// What the API server says.
     pub async fn look(&self) -> Result<Live, Error> {
-        let Names { secret, configuration, .. } = &self.names;
-        let secret = call("get the Secret", self.secrets().get_opt(secret)).await?;
+        let Names { secret, configuration, namespace, .. } = &self.names;
         let configuration = call("get the webhook configuration", self.configurations().get_opt(configuration)).await?;
-        Ok(Live { secret, configuration, names: self.names.clone() })
+        let secret = call("get the Secret", self.secrets().get_opt(secret)).await?;
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let namespace = call("get our namespace", namespaces.get(namespace)).await?;
+        Ok(Live { secret, configuration, namespace, names: self.names.clone() })
+    }
+
+    /// Deletes the webhook configuration that `live` found.
+    ///
+    /// # Errors
+    /// What the API server says.
+    pub async fn withdraw(&self, live: &Live) -> Result<(), Error> {
+        let Some(configuration) = &live.configuration else { return Ok(()) };
+        let preconditions = Preconditions { uid: configuration.metadata.uid.clone(), resource_version: None };
+        let params = DeleteParams::default().preconditions(preconditions);
+        let api = self.configurations();
+        match call("delete the webhook configuration", api.delete(&self.names.configuration, &params)).await {
+            Err(Error::Api(_, error)) if matches!(&*error, kube::Error::Api(status) if status.code == 404) => Ok(()),
+            deleted => deleted.map(drop),
+        }
     }
 
     /// Writes the store, if the Secret still is what `live` found.
@@ -174,7 +214,7 @@ impl Objects {
         Ok(())
     }
 
-    /// A strategic PATCH of caBundle over the entries that are there, with the resourceVersion they were read with.
+    /// A strategic PATCH of caBundle, and of our namespace as the owner, over the entries that are there, with the resourceVersion they were read with.
     /// Server-side apply would own the entries, and an upgrade that drops one would then fail with 422.
     ///
     /// # Errors
@@ -184,7 +224,13 @@ impl Objects {
         let bundle = ByteString(pem.as_bytes().to_vec());
         let entry = |entry: &ValidatingWebhook| json!({ "name": entry.name, "clientConfig": { "caBundle": bundle } });
         let patch = Patch::Strategic(json!({
-            "metadata": { "resourceVersion": configuration.metadata.resource_version },
+            "metadata": {
+                "resourceVersion": configuration.metadata.resource_version,
+                "ownerReferences": [{
+                    "apiVersion": "v1", "kind": "Namespace",
+                    "name": live.namespace.metadata.name, "uid": live.namespace.metadata.uid,
+                }],
+            },
             "webhooks": live.entries(configuration).map(entry).collect::<Vec<_>>(),
         }));
         let params = PatchParams { field_manager: Some("pristine".to_owned()), ..PatchParams::default() };

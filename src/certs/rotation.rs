@@ -45,6 +45,10 @@ pub struct Observed {
     pub serving: Option<Serving>,
     /// Since when there has been no Secret to read, while an authority is trusted that must be somewhere.
     pub missing_since: Option<Timestamp>,
+    /// Whether the webhook configuration goes when our namespace goes.
+    pub owned: bool,
+    /// Whether our namespace is going.
+    pub leaving: bool,
 }
 
 /// One step.
@@ -68,6 +72,8 @@ pub enum Step {
     Retire,
     /// Mint a serving certificate.
     Issue,
+    /// Delete the webhook configuration: nobody will answer it soon, and exec would be refused everywhere.
+    Withdraw,
     /// Nothing to do before this time, unless something changes.
     Idle {
         /// When to look again.
@@ -89,6 +95,7 @@ impl Step {
             Self::Activate => "activate",
             Self::Retire => "retire",
             Self::Issue => "issue",
+            Self::Withdraw => "withdraw",
             Self::Idle { .. } => "idle",
         }
     }
@@ -101,6 +108,10 @@ pub const RESTORE_WAIT: Duration = Duration::from_secs(5);
 /// Decides the next step.
 #[must_use]
 pub fn plan(observed: &Observed, lifetimes: &Lifetimes, now: Timestamp) -> Step {
+    if observed.leaving {
+        let gone = observed.bundles.is_none();
+        return if gone { Step::Idle { until: Timestamp::MAX } } else { Step::Withdraw };
+    }
     let store = match &observed.stored {
         // Whoever put back a backup did not mean to bring back an authority that is no longer trusted.
         Stored::Store(store) if observed.memory.as_ref().is_none_or(|known| known.generation <= store.generation) => {
@@ -112,16 +123,24 @@ pub fn plan(observed: &Observed, lifetimes: &Lifetimes, now: Timestamp) -> Step 
         },
     };
     let active = &store.active.certificate;
-    if !active.is_valid(now) {
+    if now < active.not_before {
+        // Our clock is behind by more than the hour that certificates are backdated. The others are right, not we.
+        return Step::Idle { until: active.not_before };
+    }
+    if active.not_after <= now {
         // Every replica slept through its end. There is nothing left to protect: no hold, and no cross-signing.
         let successor = store.next.as_ref().is_some_and(|next| next.certificate.is_valid(now));
         return if successor { Step::Activate } else { Step::Create };
+    }
+    if is_due(store, observed.serving.as_ref(), now) {
+        // Before anything that may fail for reasons of its own: a write that is refused must not let this one expire.
+        return Step::Issue;
     }
     let published = match &observed.bundles {
         None => false,
         Some(bundles) => {
             let wanted = bundle::pem(store.roots());
-            if bundles.iter().any(|live| live != wanted.as_bytes()) {
+            if !observed.owned || bundles.iter().any(|live| live != wanted.as_bytes()) {
                 let holding = store.next.is_some() && store.published_at.is_some();
                 let next = store.next.as_ref().map(|next| &next.certificate).into_iter().collect::<Vec<_>>();
                 if holding && !bundles.iter().all(|live| bundle::trusts(live, &next, now)) {
@@ -135,7 +154,7 @@ pub fn plan(observed: &Observed, lifetimes: &Lifetimes, now: Timestamp) -> Step 
     if published && let Some(step) = advance(store, lifetimes, now) {
         return step;
     }
-    if needs_issue(store, observed.serving.as_ref(), now) {
+    if is_outdated(store, observed.serving.as_ref()) {
         return Step::Issue;
     }
     Step::Idle { until: next_look(store, observed.serving.as_ref(), lifetimes, now) }
@@ -171,13 +190,21 @@ fn renew_at(leaf: &Certificate) -> Timestamp {
     leaf.part_of_life(2, 3)
 }
 
-fn needs_issue(store: &Store, serving: Option<&Serving>, now: Timestamp) -> bool {
+/// There is no serving certificate, or it ends soon and its issuer can give a new one.
+fn is_due(store: &Store, serving: Option<&Serving>, now: Timestamp) -> bool {
     serving.is_none_or(|serving| {
-        serving.issuer != store.active.certificate
+        serving.issuer == store.active.certificate
+            && renew_at(&serving.leaf) <= now
             // One that ends with its issuer cannot be renewed to last longer; the next authority will issue it.
-            || (renew_at(&serving.leaf) <= now && serving.leaf.not_after < serving.issuer.not_after)
-            // The cross certificate goes with the root that signed it.
-            || serving.cross.as_ref() != store.served_cross()
+            && serving.leaf.not_after < serving.issuer.not_after
+    })
+}
+
+/// It is of another authority than the active one, or with another chain.
+fn is_outdated(store: &Store, serving: Option<&Serving>) -> bool {
+    serving.is_some_and(|serving| {
+        // The cross certificate goes with the root that signed it.
+        serving.issuer != store.active.certificate || serving.cross.as_ref() != store.served_cross()
     })
 }
 
@@ -230,7 +257,9 @@ pub fn apply(
             store.cross = None;
             store.retire_at = None;
         }
-        Step::Create | Step::Restore | Step::Publish(_) | Step::Issue | Step::Idle { .. } => return None,
+        Step::Create | Step::Restore | Step::Publish(_) | Step::Issue | Step::Withdraw | Step::Idle { .. } => {
+            return None;
+        }
     }
     Some(store)
 }

@@ -16,7 +16,10 @@ use kube::{
     Api, Client,
     runtime::{WatchStreamExt as _, events::EventType, watcher},
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 
 use super::{Next, backoff, plan};
 use crate::{
@@ -32,6 +35,8 @@ use crate::{
 const ATTEMPTS: usize = 16;
 /// The wall clock is looked at this often, whatever the timers say: they stand still while a machine is suspended.
 const TICK: Duration = Duration::from_secs(5);
+/// One attempt: a GET, an eviction, which has 15 s of its own, and a PATCH. One that hangs must not hold its place.
+const ATTEMPT: Duration = Duration::from_secs(30);
 /// An accepted eviction is looked at again after this, should the pod not be terminating after all.
 const RECHECK: SignedDuration = SignedDuration::from_secs(60);
 
@@ -110,7 +115,8 @@ impl Controller {
     /// Runs until the process ends.
     pub async fn run(self) {
         let api: Api<Pod> = Api::all(self.client.clone());
-        let config = watcher::Config::default().labels(&format!("{}=true", mark::INTERACTED));
+        // Below the client's read timeout, so that a watch that says nothing for long is made anew and not taken for dead.
+        let config = watcher::Config::default().timeout(60).labels(&format!("{}=true", mark::INTERACTED));
         let mut events = watcher(api, config).default_backoff().boxed();
         let mut agenda = Agenda::default();
         let mut listed = HashSet::new();
@@ -208,17 +214,23 @@ impl Controller {
     }
 
     async fn attempt(&self, uid: String, namespace: String, name: String, refusals: u32) -> (String, End) {
-        let end = match self.try_evict(&uid, &namespace, &name, refusals).await {
-            Ok(end) => end,
-            Err(pods::Error::Gone) => End::Done,
+        let end = match timeout(ATTEMPT, self.try_evict(&uid, &namespace, &name, refusals)).await {
+            Ok(Ok(end)) => end,
+            Ok(Err(pods::Error::Gone)) => End::Done,
             // Another writer was faster; the next look sees what it wrote.
-            Err(pods::Error::Conflict) => End::Refused(None),
-            Err(error) => {
-                self.count("error");
+            Ok(Err(pods::Error::Conflict)) => End::Refused(None),
+            Ok(Err(error)) => {
                 tracing::warn!(namespace, pod = name, uid, error = %chain(&error), "cannot evict, will try again");
                 End::Refused(None)
             }
+            Err(_) => {
+                tracing::warn!(namespace, pod = name, uid, "the API server does not answer, will try again");
+                End::Refused(None)
+            }
         };
+        if matches!(end, End::Refused(None)) {
+            self.count("error");
+        }
         (uid, end)
     }
 
@@ -232,29 +244,33 @@ impl Controller {
             Next::Nothing(_) | Next::Ignore(_) => return Ok(End::Done),
             Next::Wait { until } => return Ok(End::Again(until)),
             Next::NotEvictable(mark, why) => {
-                self.count("not_evictable");
-                self.events.pod(&pod, EventType::Warning, "NotEvictable", "Evict", why);
-                self.pods.tell(&pod, mark.first.at, State::NotEvictable, why).await?;
+                if self.pods.tell(&pod, mark.first.at, State::NotEvictable, why).await? {
+                    self.count("not_evictable");
+                    self.events.pod(&pod, EventType::Warning, "NotEvictable", "Evict", why);
+                }
                 return Ok(End::Done);
             }
             Next::Evict(mark) => mark,
         };
-        match self.pods.evict(namespace, name, uid).await? {
-            Outcome::Accepted => {
+        let (why, after) = match self.pods.evict(namespace, name, uid).await {
+            Ok(Outcome::Accepted) => {
                 self.accepted(&pod, &mark);
-                Ok(End::Again(self.clock.now().checked_add(RECHECK).unwrap_or(Timestamp::MAX)))
+                return Ok(End::Again(self.clock.now().checked_add(RECHECK).unwrap_or(Timestamp::MAX)));
             }
-            Outcome::Refused { message, retry_after } => {
+            Ok(Outcome::Refused { message, retry_after }) => {
                 self.count("blocked");
-                tracing::info!(namespace, pod = name, uid, message, "eviction blocked");
-                let message = format!("{}. The eviction is blocked and will be tried again: {message}", mark.summary());
-                if refusals == 0 {
-                    self.events.pod(&pod, EventType::Warning, "EvictionBlocked", "Evict", &message);
-                }
-                self.pods.tell(&pod, mark.first.at, State::EvictionBlocked, &message).await?;
-                Ok(End::Refused(retry_after))
+                (message, Some(retry_after.unwrap_or_default()))
             }
+            Err(error @ pods::Error::Api { .. }) => (chain(&error), None),
+            Err(error) => return Err(error),
+        };
+        tracing::info!(namespace, pod = name, uid, why, "eviction blocked");
+        let message = format!("{}. The eviction is blocked and will be tried again: {why}", mark.summary());
+        if refusals == 0 {
+            self.events.pod(&pod, EventType::Warning, "EvictionBlocked", "Evict", &message);
         }
+        self.pods.tell(&pod, mark.first.at, State::EvictionBlocked, &message).await?;
+        Ok(End::Refused(after))
     }
 
     fn accepted(&self, pod: &Pod, mark: &Mark) {

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::certs::authority::Authority;
+use crate::certs::{authority::Authority, before};
 
 const LIFETIMES: Lifetimes = Lifetimes {
     authority: Duration::from_secs(9000),
@@ -30,6 +30,8 @@ impl World {
             bundles: Some(vec![vec![]]),
             serving: None,
             missing_since: Some(now),
+            owned: true,
+            leaving: false,
         };
         Self { now, observed, history: vec![(now, vec![])], generations: 0 }
     }
@@ -50,6 +52,7 @@ impl World {
         let generation = self.store().map_or(0, |store| store.generation) + 1;
         match step {
             Step::Idle { .. } => {}
+            Step::Withdraw => self.observed.bundles = None,
             Step::Publish(pem) => {
                 self.observed.bundles = Some(vec![pem.clone().into_bytes()]);
                 self.history.push((self.now, pem.clone().into_bytes()));
@@ -121,7 +124,7 @@ fn a_fresh_install_creates_publishes_and_issues() {
         world.take(&step);
         steps.push(step.as_str());
     }
-    assert_eq!(steps, ["create", "publish", "issue"]);
+    assert_eq!(steps, ["create", "issue", "publish"]);
     assert!(world.accepted(&world.observed.bundles.as_ref().unwrap()[0]));
 }
 
@@ -196,6 +199,41 @@ fn a_fresh_replica_gives_the_others_time_to_put_the_secret_back() {
     world.observed.missing_since = Some(world.now);
     assert!(matches!(plan(&world.observed, &LIFETIMES, world.now), Step::Idle { .. }));
     assert_eq!(plan(&world.observed, &LIFETIMES, after(world.now, RESTORE_WAIT)), Step::Create);
+}
+
+#[test]
+fn when_the_namespace_goes_the_webhook_configuration_goes_first() {
+    let mut world = World::new();
+    world.settle();
+    world.observed.leaving = true;
+    assert_eq!(plan(&world.observed, &LIFETIMES, world.now), Step::Withdraw);
+    world.settle();
+    assert_eq!(world.observed.bundles, None);
+}
+
+#[test]
+fn a_webhook_configuration_without_our_owner_reference_is_written_again() {
+    let mut world = World::new();
+    world.settle();
+    world.observed.owned = false;
+    assert!(matches!(plan(&world.observed, &LIFETIMES, world.now), Step::Publish(_)));
+}
+
+#[test]
+fn a_renewal_does_not_wait_for_a_write_that_is_refused() {
+    let mut world = World::new();
+    world.settle();
+    world.now = renew_at(&world.observed.serving.as_ref().unwrap().leaf);
+    world.observed.bundles = Some(vec![vec![]]);
+    assert_eq!(plan(&world.observed, &LIFETIMES, world.now), Step::Issue);
+}
+
+#[test]
+fn a_replica_whose_clock_is_behind_replaces_nothing() {
+    let mut world = World::new();
+    world.settle();
+    world.now = before(world.now, Duration::from_secs(7200));
+    assert!(matches!(plan(&world.observed, &LIFETIMES, world.now), Step::Idle { .. }));
 }
 
 #[test]
