@@ -297,7 +297,9 @@ async fn alone_with_every_replica_dead_nobody_execs_but_break_glass() {
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
     run(&["-n", SYSTEM, "scale", "deployment/pristine", "--replicas=0"]).await;
-    until("no replica", 60, || async { replicas().await.is_empty().then_some(()) }).await;
+    // Until they are gone, they answer.
+    run(&["-n", SYSTEM, "wait", "--for=delete", "--timeout=60s", "pod", "-l", "app.kubernetes.io/component=webhook"])
+        .await;
     let closed = ns.attempt(&["exec", &name, "--", "true"]).await;
     let opened = ns.attempt(&[&BREAK_GLASS[..], &[&name, "--", "echo", "in"]].concat()).await;
     run(&["-n", SYSTEM, "scale", "deployment/pristine", "--replicas=2"]).await;

@@ -17,6 +17,17 @@ die() {
 	exit 1
 }
 
+# need PROGRAM: installs the Debian package of that name if there is no such program.
+need() {
+	if command -v "$1" >/dev/null; then return; fi
+	if [[ $EUID -ne 0 ]] || ! command -v apt-get >/dev/null; then
+		die "$1 is missing" 'Install it with the package manager of this machine; as root on Debian it is done here.'
+	fi
+	log "installing $1"
+	apt-get update -qq >/dev/null
+	DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends "$1" >/dev/null
+}
+
 # die_with_log COMPONENT MESSAGE
 die_with_log() {
 	local file=$state/logs/$1.log
