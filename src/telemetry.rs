@@ -99,6 +99,8 @@ pub struct Metrics {
     pub not_after: Family<Certificate, Gauge<f64, AtomicU64>>,
     /// Whether caBundle in the webhook configuration is what it should be.
     pub bundle_in_sync: Gauge,
+    /// Times that caBundle was changed by somebody else and written again.
+    pub bundle_repairs: Counter,
     /// Steps taken by the certificate controller.
     pub certificate_steps: Family<Reason, Counter>,
     /// Configurations read anew, by result.
@@ -122,6 +124,7 @@ impl Default for Metrics {
             leader: Gauge::default(),
             not_after: Family::default(),
             bundle_in_sync: Gauge::default(),
+            bundle_repairs: Counter::default(),
             certificate_steps: Family::default(),
             reloads: Family::default(),
             events_dropped: Counter::default(),
@@ -142,6 +145,7 @@ impl Default for Metrics {
         r.register_with_unit("certificate_not_after_timestamp", help, Unit::Seconds, all.not_after.clone());
         let help = "1 while caBundle of the webhook configuration is what it should be";
         r.register("ca_bundle_in_sync", help, all.bundle_in_sync.clone());
+        r.register("ca_bundle_repairs", "Foreign changes of caBundle that were undone", all.bundle_repairs.clone());
         r.register("certificate_steps", "Steps taken by the certificate controller", all.certificate_steps.clone());
         r.register("configuration_reloads", "Changed configurations", all.reloads.clone());
         r.register("events_dropped", "Events that could not be published", all.events_dropped.clone());

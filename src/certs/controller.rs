@@ -101,6 +101,8 @@ struct Memory {
     store: Option<Store>,
     serving: Option<Serving>,
     missing_since: Option<Timestamp>,
+    /// The caBundle that this replica has seen or written last.
+    published: Option<String>,
 }
 
 impl Controller {
@@ -179,6 +181,8 @@ impl Controller {
             Serving { leaf: leaf.certificate.clone(), issuer: store.active.certificate.clone(), cross: cross.cloned() };
         self.resolver.serve(leaf)?;
         tracing::info!(serial = serving.leaf.serial, not_after = %serving.leaf.not_after, "serving a new certificate");
+        let note = format!("{} is served, valid until {}", serving.leaf.serial, serving.leaf.not_after);
+        self.events.tell(self.objects.secret_reference(), EventType::Normal, "LeafRenewed", "Issue", &note);
         memory.serving = Some(serving);
         Ok(())
     }
@@ -191,9 +195,10 @@ impl Controller {
         if let Stored::Unreadable(why) = &stored {
             tracing::warn!(why, "the Secret cannot be understood");
         }
+        let published_generation = live.published_generation();
         memory.missing_since = match &stored {
-            Stored::Store(_) => None,
-            Stored::Absent | Stored::Unreadable(_) => memory.missing_since.or(Some(now)),
+            Stored::Store(store) if store.generation >= published_generation => None,
+            _ => memory.missing_since.or(Some(now)),
         };
         let observed = Observed {
             stored,
@@ -201,14 +206,20 @@ impl Controller {
             bundles: live.bundles(),
             serving: memory.serving.clone(),
             missing_since: memory.missing_since,
+            published_generation,
             owned: live.is_owned(),
             leaving: live.is_leaving(),
+            rotate: live.wants_rotation(),
         };
         let step = plan(&observed, &self.lifetimes, now);
         if let Stored::Store(store) = &observed.stored
             && memory.store.as_ref().is_none_or(|known| known.generation < store.generation)
         {
             memory.store = Some((**store).clone());
+        }
+        if matches!(step, Step::Idle { .. }) {
+            let live = observed.bundles.iter().flatten().next();
+            memory.published = live.map(|bundle| String::from_utf8_lossy(bundle).into_owned());
         }
         self.report(&observed, &step, now);
         if !matches!(step, Step::Idle { .. }) {
@@ -234,10 +245,27 @@ impl Controller {
         };
         let names = self.objects.names.dns();
         let newest = known.into_iter().chain(&observed.memory).map(|store| store.generation).max().unwrap_or(0);
+        let newest = newest.max(observed.published_generation);
         let next = match step {
             Step::Idle { .. } => return Ok(()),
             Step::Withdraw => return Ok(self.objects.withdraw(&live).await?),
-            Step::Publish(pem) => return Ok(self.objects.publish(pem, &live).await?),
+            Step::Publish(pem) => {
+                self.objects.publish(pem, newest, &live).await?;
+                if memory.published.as_ref() == Some(pem) {
+                    self.metrics.bundle_repairs.inc();
+                    let note = "somebody changed caBundle of the webhook configuration; it is what it was again";
+                    tracing::warn!(note, "bundle repaired");
+                    self.events.tell(
+                        self.objects.secret_reference(),
+                        EventType::Warning,
+                        "BundleRepaired",
+                        "Publish",
+                        note,
+                    );
+                }
+                memory.published = Some(pem.clone());
+                return Ok(());
+            }
             Step::Issue => {
                 let Some(store) = known else { return Ok(()) };
                 return self.issue(store, self.lifetimes.serving, memory, now);
@@ -263,11 +291,12 @@ impl Controller {
                 })
                 .transpose()?
                 .flatten(),
-            Step::BeginHold | Step::BreakHold | Step::Activate | Step::Retire => {
+            Step::Adopt | Step::BeginHold | Step::BreakHold | Step::Activate | Step::Retire => {
                 known.and_then(|store| apply(step, store, &self.lifetimes, now, None))
             }
         };
-        let Some(store) = next else { return Ok(()) };
+        let Some(mut store) = next else { return Ok(()) };
+        store.generation = newest + 1;
         self.objects.write(&store, live).await?;
         if let Some((reason, note)) = telling(step, &store) {
             tracing::info!(reason, note, "authority");
@@ -330,18 +359,17 @@ fn telling(step: &Step, store: &Store) -> Option<(&'static str, String)> {
     let Store { active, generation, .. } = store;
     let until = active.certificate.not_after;
     match step {
-        Step::Create => Some(("AuthorityCreated", format!("a new authority, valid until {until}"))),
+        Step::Create => Some(("CACreated", format!("a new authority, valid until {until}"))),
         Step::Restore => {
-            Some(("AuthorityRestored", format!("the Secret was put back from memory as generation {generation}")))
+            Some(("CARestored", format!("the Secret was put back from memory as generation {generation}")))
         }
         Step::Stage => {
-            Some(("AuthorityStaged", "the next authority is made; caBundle will trust it before it signs".to_owned()))
+            Some(("CAStaged", "the next authority is made; caBundle will trust it before it signs".to_owned()))
         }
-        Step::Activate => Some((
-            "AuthorityActivated",
-            format!("a new authority signs, valid until {until}; the key of the last is erased"),
-        )),
-        Step::Retire => Some(("AuthorityRetired", "the last authority is no longer trusted".to_owned())),
+        Step::Activate => {
+            Some(("CARotated", format!("a new authority signs, valid until {until}; the key of the last is erased")))
+        }
+        Step::Retire => Some(("CARetired", "the last authority is no longer trusted".to_owned())),
         _ => None,
     }
 }

@@ -28,6 +28,12 @@ use super::{
 /// For one call to the API server. Writes of Secrets pass other people's webhooks, which may be slow.
 const CALL: Duration = Duration::from_secs(15);
 
+/// The annotation of the Secret that asks for a new authority now; its value is the reason, for people.
+pub const ROTATE: &str = "pristine/rotate";
+
+/// The annotation of the webhook configuration with the generation of the store that caBundle was written from.
+const GENERATION: &str = "pristine/generation";
+
 /// Where everything is.
 #[derive(Clone, Debug)]
 pub struct Names {
@@ -104,6 +110,20 @@ impl Live {
         let configuration = self.configuration.as_ref()?;
         let bundle = |entry: &ValidatingWebhook| entry.client_config.ca_bundle.clone().unwrap_or_default().0;
         Some(self.entries(configuration).map(bundle).collect())
+    }
+
+    /// Generation of the store that caBundle was written from.
+    #[must_use]
+    pub fn published_generation(&self) -> u64 {
+        let annotations = self.configuration.as_ref().and_then(|found| found.metadata.annotations.as_ref());
+        annotations.and_then(|all| all.get(GENERATION)).and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+
+    /// Whether an operator asks for a new authority, by annotating the Secret.
+    #[must_use]
+    pub fn wants_rotation(&self) -> bool {
+        let annotations = self.secret.as_ref().and_then(|secret| secret.metadata.annotations.as_ref());
+        annotations.is_some_and(|all| all.contains_key(ROTATE))
     }
 
     /// Whether our namespace is being deleted.
@@ -204,6 +224,10 @@ impl Objects {
         if let Some(mut secret) = live.secret {
             // With the resourceVersion it was read with; foreign labels and annotations stay.
             secret.data = data;
+            // A request that was seen before is answered by the staged authority that is written here, or by one before.
+            if store.next.is_some() {
+                secret.metadata.annotations.get_or_insert_default().remove(ROTATE);
+            }
             call("update the Secret", self.secrets().replace(name, &params, &secret)).await?;
         } else {
             let labels = Some([("app.kubernetes.io/name".to_owned(), "pristine".to_owned())].into());
@@ -219,13 +243,14 @@ impl Objects {
     ///
     /// # Errors
     /// [`Error::Conflict`] if the webhook configuration is no longer what `live` found.
-    pub async fn publish(&self, pem: &str, live: &Live) -> Result<(), Error> {
+    pub async fn publish(&self, pem: &str, generation: u64, live: &Live) -> Result<(), Error> {
         let Some(configuration) = &live.configuration else { return Ok(()) };
         let bundle = ByteString(pem.as_bytes().to_vec());
         let entry = |entry: &ValidatingWebhook| json!({ "name": entry.name, "clientConfig": { "caBundle": bundle } });
         let patch = Patch::Strategic(json!({
             "metadata": {
                 "resourceVersion": configuration.metadata.resource_version,
+                "annotations": { GENERATION: generation.to_string() },
                 "ownerReferences": [{
                     "apiVersion": "v1", "kind": "Namespace",
                     "name": live.namespace.metadata.name, "uid": live.namespace.metadata.uid,

@@ -43,12 +43,16 @@ pub struct Observed {
     pub bundles: Option<Vec<Vec<u8>>>,
     /// What this replica serves.
     pub serving: Option<Serving>,
-    /// Since when there has been no Secret to read, while an authority is trusted that must be somewhere.
+    /// Since when there has been no Secret to go by, while an authority is trusted that must be somewhere.
     pub missing_since: Option<Timestamp>,
+    /// Generation of the store that caBundle was written from; a Secret with a lower one was put back from a backup.
+    pub published_generation: u64,
     /// Whether the webhook configuration goes when our namespace goes.
     pub owned: bool,
     /// Whether our namespace is going.
     pub leaving: bool,
+    /// Whether an operator asks for a new authority.
+    pub rotate: bool,
 }
 
 /// One step.
@@ -62,6 +66,8 @@ pub enum Step {
     Stage,
     /// Write this caBundle into the webhook configuration.
     Publish(String),
+    /// Take the Secret as the newest, although its generation is older than what was published: nobody has a newer one.
+    Adopt,
     /// Note in the Secret that every bundle holds the next authority; the hold begins.
     BeginHold,
     /// Note that one does not any more; the hold will begin anew.
@@ -88,6 +94,7 @@ impl Step {
         match self {
             Self::Create => "create",
             Self::Restore => "restore",
+            Self::Adopt => "adopt",
             Self::Stage => "stage",
             Self::Publish(_) => "publish",
             Self::BeginHold => "begin_hold",
@@ -122,6 +129,10 @@ pub fn plan(observed: &Observed, lifetimes: &Lifetimes, now: Timestamp) -> Step 
             _ => return create(observed, now),
         },
     };
+    if store.generation < observed.published_generation {
+        // Publishing it would take the trust from what the other replicas serve. They have newer in memory, if they live.
+        return wait_for_others(observed, now).unwrap_or(Step::Adopt);
+    }
     let active = &store.active.certificate;
     if now < active.not_before {
         // Our clock is behind by more than the hour that certificates are backdated. The others are right, not we.
@@ -151,7 +162,7 @@ pub fn plan(observed: &Observed, lifetimes: &Lifetimes, now: Timestamp) -> Step 
             true
         }
     };
-    if published && let Some(step) = advance(store, lifetimes, now) {
+    if published && let Some(step) = advance(store, observed.rotate, lifetimes, now) {
         return step;
     }
     if is_outdated(store, observed.serving.as_ref()) {
@@ -160,21 +171,22 @@ pub fn plan(observed: &Observed, lifetimes: &Lifetimes, now: Timestamp) -> Step 
     Step::Idle { until: next_look(store, observed.serving.as_ref(), lifetimes, now) }
 }
 
+/// While a replica may still put back what it has in memory.
+fn wait_for_others(observed: &Observed, now: Timestamp) -> Option<Step> {
+    let until = after(observed.missing_since?, RESTORE_WAIT);
+    (now < until).then_some(Step::Idle { until })
+}
+
 fn create(observed: &Observed, now: Timestamp) -> Step {
     let trusted_before = observed.bundles.iter().flatten().any(|live| !live.is_empty());
-    match observed.missing_since {
-        Some(since) if trusted_before && now < after(since, RESTORE_WAIT) => {
-            Step::Idle { until: after(since, RESTORE_WAIT) }
-        }
-        _ => Step::Create,
-    }
+    wait_for_others(observed, now).filter(|_| trusted_before).unwrap_or(Step::Create)
 }
 
 /// The step from one authority to the next, once every bundle is what it should be.
-fn advance(store: &Store, lifetimes: &Lifetimes, now: Timestamp) -> Option<Step> {
+fn advance(store: &Store, rotate: bool, lifetimes: &Lifetimes, now: Timestamp) -> Option<Step> {
     match (&store.next, store.published_at) {
         (None, _) if !store.previous.is_empty() => (store.retire_at.is_none_or(|at| at <= now)).then_some(Step::Retire),
-        (None, _) => (stage_at(store) <= now).then_some(Step::Stage),
+        (None, _) => (rotate || stage_at(store) <= now).then_some(Step::Stage),
         (Some(_), None) => Some(Step::BeginHold),
         (Some(_), Some(since)) => (after(since, lifetimes.hold) <= now).then_some(Step::Activate),
     }
@@ -243,6 +255,8 @@ pub fn apply(
             store.cross = cross;
             store.published_at = None;
         }
+        // The caller has raised the generation above what was published.
+        Step::Adopt => {}
         Step::BeginHold => store.published_at = Some(now),
         Step::BreakHold => store.published_at = None,
         Step::Activate => {

@@ -32,6 +32,8 @@ impl World {
             missing_since: Some(now),
             owned: true,
             leaving: false,
+            rotate: false,
+            published_generation: 0,
         };
         Self { now, observed, history: vec![(now, vec![])], generations: 0 }
     }
@@ -217,6 +219,19 @@ fn a_webhook_configuration_without_our_owner_reference_is_written_again() {
     world.settle();
     world.observed.owned = false;
     assert!(matches!(plan(&world.observed, &LIFETIMES, world.now), Step::Publish(_)));
+}
+
+#[test]
+fn a_new_authority_on_demand_takes_the_same_steps() {
+    let mut world = World::new();
+    world.settle();
+    world.observed.rotate = true;
+    assert_eq!(plan(&world.observed, &LIFETIMES, world.now), Step::Stage);
+    world.take(&Step::Stage);
+    // The write of the staged authority takes the request away.
+    world.observed.rotate = false;
+    world.settle();
+    assert!(world.store().unwrap().published_at.is_some(), "held before it signs, as always");
 }
 
 #[test]
