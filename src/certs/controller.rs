@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Lifetimes, after,
+    Lifetimes, MINT_WITHIN, after,
     authority::{self, Authority},
     objects::{self, Live, Objects},
     resolver::Resolver,
@@ -189,8 +189,13 @@ impl Controller {
 
     /// One look and one step; which, and when.
     async fn step(&self, memory: &mut Memory) -> Result<(Step, Timestamp), Error> {
+        let asked = self.clock.now();
         let live = self.objects.look().await?;
         let now = self.clock.now();
+        if after(asked, MINT_WITHIN) < now {
+            // The process was suspended meanwhile. What it has read may be of an authority that is retired by now.
+            return Err(Error::Object(objects::Error::Conflict));
+        }
         let stored = live.stored();
         if let Stored::Unreadable(why) = &stored {
             tracing::warn!(why, "the Secret cannot be understood");

@@ -109,8 +109,9 @@ impl Step {
 }
 
 /// How long a replica that knows no authority waits for one that does to put the Secret back, when the webhook
-/// configuration shows that there was one.
-pub const RESTORE_WAIT: Duration = Duration::from_secs(5);
+/// configuration shows that there was one. Longer than the 30 s after which a replica looks without being woken: its
+/// watch may be interrupted at that very moment.
+pub const RESTORE_WAIT: Duration = Duration::from_secs(35);
 
 /// Decides the next step.
 #[must_use]
@@ -278,5 +279,7 @@ pub fn apply(
     Some(store)
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;
