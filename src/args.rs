@@ -69,6 +69,9 @@ pub struct Serve {
     /// How long the next authority is trusted before it signs.
     #[arg(long, default_value = "1m", value_parser = duration)]
     pub hold: Duration,
+    /// How many reviews one connection of an API server carries before it is asked to make a new one.
+    #[arg(long, default_value_t = 1000)]
+    pub requests_per_connection: usize,
     /// How long requests are still answered after SIGTERM.
     #[arg(long, default_value = "25s", value_parser = duration)]
     pub drain: Duration,

@@ -148,7 +148,8 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
 
     let handler = Handler { pods, policy, clock, events, metrics: metrics.clone() };
     let endpoint = Arc::new(Endpoint::new(handler, metrics.clone()));
-    let webhook = server::serve(webhook_port, tls, endpoint, Limits::default(), metrics, stopping, args.drain);
+    let limits = Limits { requests: args.requests_per_connection, ..Limits::default() };
+    let webhook = server::serve(webhook_port, tls, endpoint, limits, metrics, stopping, args.drain);
     let mut webhook = tokio::spawn(webhook);
 
     let ended = tokio::select! {

@@ -39,6 +39,9 @@ pub struct Limits {
     pub idle: Duration,
     /// From the end of the handshake to the first request. A connection that never said anything is not the API server's.
     pub first_request: Duration,
+    /// Requests on one connection before the client is asked for a new one. API servers hold on to connections, and
+    /// without this a replica that was started later would be called by nobody.
+    pub requests: usize,
     /// Connections at once. Each API server keeps at most 25 idle ones; the rest is room for bursts.
     pub connections: usize,
 }
@@ -49,6 +52,7 @@ impl Default for Limits {
             handshake: Duration::from_secs(10),
             idle: Duration::from_secs(120),
             first_request: Duration::from_secs(10),
+            requests: 1000,
             connections: 1024,
         }
     }
@@ -175,12 +179,12 @@ impl<S: Service> Shared<S> {
         };
         count("ok");
         self.metrics.connections.inc();
-        let (this, spoke) = (self.clone(), Arc::new(AtomicBool::new(false)));
-        let heard = spoke.clone();
+        let (this, asked) = (self.clone(), Arc::new(AtomicUsize::new(0)));
+        let count = asked.clone();
         let service = service_fn(move |request| {
-            heard.store(true, Ordering::Relaxed);
+            let last = count.fetch_add(1, Ordering::Relaxed) + 1 >= this.limits.requests;
             let this = this.clone();
-            async move { Ok::<_, Infallible>(this.respond(request).await) }
+            async move { Ok::<_, Infallible>(this.respond(request, last).await) }
         });
         let served = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -190,7 +194,7 @@ impl<S: Service> Shared<S> {
         let mut served = std::pin::pin!(served);
         let silent = async {
             tokio::time::sleep(self.limits.first_request).await;
-            if spoke.load(Ordering::Relaxed) {
+            if asked.load(Ordering::Relaxed) > 0 {
                 std::future::pending::<()>().await;
             }
         };
@@ -203,11 +207,11 @@ impl<S: Service> Shared<S> {
         self.metrics.connections.dec();
     }
 
-    async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn respond(&self, request: Request<Incoming>, last: bool) -> Response<Full<Bytes>> {
         self.busy.fetch_add(1, Ordering::Relaxed);
         let mut response = self.service.call(request).await;
         self.busy.fetch_sub(1, Ordering::Relaxed);
-        if self.draining.load(Ordering::Relaxed) {
+        if last || self.draining.load(Ordering::Relaxed) {
             response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
         }
         response

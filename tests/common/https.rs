@@ -43,6 +43,11 @@ pub struct Answer {
 }
 
 impl Connection {
+    /// What the server showed, the leaf only.
+    pub fn peer_certificate(&self) -> Vec<u8> {
+        self.0.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    }
+
     pub async fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.0.write_all(bytes).await?;
         self.0.flush().await
