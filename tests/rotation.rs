@@ -203,6 +203,10 @@ async fn readyz(n: usize) -> Option<u16> {
     text.split(' ').nth(1)?.parse().ok()
 }
 
+/// Milliseconds of a cycle of the load, and of the silence at its end.
+const CYCLE: u128 = 6000;
+const GAP: u128 = 1960;
+
 /// Execs through one API server until told to stop.
 #[derive(Default)]
 struct Load {
@@ -214,7 +218,7 @@ struct Load {
 }
 
 impl Load {
-    async fn run(self: Arc<Self>, client: Client, worker: usize) {
+    async fn run(self: Arc<Self>, client: Client, worker: usize, born: Instant) {
         let mut round = 0_usize;
         while !self.stop.load(Ordering::Relaxed) {
             if self.pause.load(Ordering::Relaxed) {
@@ -223,7 +227,6 @@ impl Load {
             }
             round += 1;
             self.busy.fetch_add(1, Ordering::Relaxed);
-            // Now and then a gap, so that connections grow idle and new ones are made.
             let path =
                 format!("/api/v1/namespaces/load/pods/p{}/exec?command=echo&command={worker}-{round}", round % 8);
             let answer = client.request_text(http::Request::post(path).body(vec![]).unwrap()).await;
@@ -235,7 +238,13 @@ impl Load {
                 }
                 other => self.failures.lock().unwrap().push(format!("{other:?}")),
             }
-            tokio::time::sleep(Duration::from_millis(if round.is_multiple_of(40) { 2500 } else { 40 })).await;
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            // All workers fall silent together now and then, so that every connection is idle for some two seconds: a
+            // server that closes those meets the next request.
+            let in_cycle = born.elapsed().as_millis() % CYCLE;
+            if in_cycle >= CYCLE - GAP {
+                tokio::time::sleep(Duration::from_millis(u64::try_from(CYCLE - in_cycle).unwrap())).await;
+            }
         }
     }
 }
@@ -291,9 +300,10 @@ async fn authorities_follow_each_other_under_load_without_one_failed_admission()
 
     let loads = [Arc::new(Load::default()), Arc::new(Load::default())];
     let mut workers = Vec::new();
+    let born = Instant::now();
     for (load, client) in loads.iter().zip(&clients) {
         for worker in 0..2 {
-            workers.push(tokio::spawn(load.clone().run(client.clone(), worker)));
+            workers.push(tokio::spawn(load.clone().run(client.clone(), worker, born)));
         }
     }
     // The second API server, whose pid hack/cluster recorded.
