@@ -69,6 +69,10 @@ pub struct Serve {
     /// How long the next authority is trusted before it signs.
     #[arg(long, default_value = "1m", value_parser = duration)]
     pub hold: Duration,
+    /// A directory with tls.crt, tls.key and optionally ca.crt, instead of an authority of our own. With ca.crt, caBundle
+    /// is kept; without, somebody else injects it.
+    #[arg(long)]
+    pub tls_dir: Option<PathBuf>,
     /// How many reviews one connection of an API server carries before it is asked to make a new one.
     #[arg(long, default_value_t = 1000)]
     pub requests_per_connection: usize,

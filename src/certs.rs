@@ -25,6 +25,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 pub mod authority;
 pub mod bundle;
 pub mod controller;
+pub mod mounted;
 pub mod objects;
 pub mod resolver;
 pub mod rotation;

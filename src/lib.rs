@@ -23,9 +23,9 @@
 //! | what is written on a pod | [`mark`], [`redact`] | [`pods`], [`events`] |
 //! | what is done about an interaction | [`policy`], [`config`], [`admission::review`] | [`reload`], [`admission::handler`], [`admission::http`] |
 //! | when a pod goes | [`eviction`] | [`eviction::controller`], [`eviction::lease`] |
-//! | who is trusted | [`certs`], [`certs::rotation`], [`certs::secret`], [`certs::bundle`], [`certs::authority`] | [`certs::controller`], [`certs::objects`], [`certs::resolver`] |
+//! | who is trusted | [`certs`], [`certs::rotation`], [`certs::secret`], [`certs::bundle`], [`certs::authority`] | [`certs::controller`], [`certs::objects`], [`certs::mounted`], [`certs::resolver`] |
 //! | the ports | | [`server`], [`server::probes`] |
-//! | around | [`duration`], [`error`] | [`args`], [`clock`], [`telemetry`], [`run`] |
+//! | around | [`duration`], [`error`] | [`args`], [`clock`], [`folder`], [`telemetry`], [`run`] |
 
 pub mod admission;
 pub mod args;
@@ -36,6 +36,7 @@ pub mod duration;
 pub mod error;
 pub mod events;
 pub mod eviction;
+pub mod folder;
 pub mod mark;
 pub mod pods;
 pub mod policy;

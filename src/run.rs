@@ -15,7 +15,7 @@ use tokio::{
 use crate::{
     admission::{handler::Handler, http::Endpoint},
     args::{Cli, Command, Serve},
-    certs::{self, objects::Objects, resolver::Resolver},
+    certs::{self, mounted::Mounted, objects::Objects, resolver::Resolver},
     clock::Clock,
     config,
     events::Events,
@@ -64,6 +64,8 @@ async fn client() -> anyhow::Result<Client> {
     Client::try_from(config).context("cannot make a client for the API server")
 }
 
+type Task = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
 async fn serve(args: Serve) -> anyhow::Result<()> {
     let lifetimes = args.lifetimes().map_err(anyhow::Error::msg)?;
     let text = config::read(&args.config)?;
@@ -87,7 +89,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let (events, publish_events) = Events::new(client.clone(), &args.pod_name, metrics.clone());
 
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
-    let mut spawn = |name: &'static str, task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+    let mut spawn = |name: &'static str, task: Task| {
         tasks.spawn(async move {
             task.await;
             name
@@ -109,23 +111,27 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         text,
         policy: rules,
         events: events.clone(),
-        about,
+        about: about.clone(),
         metrics: metrics.clone(),
     };
     spawn("configuration", Box::pin(reload.run()));
 
     let resolver = Resolver::default();
     let tls = server::tls_config(Arc::new(resolver.clone()))?;
-    let certificates = certs::controller::Controller {
-        objects: Objects::new(client.clone(), args.names()),
-        lifetimes,
-        clock: clock.clone(),
-        events: events.clone(),
-        metrics: metrics.clone(),
-        resolver,
-        ready: trusted,
+    let objects = Objects::new(client.clone(), args.names());
+    let ready = trusted;
+    let certificates: Task = {
+        let (clock, events, metrics) = (clock.clone(), events.clone(), metrics.clone());
+        if let Some(path) = args.tls_dir.clone() {
+            let hold = lifetimes.hold;
+            Box::pin(Mounted { path, objects, hold, clock, events, about, metrics, resolver, ready }.run())
+        } else {
+            Box::pin(
+                certs::controller::Controller { objects, lifetimes, clock, events, metrics, resolver, ready }.run(),
+            )
+        }
     };
-    spawn("certificates", Box::pin(certificates.run()));
+    spawn("certificates", certificates);
 
     let candidate = Candidate {
         client: client.clone(),

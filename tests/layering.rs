@@ -23,7 +23,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Edges.
     ("clock", &[]),
     ("telemetry", &[]),
-    ("reload", &["config", "error", "events", "policy", "telemetry"]),
+    ("folder", &[]),
+    ("reload", &["config", "error", "events", "folder", "policy", "telemetry"]),
     ("events", &["error", "mark", "telemetry"]),
     ("pods", &["mark"]),
     ("server", &["telemetry"]),
@@ -32,6 +33,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("eviction::controller", &["clock", "error", "events", "mark", "pods", "telemetry"]),
     ("eviction::lease", &["clock", "error"]),
     ("certs::objects", &[]),
+    ("certs::mounted", &["clock", "error", "events", "folder", "telemetry"]),
     ("certs::controller", &["clock", "error", "events", "telemetry"]),
     ("args", &["certs", "duration", "telemetry"]),
     // Wiring.
@@ -77,7 +79,7 @@ const IMPURE: &[&str] =
 /// Where each outside crate may be used.
 const DOORS: &[(&str, &[&str])] = &[
     ("rcgen", &["certs::authority"]),
-    ("notify", &["reload"]),
+    ("notify", &["folder"]),
     ("tokio_rustls", &["server"]),
     ("x509_parser", &["certs", "certs::authority"]),
     ("clap", &["args", "telemetry", "main"]),
@@ -86,7 +88,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("serde_saphyr", &["config"]),
     ("anyhow", &["run", "telemetry", "main"]),
     ("arc_swap", &["certs::resolver"]),
-    ("std::fs", &["config"]),
+    ("std::fs", &["config", "certs::mounted"]),
 ];
 
 /// Lines of a file, tests included.

@@ -1,8 +1,14 @@
 //! caBundle: which roots the API server is to trust, as PEM. Pure.
 
+use std::{sync::Arc, time::Duration};
+
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use jiff::Timestamp;
-use rustls_pki_types::{CertificateDer, pem::PemObject};
+use rustls::{
+    RootCertStore,
+    client::{WebPkiServerVerifier, danger::ServerCertVerifier},
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
 
 use super::Certificate;
 
@@ -33,4 +39,31 @@ pub fn trusts(bundle: &[u8], roots: &[&Certificate], now: Timestamp) -> bool {
     // As Go does: what does not parse is skipped.
     let trusted: Vec<_> = CertificateDer::pem_slice_iter(bundle).filter_map(Result::ok).collect();
     roots.iter().any(|root| root.is_valid(now) && trusted.contains(&root.der))
+}
+
+/// Every certificate of these bundles that is valid now, once, in the order of their bytes: all replicas write the same.
+#[must_use]
+pub fn merge<'a>(bundles: impl IntoIterator<Item = &'a [u8]>, now: Timestamp) -> String {
+    let all = bundles.into_iter().filter(|bundle| bundle.len() <= MAX_BYTES);
+    let all = all.flat_map(|bundle| CertificateDer::pem_slice_iter(bundle).filter_map(Result::ok).collect::<Vec<_>>());
+    let mut valid: Vec<_> = all.filter_map(|der| Certificate::from_der(der).ok()).filter(|c| c.is_valid(now)).collect();
+    valid.sort_by(|a, b| a.der.as_ref().cmp(b.der.as_ref()));
+    valid.dedup_by(|a, b| a.der == b.der);
+    pem(&valid)
+}
+
+/// Whether a caller with this bundle accepts this chain for this name now.
+#[must_use]
+pub fn verifies(bundle: &[u8], chain: &[CertificateDer<'_>], name: &str, now: Timestamp) -> bool {
+    let (Some((leaf, rest)), Ok(name)) = (chain.split_first(), ServerName::try_from(name)) else { return false };
+    let mut roots = RootCertStore::empty();
+    // Go looks at the validity of a root, webpki does not.
+    let valid = merge([bundle], now);
+    roots.add_parsable_certificates(CertificateDer::pem_slice_iter(valid.as_bytes()).filter_map(Result::ok));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let Ok(verifier) = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build() else {
+        return false;
+    };
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now.as_second()).unwrap_or(0)));
+    verifier.verify_server_cert(leaf, rest, &name, &[], now).is_ok()
 }

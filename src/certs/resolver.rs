@@ -8,6 +8,8 @@ use rustls::{
     sign::CertifiedKey,
 };
 
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
 use super::authority::Leaf;
 
 /// The certificate being served; empty until the first one is issued, and then handshakes fail.
@@ -29,6 +31,23 @@ impl Resolver {
         let key = rustls::crypto::ring::sign::any_supported_type(&leaf.key)?;
         self.0.store(Some(Arc::new(CertifiedKey::new(leaf.chain, key))));
         Ok(())
+    }
+}
+
+impl Resolver {
+    /// The chain being served.
+    #[must_use]
+    pub fn current(&self) -> Option<Vec<CertificateDer<'static>>> {
+        self.0.load().as_ref().map(|key| key.cert.clone())
+    }
+
+    /// Whether the key is the chain's.
+    ///
+    /// # Errors
+    /// When it is not, or rustls does not take it.
+    pub fn check(chain: &[CertificateDer<'static>], key: &PrivateKeyDer<'static>) -> Result<(), rustls::Error> {
+        let key = rustls::crypto::ring::sign::any_supported_type(key)?;
+        CertifiedKey::new(chain.to_vec(), key).keys_match()
     }
 }
 

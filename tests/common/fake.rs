@@ -24,6 +24,8 @@ pub struct State {
     pub slow: Duration,
     /// Answered to every write of `pods/status`.
     pub refuse_writes: Option<u16>,
+    /// The webhook configuration, if there is one.
+    pub configuration: Option<Value>,
     /// `METHOD path`, without the query.
     pub calls: Vec<String>,
 }
@@ -101,6 +103,27 @@ impl Fake {
                 (201, review)
             }
             ("POST", [.., "events"]) => (201, body.clone()),
+            ("GET", ["api", "v1", "namespaces", name]) => {
+                (200, json!({"metadata": {"name": name, "uid": "namespace-uid"}}))
+            }
+            ("GET", [.., "validatingwebhookconfigurations", "pristine"]) => match &state.configuration {
+                Some(configuration) => (200, configuration.clone()),
+                None => status(404, "NotFound", "none"),
+            },
+            ("PATCH", [.., "validatingwebhookconfigurations", "pristine"]) => {
+                let Some(live) = state.configuration.as_mut() else { return status(404, "NotFound", "none") };
+                if body["metadata"]["resourceVersion"] != live["metadata"]["resourceVersion"] {
+                    return status(409, "Conflict", "the object has been modified");
+                }
+                live["metadata"]["ownerReferences"] = body["metadata"]["ownerReferences"].clone();
+                let patched = &body["webhooks"];
+                for entry in live["webhooks"].as_array_mut().unwrap() {
+                    let same = patched.as_array().unwrap().iter().find(|other| other["name"] == entry["name"]).unwrap();
+                    entry["clientConfig"]["caBundle"] = same["clientConfig"]["caBundle"].clone();
+                }
+                bump(live);
+                (200, live.clone())
+            }
             ("GET", ["api", "v1", "namespaces", namespace, "pods", name]) => {
                 match state.pods.get(&format!("{namespace}/{name}")) {
                     Some(pod) => (200, pod.clone()),

@@ -1,0 +1,190 @@
+//! Certificates brought along in a mounted directory, changed as kubelet changes it.
+#![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
+
+mod common;
+
+use std::{fs, os::unix::fs::symlink, path::Path, sync::Arc, time::Duration};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use common::{cluster::until, fake::Fake, https};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use pristine::{
+    certs::{
+        authority::Authority,
+        bundle,
+        mounted::Mounted,
+        objects::{Names, Objects},
+        resolver::Resolver,
+    },
+    clock::Clock,
+    events::Events,
+    telemetry::Metrics,
+};
+use rustls_pki_types::CertificateDer;
+use serde_json::json;
+use tokio::sync::watch;
+
+/// Somebody's PKI: an authority, and a pair of files by it.
+struct Pki {
+    authority: Authority,
+}
+
+impl Pki {
+    fn new() -> Self {
+        #[allow(clippy::disallowed_methods)]
+        let now = Timestamp::now();
+        let names = [https::NAME.to_owned()];
+        Self { authority: Authority::create(1, &names, Duration::from_secs(90_000), now, None).unwrap().0 }
+    }
+
+    fn ca(&self) -> String {
+        bundle::pem([&self.authority.certificate])
+    }
+
+    /// tls.crt and tls.key, and what is in the first.
+    fn pair(&self) -> (String, String, CertificateDer<'static>) {
+        #[allow(clippy::disallowed_methods)]
+        let now = Timestamp::now();
+        let leaf = self.authority.issue(&[https::NAME.to_owned()], Duration::from_secs(9000), now, None).unwrap();
+        let key = BASE64_STANDARD.encode(leaf.key.secret_der());
+        let key = format!("-----BEGIN PRIVATE KEY-----\n{key}\n-----END PRIVATE KEY-----\n");
+        (bundle::pem([&leaf.certificate]), key, leaf.certificate.der)
+    }
+}
+
+/// What kubelet does: a new directory, and the link to it swapped by a rename.
+fn swap(mount: &Path, version: usize, files: &[(&str, &str)]) {
+    let folder = format!("..{version}");
+    fs::create_dir(mount.join(&folder)).unwrap();
+    for (name, text) in files {
+        fs::write(mount.join(&folder).join(name), text).unwrap();
+        if !mount.join(name).is_symlink() {
+            symlink(format!("..data/{name}"), mount.join(name)).unwrap();
+        }
+    }
+    symlink(&folder, mount.join("..data_tmp")).unwrap();
+    fs::rename(mount.join("..data_tmp"), mount.join("..data")).unwrap();
+}
+
+struct World {
+    mount: tempfile::TempDir,
+    fake: Fake,
+    resolver: Resolver,
+    metrics: Arc<Metrics>,
+    ready: watch::Receiver<Result<(), String>>,
+}
+
+fn world(bundle: &str, hold: Duration) -> World {
+    let mount = tempfile::tempdir().unwrap();
+    let fake = Fake::default();
+    let target = json!({"service": {"name": "pristine", "namespace": "pristine-system"}, "caBundle": BASE64_STANDARD.encode(bundle)});
+    let entry =
+        |name| json!({"name": name, "clientConfig": target, "sideEffects": "None", "admissionReviewVersions": ["v1"]});
+    let webhooks = json!([entry("a"), entry("b")]);
+    fake.state().configuration =
+        Some(json!({"metadata": {"name": "pristine", "resourceVersion": "1"}, "webhooks": webhooks}));
+    let metrics = Arc::new(Metrics::default());
+    let (events, publish) = Events::new(fake.client(), "test", metrics.clone());
+    tokio::spawn(publish);
+    let names = Names {
+        namespace: "pristine-system".into(),
+        secret: "unused".into(),
+        service: "pristine".into(),
+        configuration: "pristine".into(),
+    };
+    let (ready, is_ready) = watch::channel(Err("starting".to_owned()));
+    let resolver = Resolver::default();
+    let mounted = Mounted {
+        path: mount.path().to_owned(),
+        objects: Objects::new(fake.client(), names),
+        hold,
+        clock: Clock::system(),
+        events,
+        about: ObjectReference::default(),
+        metrics: metrics.clone(),
+        resolver: resolver.clone(),
+        ready,
+    };
+    tokio::spawn(mounted.run());
+    World { mount, fake, resolver, metrics, ready: is_ready }
+}
+
+impl World {
+    async fn serves(&self, leaf: &CertificateDer<'static>) {
+        until("the new certificate is served", 5, || async {
+            self.resolver.current().filter(|served| served[0] == *leaf).map(drop)
+        })
+        .await;
+    }
+
+    fn bundle(&self) -> String {
+        let text = self.fake.state().configuration.as_ref().unwrap()["webhooks"][0]["clientConfig"]["caBundle"].clone();
+        String::from_utf8(BASE64_STANDARD.decode(text.as_str().unwrap()).unwrap()).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn with_ca_crt_the_bundle_is_kept_and_three_swaps_in_a_row_are_all_served() {
+    let pki = Pki::new();
+    let world = world("", Duration::from_millis(100));
+    for version in 0..3 {
+        let (crt, key, leaf) = pki.pair();
+        swap(world.mount.path(), version, &[("tls.crt", &crt), ("tls.key", &key), ("ca.crt", &pki.ca())]);
+        world.serves(&leaf).await;
+    }
+    assert_eq!(world.bundle(), pki.ca());
+    let mut ready = world.ready.clone();
+    tokio::time::timeout(Duration::from_secs(5), ready.wait_for(Result::is_ok)).await.unwrap().unwrap();
+
+    // Another authority: both are trusted, because other replicas still serve by the first.
+    let other = Pki::new();
+    let (crt, key, leaf) = other.pair();
+    swap(world.mount.path(), 9, &[("tls.crt", &crt), ("tls.key", &key), ("ca.crt", &other.ca())]);
+    world.serves(&leaf).await;
+    assert!(world.bundle().contains(&pki.ca()) && world.bundle().contains(&other.ca()));
+}
+
+#[tokio::test]
+async fn what_is_half_written_or_wrong_never_replaces_what_is_served() {
+    let pki = Pki::new();
+    let world = world(&pki.ca(), Duration::from_millis(100));
+    let (crt, key, leaf) = pki.pair();
+    swap(world.mount.path(), 0, &[("tls.crt", &crt), ("tls.key", &key)]);
+    world.serves(&leaf).await;
+    let (other, other_key, _) = pki.pair();
+    let bad = [(other.as_str(), key.as_str()), ("garbage", "garbage"), (&other[..100], other_key.as_str()), ("", "")];
+    for (n, (crt, key)) in bad.iter().enumerate() {
+        swap(world.mount.path(), n + 1, &[("tls.crt", crt), ("tls.key", key)]);
+        let refused = format!("pristine_certificate_steps_total{{reason=\"refused\"}} {}", n + 1);
+        // One complaint for each kind of wrong; two in a row with the same words are one.
+        let _ = tokio::time::timeout(Duration::from_millis(600), async {
+            while !world.metrics.render().contains(&refused) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+        world.serves(&leaf).await;
+    }
+    assert!(world.metrics.render().contains("reason=\"refused\"}"), "{}", world.metrics.render());
+}
+
+#[tokio::test]
+async fn a_certificate_that_the_injected_bundle_does_not_trust_waits_until_it_does() {
+    let (first, second) = (Pki::new(), Pki::new());
+    let world = world(&first.ca(), Duration::from_millis(100));
+    let (crt, key, leaf) = first.pair();
+    swap(world.mount.path(), 0, &[("tls.crt", &crt), ("tls.key", &key)]);
+    world.serves(&leaf).await;
+    let (crt, key, next) = second.pair();
+    swap(world.mount.path(), 1, &[("tls.crt", &crt), ("tls.key", &key)]);
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    world.serves(&leaf).await;
+    assert_eq!(world.bundle(), first.ca(), "the bundle is somebody else's");
+    for entry in world.fake.state().configuration.as_mut().unwrap()["webhooks"].as_array_mut().unwrap() {
+        entry["clientConfig"]["caBundle"] = json!(BASE64_STANDARD.encode(second.ca()));
+    }
+    // The fake has no watch: a change in the directory is the hint.
+    fs::write(world.mount.path().join("hint"), "").unwrap();
+    world.serves(&next).await;
+}
