@@ -74,6 +74,13 @@ pub struct Certificate {
     pub certificate: &'static str,
 }
 
+/// Label of `pristine_authority_phase`.
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+pub struct Phase {
+    /// `steady`, `staged`, `held` or `overlap`.
+    pub phase: &'static str,
+}
+
 /// Every metric of the process.
 pub struct Metrics {
     registry: Registry,
@@ -99,6 +106,8 @@ pub struct Metrics {
     pub not_after: Family<Certificate, Gauge<f64, AtomicU64>>,
     /// Whether caBundle in the webhook configuration is what it should be.
     pub bundle_in_sync: Gauge,
+    /// 1 for the phase that the rotation is in.
+    pub phase: Family<Phase, Gauge>,
     /// Times that caBundle was changed by somebody else and written again.
     pub bundle_repairs: Counter,
     /// Steps taken by the certificate controller.
@@ -124,6 +133,7 @@ impl Default for Metrics {
             leader: Gauge::default(),
             not_after: Family::default(),
             bundle_in_sync: Gauge::default(),
+            phase: Family::default(),
             bundle_repairs: Counter::default(),
             certificate_steps: Family::default(),
             reloads: Family::default(),
@@ -145,6 +155,7 @@ impl Default for Metrics {
         r.register_with_unit("certificate_not_after_timestamp", help, Unit::Seconds, all.not_after.clone());
         let help = "1 while caBundle of the webhook configuration is what it should be";
         r.register("ca_bundle_in_sync", help, all.bundle_in_sync.clone());
+        r.register("authority_phase", "1 for the phase that the rotation is in", all.phase.clone());
         r.register("ca_bundle_repairs", "Foreign changes of caBundle that were undone", all.bundle_repairs.clone());
         r.register("certificate_steps", "Steps taken by the certificate controller", all.certificate_steps.clone());
         r.register("configuration_reloads", "Changed configurations", all.reloads.clone());

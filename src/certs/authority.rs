@@ -42,7 +42,7 @@ pub struct Authority {
 
 /// A serving certificate with its key, fresh from memory.
 pub struct Leaf {
-    /// The leaf, and behind it the active authority signed by its predecessor while that is still trusted.
+    /// The leaf, and behind it the active authority signed by its predecessor, if it had one.
     pub chain: Vec<CertificateDer<'static>>,
     /// The leaf's private key.
     pub key: PrivateKeyDer<'static>,

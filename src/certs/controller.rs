@@ -18,14 +18,14 @@ use super::{
     authority::{self, Authority},
     objects::{self, Live, Objects},
     resolver::Resolver,
-    rotation::{Observed, Serving, Step, Stored, apply, plan, trusted},
-    secret::Store,
+    rotation::{Observed, Serving, Step, Stored, apply, generation_after, plan, trusted},
+    secret::{PHASES, Store},
 };
 use crate::{
     clock::Clock,
     error::chain,
     events::Events,
-    telemetry::{Certificate as Label, Metrics, Reason},
+    telemetry::{Certificate as Label, Metrics, Phase, Reason},
 };
 
 /// How long a certificate lives that was issued without asking the API server.
@@ -101,6 +101,8 @@ struct Memory {
     store: Option<Store>,
     serving: Option<Serving>,
     missing_since: Option<Timestamp>,
+    /// What is wrong with the Secret, said once.
+    unreadable: Option<String>,
     /// The caBundle that this replica has seen or written last.
     published: Option<String>,
 }
@@ -197,9 +199,17 @@ impl Controller {
             return Err(Error::Object(objects::Error::Conflict));
         }
         let stored = live.stored();
-        if let Stored::Unreadable(why) = &stored {
-            tracing::warn!(why, "the Secret cannot be understood");
+        let unreadable = match &stored {
+            Stored::Unreadable(why) => Some(why.clone()),
+            Stored::Absent | Stored::Store(_) => None,
+        };
+        if let Some(why) = unreadable.as_ref().filter(|_| memory.unreadable != unreadable) {
+            tracing::error!(why, "the Secret cannot be understood; what was served before is served on");
+            self.metrics.certificate_steps.get_or_create(&Reason { reason: "unreadable" }).inc();
+            let note = format!("cannot be understood: {why}");
+            self.events.tell(self.objects.secret_reference(), EventType::Warning, "SecretUnreadable", "Read", &note);
         }
+        memory.unreadable = unreadable;
         let published_generation = live.published_generation();
         memory.missing_since = match &stored {
             Stored::Store(store) if store.generation >= published_generation => None,
@@ -301,7 +311,7 @@ impl Controller {
             }
         };
         let Some(mut store) = next else { return Ok(()) };
-        store.generation = newest + 1;
+        store.generation = generation_after(step, newest);
         self.objects.write(&store, live).await?;
         if let Some((reason, note)) = telling(step, &store) {
             tracing::info!(reason, note, "authority");
@@ -332,6 +342,9 @@ impl Controller {
         let Stored::Store(store) = &observed.stored else {
             return self.missing("there is no authority yet".to_owned());
         };
+        for phase in PHASES {
+            self.metrics.phase.get_or_create(&Phase { phase }).set(i64::from(phase == store.phase()));
+        }
         gauge("active", Some(store.active.certificate.not_after));
         gauge("next", store.next.as_ref().map(|next| next.certificate.not_after));
         match (&observed.bundles, &observed.serving) {

@@ -126,7 +126,13 @@ pub fn plan(observed: &Observed, lifetimes: &Lifetimes, now: Timestamp) -> Step 
             store
         }
         Stored::Store(_) | Stored::Absent | Stored::Unreadable(_) => match &observed.memory {
-            Some(known) if known.active.certificate.is_valid(now) => return Step::Restore,
+            // Not from a memory older than what is published: whoever slept through a rotation would bring back an
+            // authority that is no longer trusted, and the others would follow.
+            Some(known)
+                if known.active.certificate.is_valid(now) && known.generation >= observed.published_generation =>
+            {
+                return Step::Restore;
+            }
             _ => return create(observed, now),
         },
     };
@@ -163,11 +169,12 @@ pub fn plan(observed: &Observed, lifetimes: &Lifetimes, now: Timestamp) -> Step 
             true
         }
     };
-    if published && let Some(step) = advance(store, observed.rotate, lifetimes, now) {
-        return step;
-    }
+    // Trusted by now, and before any step that takes trust away.
     if is_outdated(store, observed.serving.as_ref()) {
         return Step::Issue;
+    }
+    if published && let Some(step) = advance(store, observed.rotate, lifetimes, now) {
+        return step;
     }
     Step::Idle { until: next_look(store, observed.serving.as_ref(), lifetimes, now) }
 }
@@ -179,7 +186,8 @@ fn wait_for_others(observed: &Observed, now: Timestamp) -> Option<Step> {
 }
 
 fn create(observed: &Observed, now: Timestamp) -> Step {
-    let trusted_before = observed.bundles.iter().flatten().any(|live| !live.is_empty());
+    let trusted_before =
+        observed.published_generation > 0 || observed.bundles.iter().flatten().any(|live| !live.is_empty());
     wait_for_others(observed, now).filter(|_| trusted_before).unwrap_or(Step::Create)
 }
 
@@ -216,7 +224,7 @@ fn is_due(store: &Store, serving: Option<&Serving>, now: Timestamp) -> bool {
 /// It is of another authority than the active one, or with another chain.
 fn is_outdated(store: &Store, serving: Option<&Serving>) -> bool {
     serving.is_some_and(|serving| {
-        // The cross certificate goes with the root that signed it.
+        // With another authority it goes, or comes.
         serving.issuer != store.active.certificate || serving.cross.as_ref() != store.served_cross()
     })
 }
@@ -235,6 +243,16 @@ pub fn trusted(bundles: &[Vec<u8>], serving: &Serving, store: &Store, now: Times
         roots.extend(&store.previous);
     }
     !bundles.is_empty() && serving.leaf.is_valid(now) && bundles.iter().all(|live| bundle::trusts(live, &roots, now))
+}
+
+/// The generation that a step writes, where `newest` is the highest one known. A new authority begins a new thousand: it
+/// must outrank writes of the last one that nobody remembers, should somebody put those back.
+#[must_use]
+pub const fn generation_after(step: &Step, newest: u64) -> u64 {
+    match step {
+        Step::Create => newest.saturating_div(1000).saturating_add(1).saturating_mul(1000),
+        _ => newest.saturating_add(1),
+    }
 }
 
 /// The store after a step that changes it. `fresh` is the authority made for it, and that authority signed by the
@@ -269,7 +287,6 @@ pub fn apply(
         }
         Step::Retire => {
             store.previous.clear();
-            store.cross = None;
             store.retire_at = None;
         }
         Step::Create | Step::Restore | Step::Publish(_) | Step::Issue | Step::Withdraw | Step::Idle { .. } => {

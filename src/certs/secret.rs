@@ -39,13 +39,28 @@ impl Store {
         self.previous.iter().chain([&self.active.certificate]).chain(next)
     }
 
-    /// The certificate to serve behind the leaf: `active` signed by its predecessor, while that is trusted.
+    /// Where the rotation stands, in one word of [`PHASES`].
+    #[must_use]
+    pub const fn phase(&self) -> &'static str {
+        match (&self.next, self.published_at, self.previous.is_empty()) {
+            (Some(_), None, _) => "staged",
+            (Some(_), Some(_), _) => "held",
+            (None, _, false) => "overlap",
+            (None, _, true) => "steady",
+        }
+    }
+
+    /// The certificate to serve behind the leaf: `active` signed by its predecessor. Also after the predecessor is no
+    /// longer trusted: it costs half a kilobyte, and an API server may still go by a caBundle that somebody put back.
     #[must_use]
     pub fn served_cross(&self) -> Option<&Certificate> {
         // While a next authority is staged, the cross certificate is that one's.
-        if self.next.is_none() && !self.previous.is_empty() { self.cross.as_ref() } else { None }
+        if self.next.is_none() { self.cross.as_ref() } else { None }
     }
 }
+
+/// Nothing to do; the next authority is made; it is trusted and waits; it signs and the last one is trusted still.
+pub const PHASES: [&str; 4] = ["steady", "staged", "held", "overlap"];
 
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]

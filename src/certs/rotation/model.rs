@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::RngSeed};
 
 use super::*;
 use crate::certs::authority::Authority;
@@ -164,7 +164,10 @@ impl World {
                 if *step == Step::Create {
                     // The authority is lost, and with it what API servers trusted. Never while somebody still has it.
                     let kept = self.replicas.iter().filter(|replica| !replica.asleep).filter_map(|r| r.memory.as_ref());
-                    let kept: Vec<_> = kept.filter(|store| store.active.certificate.is_valid(self.now)).collect();
+                    let kept: Vec<_> = kept
+                        .filter(|store| store.active.certificate.is_valid(self.now))
+                        .filter(|store| store.generation >= observed.published_generation)
+                        .collect();
                     assert!(kept.is_empty(), "a new authority, although a replica has the old one in memory");
                     self.configurations.iter_mut().for_each(|configuration| configuration.broken = true);
                 }
@@ -191,7 +194,7 @@ impl World {
                         apply(step, &known, &LIFETIMES, self.now, fresh).unwrap()
                     }
                 };
-                store.generation = newest + 1;
+                store.generation = generation_after(step, newest);
                 self.activations += usize::from(*step == Step::Activate);
                 self.replicas[r].memory = Some(store.clone());
                 self.secrets.push(Stored::Store(Box::new(store)));
@@ -272,15 +275,8 @@ impl World {
                     },
                     back => self.configurations[self.configurations.len().saturating_sub(back)].clone(),
                 };
-                let roots: Vec<Certificate> = self
-                    .replicas
-                    .iter()
-                    .filter(|r| r.ready)
-                    .filter_map(|r| r.memory.as_ref())
-                    .flat_map(Store::roots)
-                    .cloned()
-                    .collect();
-                let trusting = bundle::trusts(&old.bundle, &roots.iter().collect::<Vec<_>>(), self.now);
+                let serving = self.replicas.iter().filter(|r| r.ready).filter_map(|r| r.serving.as_ref());
+                let trusting = serving.into_iter().all(|serving| self.accepts(&old.bundle, serving));
                 // Put back by hand, it still says which generation it is of only if the annotation was put back too.
                 self.publish(Configuration { broken: old.broken || !trusting, ..old });
                 if self.configurations.last().unwrap().broken {
@@ -300,6 +296,20 @@ impl World {
         self.check();
     }
 
+    /// Whether a caller with this bundle accepts what is served.
+    fn accepts(&self, bundle: &[u8], serving: &Serving) -> bool {
+        let stores = self.secrets.iter().filter_map(|stored| match stored {
+            Stored::Store(store) => Some(store),
+            _ => None,
+        });
+        // Whoever signed the cross certificate: the predecessor of the issuer.
+        let crossing =
+            stores.filter(|store| serving.cross.is_some() && store.next.is_none() && store.cross == serving.cross);
+        let roots: Vec<_> =
+            std::iter::once(&serving.issuer).chain(crossing.flat_map(|store| &store.previous)).collect();
+        serving.leaf.is_valid(self.now) && bundle::trusts(bundle, &roots, self.now)
+    }
+
     /// The promise.
     fn check(&self) {
         for (r, replica) in self.replicas.iter().enumerate().filter(|(_, replica)| replica.ready && !replica.asleep) {
@@ -309,20 +319,7 @@ impl World {
                 if configuration.broken {
                     continue;
                 }
-                let mut roots = vec![&serving.issuer];
-                // Whoever signed the cross certificate: the predecessor of the issuer.
-                let predecessors: Vec<_> = self
-                    .secrets
-                    .iter()
-                    .filter_map(|stored| match stored {
-                        Stored::Store(store) if serving.cross.is_some() => Some(store.previous.iter()),
-                        _ => None,
-                    })
-                    .flatten()
-                    .collect();
-                roots.extend(predecessors.iter().filter(|_| serving.cross.is_some()));
-                let accepted =
-                    serving.leaf.is_valid(self.now) && bundle::trusts(&configuration.bundle, &roots, self.now);
+                let accepted = self.accepts(&configuration.bundle, serving);
                 assert!(
                     accepted,
                     "API server {v} refuses replica {r} at {}: it serves {:?} by {:?} with cross {}, generation {}",
@@ -371,8 +368,20 @@ fn moves(adversary: bool) -> impl Strategy<Value = Vec<Move>> {
     proptest::collection::vec(all, 100..300)
 }
 
+/// The same interleavings in every run, so that a failure is somebody's change; others with PROPTEST_RNG_SEED and
+/// PROPTEST_CASES.
+fn seeded() -> ProptestConfig {
+    let asked = ProptestConfig::default();
+    let rng_seed = match asked.rng_seed {
+        RngSeed::Random => RngSeed::Fixed(20_261_123),
+        fixed @ RngSeed::Fixed(_) => fixed,
+    };
+    // A quarter of what is asked for: one case is some 200 moves.
+    ProptestConfig { cases: asked.cases / 4, max_shrink_iters: 300, rng_seed, ..asked }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(seeded())]
 
     #[test]
     fn no_api_server_ever_refuses_a_ready_replica(steps in moves(false)) {

@@ -193,6 +193,17 @@ fn a_lost_or_garbled_or_old_secret_is_put_back_from_memory() {
 }
 
 #[test]
+fn who_slept_through_a_rotation_does_not_bring_back_what_it_remembers() {
+    let mut world = World::new();
+    world.settle();
+    world.observed.stored = Stored::Absent;
+    world.observed.published_generation = 9;
+    world.observed.missing_since = Some(world.now);
+    assert!(matches!(plan(&world.observed, &LIFETIMES, world.now), Step::Idle { .. }));
+    assert_eq!(plan(&world.observed, &LIFETIMES, after(world.now, RESTORE_WAIT)), Step::Create);
+}
+
+#[test]
 fn a_fresh_replica_gives_the_others_time_to_put_the_secret_back() {
     let mut world = World::new();
     world.settle();
