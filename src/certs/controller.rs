@@ -266,7 +266,8 @@ impl Controller {
             Step::Withdraw => return Ok(self.objects.withdraw(&live).await?),
             Step::Publish(pem) => {
                 self.objects.publish(pem, newest, &live).await?;
-                if memory.published.as_ref() == Some(pem) {
+                let changed = observed.bundles.iter().flatten().any(|live| live != pem.as_bytes());
+                if changed && memory.published.as_ref() == Some(pem) {
                     self.metrics.bundle_repairs.inc();
                     let note = "somebody changed caBundle of the webhook configuration; it is what it was again";
                     tracing::warn!(note, "bundle repaired");

@@ -158,7 +158,9 @@ pub fn plan(observed: &Observed, lifetimes: &Lifetimes, now: Timestamp) -> Step 
         None => false,
         Some(bundles) => {
             let wanted = bundle::pem(store.roots());
-            if !observed.owned || bundles.iter().any(|live| live != wanted.as_bytes()) {
+            // Once the next one signs, nobody may go back to what they remember of the time before.
+            let fenced = store.previous.is_empty() || observed.published_generation >= store.generation;
+            if !observed.owned || !fenced || bundles.iter().any(|live| live != wanted.as_bytes()) {
                 let holding = store.next.is_some() && store.published_at.is_some();
                 let next = store.next.as_ref().map(|next| &next.certificate).into_iter().collect::<Vec<_>>();
                 if holding && !bundles.iter().all(|live| bundle::trusts(live, &next, now)) {

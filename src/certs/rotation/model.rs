@@ -277,8 +277,9 @@ impl World {
                 };
                 let serving = self.replicas.iter().filter(|r| r.ready).filter_map(|r| r.serving.as_ref());
                 let trusting = serving.into_iter().all(|serving| self.accepts(&old.bundle, serving));
-                // Put back by hand, it still says which generation it is of only if the annotation was put back too.
-                self.publish(Configuration { broken: old.broken || !trusting, ..old });
+                // The bytes alone: our annotation is in nobody's manifest.
+                let generation = self.configurations.last().unwrap().generation;
+                self.publish(Configuration { broken: old.broken || !trusting, generation, ..old });
                 if self.configurations.last().unwrap().broken {
                     // Repaired at once by whoever is awake; what is lost in between is the adversary's.
                     for r in 0..n {

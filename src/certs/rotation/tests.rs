@@ -58,6 +58,7 @@ impl World {
             Step::Publish(pem) => {
                 self.observed.bundles = Some(vec![pem.clone().into_bytes()]);
                 self.history.push((self.now, pem.clone().into_bytes()));
+                self.observed.published_generation = self.store().unwrap().generation;
             }
             Step::Issue => {
                 let store = self.store().unwrap();
