@@ -11,7 +11,7 @@
 //! | 2/3 of A's life | stage | active A, next B | A | leaf by A |
 //! | at once | publish | | A, B | leaf by A |
 //! | + hold | activate | active B, previous A without its key, B signed by A | A, B | leaf by B + B signed by A |
-//! | last leaf by A expired | retire | active B | B | leaf by B |
+//! | last leaf by A expired | retire | active B | B | leaf by B + B signed by A |
 //!
 //! B signed by A is why no API server can be too slow: one that still knows only A accepts the chain through A, one
 //! that has seen {A, B} accepts it through B.

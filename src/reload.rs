@@ -1,6 +1,5 @@
-//! Reads the configuration again when its file changes; what is wrong is refused, and the old rules stay.
-//! What wakes
-//! it is a hint; the text decides.
+//! Reads the configuration again when its file changes; what is wrong is refused, and the old rules stay. What wakes it
+//! is a hint; the text decides.
 
 use std::{
     path::{Path, PathBuf},
