@@ -288,17 +288,9 @@ impl Controller {
             }
             Step::Create => {
                 let (active, _) = Authority::create(newest + 1, &names, self.lifetimes.authority, now, None)?;
-                Some(Store {
-                    generation: newest + 1,
-                    active,
-                    next: None,
-                    previous: vec![],
-                    cross: None,
-                    published_at: None,
-                    retire_at: None,
-                })
+                Some(Store::first(active))
             }
-            Step::Restore => observed.memory.clone().map(|store| Store { generation: newest + 1, ..store }),
+            Step::Restore => observed.memory.clone(),
             Step::Stage => known
                 .map(|store| {
                     let signer = Some(&store.active);

@@ -33,6 +33,12 @@ pub struct Store {
 }
 
 impl Store {
+    /// The store of a first authority. Its generation is given by whoever writes it.
+    #[must_use]
+    pub const fn first(active: Authority) -> Self {
+        Self { generation: 0, active, next: None, previous: vec![], cross: None, published_at: None, retire_at: None }
+    }
+
     /// Every root to be trusted, oldest first.
     pub fn roots(&self) -> impl Iterator<Item = &Certificate> {
         let next = self.next.as_ref().map(|next| &next.certificate);

@@ -9,18 +9,11 @@ use std::collections::VecDeque;
 
 use proptest::{prelude::*, test_runner::RngSeed};
 
-use super::*;
-use crate::certs::authority::Authority;
-
-const LIFETIMES: Lifetimes = Lifetimes {
-    authority: Duration::from_secs(9000),
-    serving: Duration::from_secs(900),
-    hold: Duration::from_secs(60),
+use super::{
+    tests::{LIFETIMES, names},
+    *,
 };
-
-fn names() -> Vec<String> {
-    vec!["pristine.pristine-system.svc".to_owned()]
-}
+use crate::certs::authority::Authority;
 
 #[derive(Clone, Debug, Default)]
 struct Replica {
@@ -177,15 +170,7 @@ impl World {
                 let mut store = match step {
                     Step::Create => {
                         let (active, _) = create(newest + 1, None);
-                        Store {
-                            generation: 0,
-                            active,
-                            next: None,
-                            previous: vec![],
-                            cross: None,
-                            published_at: None,
-                            retire_at: None,
-                        }
+                        Store::first(active)
                     }
                     Step::Restore => observed.memory.clone().unwrap(),
                     step => {

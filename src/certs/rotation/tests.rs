@@ -3,13 +3,13 @@ use proptest::prelude::*;
 use super::*;
 use crate::certs::{authority::Authority, before};
 
-const LIFETIMES: Lifetimes = Lifetimes {
+pub(super) const LIFETIMES: Lifetimes = Lifetimes {
     authority: Duration::from_secs(9000),
     serving: Duration::from_secs(900),
     hold: Duration::from_secs(60),
 };
 
-fn names() -> Vec<String> {
+pub(super) fn names() -> Vec<String> {
     vec!["pristine.pristine-system.svc".to_owned()]
 }
 
@@ -71,15 +71,7 @@ impl World {
             Step::Create => {
                 let (active, _) = Authority::create(generation, &names(), LIFETIMES.authority, self.now, None).unwrap();
                 self.generations += 1;
-                self.write(Store {
-                    generation,
-                    active,
-                    next: None,
-                    previous: vec![],
-                    cross: None,
-                    published_at: None,
-                    retire_at: None,
-                });
+                self.write(Store { generation, ..Store::first(active) });
             }
             Step::Restore => {
                 let memory = self.observed.memory.clone().unwrap();
