@@ -19,271 +19,24 @@ mod common;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env,
     net::SocketAddr,
-    process::Stdio,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use common::{cluster::until, https};
+use common::{
+    cluster::until,
+    https,
+    load::{Load, calls, fail_open, pods, rejections},
+    replicas::{Replicas, SYSTEM, client, send_signal, setting, webhook_port},
+};
 use k8s_openapi::api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Secret};
 use kube::{
-    Api, Client, Config,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
+    Api, Client,
+    api::{DeleteParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
-use tokio::{
-    process::{Child, Command},
-    time::Instant,
-};
-
-const SYSTEM: &str = "pristine-system";
-
-#[allow(clippy::disallowed_methods, reason = "how hack/test says where the cluster is")]
-fn setting(name: &str) -> Option<String> {
-    env::var(name).ok()
-}
-
-/// A kubeconfig of `hack/cluster up --control-plane-only --api-servers 2`.
-fn kubeconfig(server: usize) -> String {
-    setting(&format!("PRISTINE_KUBECONFIG_{server}")).expect("run by hack/test or hack/soak")
-}
-
-async fn client(server: usize) -> Client {
-    let file = Kubeconfig::read_from(kubeconfig(server)).unwrap();
-    let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
-    config.default_retry = false;
-    Client::try_from(config).unwrap()
-}
-
-/// Three processes behind the Service.
-struct Replicas {
-    client: Client,
-    address: String,
-    processes: Vec<Child>,
-    folder: tempfile::TempDir,
-}
-
-fn webhook_port(n: usize) -> usize {
-    18_250 + n
-}
-
-impl Replicas {
-    async fn start(count: usize) -> Self {
-        let address = setting("PRISTINE_HOST_ADDRESS").expect("an address that is not loopback");
-        let client = client(1).await;
-        let folder = tempfile::tempdir().unwrap();
-        let rules =
-            "apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\ndefault: {action: Evict, ttl: 8784h}\n";
-        std::fs::write(folder.path().join("pristine.yaml"), rules).unwrap();
-        let mut this = Self { client, address, processes: Vec::new(), folder };
-        this.objects().await;
-        for n in 0..count {
-            let process = this.spawn(n);
-            this.processes.push(process);
-            this.put_into_service(n).await;
-        }
-        this
-    }
-
-    fn spawn(&self, n: usize) -> Child {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log(n)).unwrap();
-        Command::new(env!("CARGO_BIN_EXE_pristine"))
-            .args([
-                "serve",
-                "--log-format=text",
-                "--authority-lifetime=30s",
-                "--serving-lifetime=5s",
-                "--hold=1s",
-                "--requests-per-connection=5",
-            ])
-            .arg(format!("--config={}", self.folder.path().join("pristine.yaml").display()))
-            .arg(format!("--listen={}:{}", self.address, webhook_port(n)))
-            .arg(format!("--probes=127.0.0.1:{}", 18_080 + n))
-            .arg(format!("--pod-name=replica-{n}"))
-            .env("KUBECONFIG", kubeconfig(1))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap()
-    }
-
-    fn log(&self, n: usize) -> std::path::PathBuf {
-        self.folder.path().join(format!("replica-{n}.log"))
-    }
-
-    /// What install.yaml makes, but for the Deployment, which nobody would run here.
-    async fn objects(&self) {
-        let kubectl = |arguments: &[&str]| {
-            let mut command = Command::new("kubectl");
-            command.args(arguments).env("KUBECONFIG", kubeconfig(1)).stdout(Stdio::null());
-            command
-        };
-        // As new: a caBundle without a Secret would make the first replica wait for others that know the authority.
-        let _ = kubectl(&["delete", "--ignore-not-found", "validatingwebhookconfiguration/pristine"]).status().await;
-        for file in ["namespace.yaml", "webhook.yaml"] {
-            let path = format!("{}/manifests/base/{file}", env!("CARGO_MANIFEST_DIR"));
-            assert!(kubectl(&["apply", "-f", &path]).status().await.unwrap().success());
-        }
-        let service = json!({
-            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "pristine"},
-            "spec": {"ports": [{"name": "webhook", "port": 443, "targetPort": "webhook"}]},
-        });
-        let services: Api<k8s_openapi::api::core::v1::Service> = Api::namespaced(self.client.clone(), SYSTEM);
-        let _ = services.create(&PostParams::default(), &serde_json::from_value(service).unwrap()).await;
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), SYSTEM);
-        let _ = secrets.delete("pristine-authority", &DeleteParams::default()).await;
-    }
-
-    /// One EndpointSlice a replica, because each has a port of its own on the one address.
-    async fn slice(&self, n: usize, ready: bool) {
-        let slice = json!({
-            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-            "metadata": {"name": format!("pristine-{n}"), "labels": {"kubernetes.io/service-name": "pristine"}},
-            "ports": [{"name": "webhook", "port": webhook_port(n), "protocol": "TCP"}],
-            "endpoints": if ready { json!([{"addresses": [self.address], "conditions": {"ready": true}}]) } else { json!([]) },
-        });
-        let slices: Api<k8s_openapi::api::discovery::v1::EndpointSlice> = Api::namespaced(self.client.clone(), SYSTEM);
-        let params = PatchParams::apply("test").force();
-        slices.patch(&format!("pristine-{n}"), &params, &Patch::Apply(slice)).await.unwrap();
-    }
-
-    async fn put_into_service(&self, n: usize) {
-        if setting("PRISTINE_CONTROL").is_some() {
-            // A negative control may never be ready; what it loses is to be counted all the same.
-            tokio::time::sleep(Duration::from_secs(3)).await;
-        } else {
-            until("ready", 30, || async { (readyz(n).await == Some(200)).then_some(()) }).await;
-        }
-        self.slice(n, true).await;
-    }
-
-    /// Until nobody calls it any more.
-    async fn take_out_of_service(&self, n: usize) {
-        self.slice(n, false).await;
-        tokio::time::sleep(Duration::from_millis(700)).await;
-    }
-
-    fn signal(&self, n: usize, signal: &str) {
-        send_signal(self.processes[n].id().unwrap(), signal);
-    }
-
-    async fn kill_and_start(&mut self, n: usize) {
-        self.take_out_of_service(n).await;
-        self.signal(n, "KILL");
-        let _ = self.processes[n].wait().await;
-        self.processes[n] = self.spawn(n);
-        self.put_into_service(n).await;
-    }
-
-    async fn suspend(&self, n: usize, time: Duration) {
-        self.take_out_of_service(n).await;
-        self.signal(n, "STOP");
-        tokio::time::sleep(time).await;
-        self.signal(n, "CONT");
-        // A probe's period: by then it has looked around.
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        self.put_into_service(n).await;
-    }
-}
-
-fn send_signal(pid: u32, signal: &str) {
-    let sent = std::process::Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status().unwrap();
-    assert!(sent.success());
-}
-
-async fn readyz(n: usize) -> Option<u16> {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", u16::try_from(18_080 + n).unwrap())).await.ok()?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.ok()?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.ok()?;
-    text.split(' ').nth(1)?.parse().ok()
-}
-
-/// Milliseconds of a cycle of the load, and of the silence at its end.
-const CYCLE: u128 = 6000;
-const GAP: u128 = 1960;
-
-/// Execs through one API server until told to stop.
-#[derive(Default)]
-struct Load {
-    stop: AtomicBool,
-    pause: AtomicBool,
-    busy: AtomicUsize,
-    admitted: AtomicUsize,
-    failures: Mutex<Vec<String>>,
-}
-
-impl Load {
-    async fn run(self: Arc<Self>, client: Client, worker: usize, born: Instant) {
-        let mut round = 0_usize;
-        while !self.stop.load(Ordering::Relaxed) {
-            if self.pause.load(Ordering::Relaxed) {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                continue;
-            }
-            round += 1;
-            self.busy.fetch_add(1, Ordering::Relaxed);
-            let path =
-                format!("/api/v1/namespaces/load/pods/p{}/exec?command=echo&command={worker}-{round}", round % 8);
-            let answer = client.request_text(http::Request::post(path).body(vec![]).unwrap()).await;
-            self.busy.fetch_sub(1, Ordering::Relaxed);
-            match answer {
-                // Admitted: only then does the API server look for the node, which does not exist.
-                Err(kube::Error::Api(status)) if status.message.contains("\"nowhere\" not found") => {
-                    self.admitted.fetch_add(1, Ordering::Relaxed);
-                }
-                other => self.failures.lock().unwrap().push(format!("{other:?}")),
-            }
-            tokio::time::sleep(Duration::from_millis(40)).await;
-            // All workers fall silent together now and then, so that every connection is idle for some two seconds: a
-            // server that closes those meets the next request.
-            let in_cycle = born.elapsed().as_millis() % CYCLE;
-            if in_cycle >= CYCLE - GAP {
-                tokio::time::sleep(Duration::from_millis(u64::try_from(CYCLE - in_cycle).unwrap())).await;
-            }
-        }
-    }
-}
-
-async fn pods(client: &Client) {
-    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "load"}});
-    let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(client.clone());
-    let _ = namespaces.create(&PostParams::default(), &serde_json::from_value(namespace).unwrap()).await;
-    let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = Api::namespaced(client.clone(), "load");
-    let account = json!({"metadata": {"name": "default"}});
-    let _ = accounts.create(&PostParams::default(), &serde_json::from_value(account).unwrap()).await;
-    let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(client.clone(), "load");
-    for n in 0..8 {
-        let pod = json!({
-            "metadata": {"name": format!("p{n}")},
-            "spec": {"nodeName": "nowhere", "containers": [{"name": "app", "image": "none"}]},
-        });
-        let _ = pods.delete(&format!("p{n}"), &DeleteParams::default().grace_period(0)).await;
-        until("the pod", 10, || async {
-            pods.create(&PostParams::default(), &serde_json::from_value(pod.clone()).unwrap()).await.ok()
-        })
-        .await;
-    }
-}
-
-/// Sum of an API server's counter over the label sets that contain all of these.
-async fn counter(client: &Client, name: &str, labels: &[&str]) -> f64 {
-    let text = client.request_text(http::Request::get("/metrics").body(vec![]).unwrap()).await.unwrap();
-    let lines = text.lines().filter(|line| line.starts_with(&format!("{name}{{")));
-    lines
-        .filter(|line| labels.iter().all(|label| line.contains(label)))
-        .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
-        .sum()
-}
+use tokio::time::Instant;
 
 async fn active(client: &Client) -> String {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM);
@@ -304,13 +57,7 @@ async fn authorities_follow_each_other_under_load_without_one_failed_admission()
     }
 
     let loads = [Arc::new(Load::default()), Arc::new(Load::default())];
-    let mut workers = Vec::new();
-    let born = Instant::now();
-    for (load, client) in loads.iter().zip(&clients) {
-        for worker in 0..2 {
-            workers.push(tokio::spawn(load.clone().run(client.clone(), worker, born)));
-        }
-    }
+    let workers: Vec<_> = loads.iter().zip(&clients).flat_map(|(load, client)| load.start(client)).collect();
     // The second API server, whose pid hack/cluster recorded.
     let second: u32 = setting("PRISTINE_API_SERVER_PID_2").expect("its pid").parse().unwrap();
 
@@ -411,19 +158,6 @@ async fn authorities_follow_each_other_under_load_without_one_failed_admission()
     }
     assert_eq!(failed, 0.0, "failed admissions");
     assert!(admitted > 100 * wanted, "the load was too thin to say anything");
-}
-
-async fn rejections(client: &Client) -> f64 {
-    let labels = ["error_type=\"calling_webhook_error\"", "pods.pristine"];
-    counter(client, "apiserver_admission_webhook_rejection_count", &labels).await
-}
-
-async fn calls(client: &Client) -> f64 {
-    counter(client, "apiserver_admission_webhook_request_total", &["exec.pods.pristine"]).await
-}
-
-async fn fail_open(client: &Client) -> f64 {
-    counter(client, "apiserver_admission_webhook_fail_open_count", &["pods.pristine"]).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

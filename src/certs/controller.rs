@@ -18,7 +18,7 @@ use super::{
     authority::{self, Authority},
     objects::{self, Live, Objects},
     resolver::Resolver,
-    rotation::{Observed, Serving, Step, Stored, apply, generation_after, plan, trusted},
+    rotation::{Missing, Observed, Serving, Step, Stored, apply, generation_after, plan, trusted},
     secret::{PHASES, Store},
 };
 use crate::{
@@ -100,7 +100,7 @@ enum Error {
 struct Memory {
     store: Option<Store>,
     serving: Option<Serving>,
-    missing_since: Option<Timestamp>,
+    missing: Option<Missing>,
     /// What is wrong with the Secret, said once.
     unreadable: Option<String>,
     /// The caBundle that this replica has seen or written last.
@@ -211,16 +211,13 @@ impl Controller {
         }
         memory.unreadable = unreadable;
         let published_generation = live.published_generation();
-        memory.missing_since = match &stored {
-            Stored::Store(store) if store.generation >= published_generation => None,
-            _ => memory.missing_since.or(Some(now)),
-        };
+        memory.missing = Missing::look(memory.missing, &stored, published_generation, now);
         let observed = Observed {
             stored,
             memory: memory.store.clone(),
             bundles: live.bundles(),
             serving: memory.serving.clone(),
-            missing_since: memory.missing_since,
+            missing_since: memory.missing.map(|missing| missing.since),
             published_generation,
             owned: live.is_owned(),
             leaving: live.is_leaving(),

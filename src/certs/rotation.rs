@@ -113,6 +113,27 @@ impl Step {
 /// watch may be interrupted at that very moment.
 pub const RESTORE_WAIT: Duration = Duration::from_secs(35);
 
+/// Since when there is no Secret to go by, as far as one replica has seen.
+#[derive(Clone, Copy, Debug)]
+pub struct Missing {
+    /// When it was first seen to be missing.
+    pub since: Timestamp,
+    looked: Timestamp,
+}
+
+impl Missing {
+    /// After one more look. Whoever did not look for longer than the others may take to put it back has slept, has seen
+    /// nothing, and begins to wait anew.
+    #[must_use]
+    pub fn look(before: Option<Self>, stored: &Stored, published_generation: u64, now: Timestamp) -> Option<Self> {
+        if matches!(stored, Stored::Store(store) if store.generation >= published_generation) {
+            return None;
+        }
+        let awake = before.filter(|before| now < after(before.looked, RESTORE_WAIT));
+        Some(Self { since: awake.map_or(now, |before| before.since), looked: now })
+    }
+}
+
 /// Decides the next step.
 #[must_use]
 pub fn plan(observed: &Observed, lifetimes: &Lifetimes, now: Timestamp) -> Step {

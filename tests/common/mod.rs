@@ -4,3 +4,5 @@
 pub mod cluster;
 pub mod fake;
 pub mod https;
+pub mod load;
+pub mod replicas;

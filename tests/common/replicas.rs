@@ -1,0 +1,181 @@
+//! Pristine processes behind a Service, and the two API servers that call them.
+#![allow(clippy::expect_used, reason = "what hack/test sets")]
+
+use std::{env, path::PathBuf, process::Stdio, time::Duration};
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    Api, Client, Config,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use serde_json::json;
+use tokio::process::{Child, Command};
+
+use super::cluster::until;
+
+pub const SYSTEM: &str = "pristine-system";
+
+#[allow(clippy::disallowed_methods, reason = "how hack/test says where the cluster is")]
+pub fn setting(name: &str) -> Option<String> {
+    env::var(name).ok()
+}
+
+/// A kubeconfig of `hack/cluster up --control-plane-only --api-servers 2`.
+fn kubeconfig(server: usize) -> String {
+    setting(&format!("PRISTINE_KUBECONFIG_{server}")).expect("run by hack/test or hack/soak")
+}
+
+pub async fn client(server: usize) -> Client {
+    let file = Kubeconfig::read_from(kubeconfig(server)).unwrap();
+    let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
+    config.default_retry = false;
+    Client::try_from(config).unwrap()
+}
+
+/// Three processes behind the Service.
+pub struct Replicas {
+    client: Client,
+    pub address: String,
+    processes: Vec<Child>,
+    folder: tempfile::TempDir,
+}
+
+pub fn webhook_port(n: usize) -> usize {
+    18_250 + n
+}
+
+impl Replicas {
+    pub async fn start(count: usize) -> Self {
+        let address = setting("PRISTINE_HOST_ADDRESS").expect("an address that is not loopback");
+        let client = client(1).await;
+        let folder = tempfile::tempdir().unwrap();
+        let rules =
+            "apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\ndefault: {action: Evict, ttl: 8784h}\n";
+        std::fs::write(folder.path().join("pristine.yaml"), rules).unwrap();
+        let mut this = Self { client, address, processes: Vec::new(), folder };
+        this.objects().await;
+        for n in 0..count {
+            let process = this.spawn(n);
+            this.processes.push(process);
+            this.put_into_service(n).await;
+        }
+        this
+    }
+
+    fn spawn(&self, n: usize) -> Child {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log(n)).unwrap();
+        Command::new(env!("CARGO_BIN_EXE_pristine"))
+            .args([
+                "serve",
+                "--log-format=text",
+                "--authority-lifetime=30s",
+                "--serving-lifetime=5s",
+                "--hold=1s",
+                "--requests-per-connection=5",
+            ])
+            .arg(format!("--config={}", self.folder.path().join("pristine.yaml").display()))
+            .arg(format!("--listen={}:{}", self.address, webhook_port(n)))
+            .arg(format!("--probes=127.0.0.1:{}", 18_080 + n))
+            .arg(format!("--pod-name=replica-{n}"))
+            .env("KUBECONFIG", kubeconfig(1))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap()
+    }
+
+    pub fn log(&self, n: usize) -> PathBuf {
+        self.folder.path().join(format!("replica-{n}.log"))
+    }
+
+    /// What install.yaml makes, but for the Deployment, which nobody would run here.
+    async fn objects(&self) {
+        let kubectl = |arguments: &[&str]| {
+            let mut command = Command::new("kubectl");
+            command.args(arguments).env("KUBECONFIG", kubeconfig(1)).stdout(Stdio::null());
+            command
+        };
+        // As new: a caBundle without a Secret would make the first replica wait for others that know the authority.
+        let _ = kubectl(&["delete", "--ignore-not-found", "validatingwebhookconfiguration/pristine"]).status().await;
+        for file in ["namespace.yaml", "webhook.yaml"] {
+            let path = format!("{}/manifests/base/{file}", env!("CARGO_MANIFEST_DIR"));
+            assert!(kubectl(&["apply", "-f", &path]).status().await.unwrap().success());
+        }
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "pristine"},
+            "spec": {"ports": [{"name": "webhook", "port": 443, "targetPort": "webhook"}]},
+        });
+        let services: Api<k8s_openapi::api::core::v1::Service> = Api::namespaced(self.client.clone(), SYSTEM);
+        let _ = services.create(&PostParams::default(), &serde_json::from_value(service).unwrap()).await;
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), SYSTEM);
+        let _ = secrets.delete("pristine-authority", &DeleteParams::default()).await;
+    }
+
+    /// One EndpointSlice a replica, because each has a port of its own on the one address.
+    async fn slice(&self, n: usize, ready: bool) {
+        let slice = json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": format!("pristine-{n}"), "labels": {"kubernetes.io/service-name": "pristine"}},
+            "ports": [{"name": "webhook", "port": webhook_port(n), "protocol": "TCP"}],
+            "endpoints": if ready { json!([{"addresses": [self.address], "conditions": {"ready": true}}]) } else { json!([]) },
+        });
+        let slices: Api<k8s_openapi::api::discovery::v1::EndpointSlice> = Api::namespaced(self.client.clone(), SYSTEM);
+        let params = PatchParams::apply("test").force();
+        slices.patch(&format!("pristine-{n}"), &params, &Patch::Apply(slice)).await.unwrap();
+    }
+
+    async fn put_into_service(&self, n: usize) {
+        if setting("PRISTINE_CONTROL").is_some() {
+            // A negative control may never be ready; what it loses is to be counted all the same.
+            tokio::time::sleep(Duration::from_secs(3)).await;
+        } else {
+            until("ready", 30, || async { (readyz(n).await == Some(200)).then_some(()) }).await;
+        }
+        self.slice(n, true).await;
+    }
+
+    /// Until nobody calls it any more.
+    async fn take_out_of_service(&self, n: usize) {
+        self.slice(n, false).await;
+        tokio::time::sleep(Duration::from_millis(700)).await;
+    }
+
+    fn signal(&self, n: usize, signal: &str) {
+        send_signal(self.processes[n].id().unwrap(), signal);
+    }
+
+    pub async fn kill_and_start(&mut self, n: usize) {
+        self.take_out_of_service(n).await;
+        self.signal(n, "KILL");
+        let _ = self.processes[n].wait().await;
+        self.processes[n] = self.spawn(n);
+        self.put_into_service(n).await;
+    }
+
+    pub async fn suspend(&self, n: usize, time: Duration) {
+        self.take_out_of_service(n).await;
+        self.signal(n, "STOP");
+        tokio::time::sleep(time).await;
+        self.signal(n, "CONT");
+        // A probe's period: by then it has looked around.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        self.put_into_service(n).await;
+    }
+}
+
+pub fn send_signal(pid: u32, signal: &str) {
+    let sent = std::process::Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+async fn readyz(n: usize) -> Option<u16> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", u16::try_from(18_080 + n).unwrap())).await.ok()?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.ok()?;
+    text.split(' ').nth(1)?.parse().ok()
+}
