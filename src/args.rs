@@ -73,6 +73,9 @@ pub struct Serve {
     /// is kept; without, somebody else injects it.
     #[arg(long)]
     pub tls_dir: Option<PathBuf>,
+    /// How long API servers call one and the same path, which is a secret between them and us.
+    #[arg(long, default_value = "15m", value_parser = duration)]
+    pub path_lifetime: Duration,
     /// How many reviews one connection of an API server carries before it is asked to make a new one.
     #[arg(long, default_value_t = 1000)]
     pub requests_per_connection: usize,

@@ -56,6 +56,21 @@ impl Events {
         self.tell(pod.object_ref(&()), type_, reason, action, note);
     }
 
+    /// About the controller of a pod, in whose `kubectl describe` people look first, and which outlives the pod.
+    pub fn owner(&self, pod: &Pod, type_: EventType, reason: &'static str, action: &'static str, note: &str) {
+        let owners = pod.metadata.owner_references.iter().flatten();
+        let Some(owner) = owners.into_iter().find(|owner| owner.controller == Some(true)) else { return };
+        let about = ObjectReference {
+            api_version: Some(owner.api_version.clone()),
+            kind: Some(owner.kind.clone()),
+            name: Some(owner.name.clone()),
+            uid: Some(owner.uid.clone()),
+            namespace: pod.metadata.namespace.clone(),
+            ..ObjectReference::default()
+        };
+        self.tell(about, type_, reason, action, note);
+    }
+
     /// About anything.
     pub fn tell(
         &self,

@@ -20,11 +20,11 @@
 //!
 //! | room | decides (pure) | does (edge) |
 //! |---|---|---|
-//! | what is written on a pod | [`mark`], [`redact`] | [`pods`], [`events`] |
-//! | what is done about an interaction | [`policy`], [`config`], [`admission::review`] | [`reload`], [`admission::handler`], [`admission::http`] |
+//! | what is written on a pod | [`mark`], [`redact`] | [`pods`], [`events`], [`journal`] |
+//! | what is done about an interaction | [`policy`], [`config`], [`admission::review`], [`admission::target`] | [`reload`], [`admission::handler`], [`admission::http`] |
 //! | when a pod goes | [`eviction`] | [`eviction::controller`], [`eviction::lease`] |
 //! | who is trusted | [`certs`], [`certs::rotation`], [`certs::secret`], [`certs::bundle`], [`certs::authority`] | [`certs::controller`], [`certs::objects`], [`certs::mounted`], [`certs::resolver`] |
-//! | the ports | | [`server`], [`server::probes`] |
+//! | the ports, and who may call | [`path`] | [`server`], [`server::probes`], [`path::keeper`] |
 //! | around | [`duration`], [`error`] | [`args`], [`clock`], [`folder`], [`telemetry`], [`run`] |
 
 pub mod admission;
@@ -37,7 +37,9 @@ pub mod error;
 pub mod events;
 pub mod eviction;
 pub mod folder;
+pub mod journal;
 pub mod mark;
+pub mod path;
 pub mod pods;
 pub mod policy;
 pub mod redact;

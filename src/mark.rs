@@ -18,6 +18,8 @@ pub const INTERACTED: &str = "pristine/interacted";
 pub const INTERACTIONS: &str = "pristine/interactions";
 /// The annotation with the deadline, RFC 3339.
 pub const EVICT_AT: &str = "pristine/evict-at";
+/// The keys that users write: the eviction is put off until a time, or until somebody lets go; and by whom.
+pub const USERS_KEYS: [&str; 3] = ["pristine/extend-to", "pristine/hold", "pristine/extended-by"];
 /// The pod condition that tells the state of the mark to `kubectl describe` and `kubectl wait`.
 pub const CONDITION: &str = "pristine/Pristine";
 
@@ -41,6 +43,10 @@ pub enum Operation {
     Debug,
     /// `CONNECT pods/exec`, also `kubectl cp`
     Exec,
+    /// `CONNECT pods/portforward`
+    PortForward,
+    /// `CONNECT pods/proxy`
+    Proxy,
 }
 
 impl Operation {
@@ -51,7 +57,15 @@ impl Operation {
             Self::Attach => "attach",
             Self::Debug => "debug",
             Self::Exec => "exec",
+            Self::PortForward => "port-forward",
+            Self::Proxy => "proxy",
         }
+    }
+
+    /// Whether it starts something inside a container. The others reach a port that the container offers.
+    #[must_use]
+    pub const fn enters(self) -> bool {
+        matches!(self, Self::Attach | Self::Debug | Self::Exec)
     }
 }
 
@@ -103,10 +117,24 @@ fn is_false(value: &bool) -> bool {
 }
 
 impl Interaction {
+    /// Who did what, in a few words for people.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let Self { operation, container, user, .. } = self;
+        let into = if container.is_empty() { String::new() } else { format!(" into container {container}") };
+        format!("{}{into} by {:?}", operation.as_str(), shorten(&user.name, 256))
+    }
+
     /// Whether `other` reports the same act: same user, operation, container, command and streams, within [`FOLD`].
+    ///
+    /// Every HTTP request through `pods/proxy` is reviewed. One record of a user's visits is enough, else a dashboard
+    /// would push everything else off the pod.
     fn same(&self, other: &Self) -> bool {
-        self.user.name == other.user.name
-            && self.operation == other.operation
+        let is_same = self.user.name == other.user.name && self.operation == other.operation;
+        if !self.operation.enters() {
+            return is_same;
+        }
+        is_same
             && self.container == other.container
             && self.command == other.command
             && (self.stdin, self.tty) == (other.stdin, other.tty)
@@ -234,7 +262,6 @@ impl Mark {
     /// One sentence for people: who did what, and what follows.
     #[must_use]
     pub fn summary(&self) -> String {
-        let Interaction { operation, container, user, at, .. } = &self.first;
         let more = match self.total {
             0 | 1 => String::new(),
             total => format!(" and {} more", total - 1),
@@ -243,22 +270,28 @@ impl Mark {
             Some(deadline) => format!("to be evicted at {deadline}"),
             None => "recorded only".to_owned(),
         };
-        let who = shorten(&user.name, 256);
-        format!("{} into container {container} by {who:?} at {}{more}; {then}", operation.as_str(), second(*at))
+        format!("{} at {}{more}; {then}", self.first.summary(), second(self.first.at))
     }
 
     /// The strategic merge PATCH of `pods/status` that writes this mark.
     ///
     /// `uid` keeps it off a pod of the same name, `resourceVersion` keeps it from losing the mark that another replica
     /// writes at the same moment (without it, 20 of 20 concurrent marks lost one).
+    ///
+    /// The first mark clears the users' keys: nobody guards the creation of pods, so they may have been planted there.
     #[must_use]
-    pub fn patch(&self, resource_version: &str) -> Value {
+    pub fn patch(&self, resource_version: &str, is_first: bool) -> Value {
         let mut patch = condition_patch(&self.pod, resource_version, self.first.at, State::Marked, &self.summary());
         patch["metadata"]["labels"] = json!({ INTERACTED: "true" });
         patch["metadata"]["annotations"] = json!({
             INTERACTIONS: self.record(),
             EVICT_AT: self.evict_at.map(|at| at.to_string()),
         });
+        if is_first {
+            for key in USERS_KEYS {
+                patch["metadata"]["annotations"][key] = Value::Null;
+            }
+        }
         patch
     }
 }

@@ -160,6 +160,7 @@ impl Pods {
             return Err(Error::Gone);
         };
         let found = Found::on(pod).mark();
+        let is_first = found.is_none();
         let mut written = false;
         let mark = interactions.into_iter().fold(found, |mark, (interaction, ttl)| {
             match Mark::after(mark.clone(), uid, interaction, ttl) {
@@ -173,7 +174,7 @@ impl Pods {
         let mark = mark.ok_or(Error::Gone)?;
         if written {
             let version = pod.metadata.resource_version.as_deref().unwrap_or_default();
-            self.patch_status(namespace, name, &mark.patch(version)).await?;
+            self.patch_status(namespace, name, &mark.patch(version, is_first)).await?;
         }
         Ok(Marked { mark, written })
     }

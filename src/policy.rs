@@ -125,6 +125,7 @@ impl Policy {
             Action::Record => Verdict::Record,
             // Nobody makes a bare pod anew, and an eviction is a failure to a Job: only a rule may ask for these.
             Action::Evict(_) if matching.is_none() && matches!(owner_kind(pod), None | Some("Job")) => Verdict::Record,
+            _ if matching.is_none() && !interaction.operation.enters() => Verdict::Record,
             Action::Evict(ttl) => Verdict::Evict { ttl: *ttl },
             Action::Deny(message) => Verdict::Deny { message: message.clone() },
         };
@@ -139,7 +140,7 @@ impl Match {
         any(&self.namespaces, |glob| glob.matches(namespace))
             && any(&self.users, |name| *name == user.name)
             && any(&self.groups, |group| user.groups.contains(group))
-            && any(&self.operations, |operation| *operation == interaction.operation)
+            && self.covers_operation(interaction.operation)
             && any(&self.containers, |container| *container == interaction.container)
             && self.interactive.is_none_or(|wanted| wanted == (interaction.stdin || interaction.tty))
             && argv.starts_with(&self.command_prefix)
@@ -149,6 +150,13 @@ impl Match {
                 .iter()
                 .all(|(key, value)| labels.and_then(|all| all.get(key)) == Some(value))
             && any(&self.owner_kinds, |kind| kind == owner_kind(pod).unwrap_or("None"))
+    }
+}
+
+impl Match {
+    /// Ports are reached all the time by tools; a rule is about them only if it names them.
+    fn covers_operation(&self, operation: Operation) -> bool {
+        if self.operations.is_empty() { operation.enters() } else { self.operations.contains(&operation) }
     }
 }
 

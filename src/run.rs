@@ -1,6 +1,6 @@
 //! The wiring: builds each room, joins their tasks, and ends the process when one ends or a signal comes.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -8,7 +8,7 @@ use kube::{Client, Config};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{Notify, watch},
     task::JoinSet,
 };
 
@@ -20,6 +20,8 @@ use crate::{
     config,
     events::Events,
     eviction::{self, lease::Candidate},
+    journal::Journal,
+    path::keeper::Keeper,
     pods::Pods,
     reload::Reload,
     server::{self, Limits, probes},
@@ -66,6 +68,21 @@ async fn client() -> anyhow::Result<Client> {
 
 type Task = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
+async fn listen(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {flag} {address}"))
+}
+
+/// What Events about this replica are about.
+fn own_pod(args: &Serve) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        namespace: Some(args.namespace.clone()),
+        name: Some(args.pod_name.clone()),
+        ..ObjectReference::default()
+    }
+}
+
 async fn serve(args: Serve) -> anyhow::Result<()> {
     let lifetimes = args.lifetimes().map_err(anyhow::Error::msg)?;
     let text = config::read(&args.config)?;
@@ -73,10 +90,8 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), pod = args.pod_name, rules = policy.rules.len(), "starting");
     let metrics = Arc::new(Metrics::default());
     // Both ports before anything is promised to anybody.
-    let probe_port =
-        TcpListener::bind(args.probes).await.with_context(|| format!("cannot listen on --probes {}", args.probes))?;
-    let webhook_port =
-        TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on --listen {}", args.listen))?;
+    let probe_port = listen("--probes", args.probes).await?;
+    let webhook_port = listen("--listen", args.listen).await?;
     let client = client().await?;
     let clock = Clock::system();
     let pods = Pods::new(client.clone());
@@ -99,13 +114,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     spawn("probes", Box::pin(probes::serve(probe_port, metrics.clone(), is_ready)));
     spawn("readiness", Box::pin(ready(readiness, is_trusted, is_synced, stopping.clone())));
 
-    let about = ObjectReference {
-        api_version: Some("v1".to_owned()),
-        kind: Some("Pod".to_owned()),
-        namespace: Some(args.namespace.clone()),
-        name: Some(args.pod_name.clone()),
-        ..ObjectReference::default()
-    };
+    let about = own_pod(&args);
     let reload = Reload {
         path: args.config.clone(),
         text,
@@ -133,6 +142,13 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     };
     spawn("certificates", certificates);
 
+    let broken = Arc::new(Notify::new());
+    let service = (args.service.clone(), args.namespace.clone());
+    let configuration = args.webhook_configuration.clone();
+    let (keeper, gate) =
+        Keeper::new(client.clone(), configuration, service, args.path_lifetime, clock.clone(), broken.clone());
+    spawn("path", Box::pin(keeper.run()));
+
     let candidate = Candidate {
         client: client.clone(),
         namespace: args.namespace.clone(),
@@ -152,10 +168,11 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     };
     spawn("eviction", Box::pin(evictions.run()));
 
-    let handler = Handler { pods, policy, clock, events, metrics: metrics.clone() };
-    let endpoint = Arc::new(Endpoint::new(handler, metrics.clone()));
-    let limits = Limits { requests: args.requests_per_connection, ..Limits::default() };
-    let webhook = server::serve(webhook_port, tls, endpoint, limits, metrics, stopping, args.drain);
+    let journal = Journal::stdout();
+    let handler = Handler { pods, policy, clock, events, journal, metrics: metrics.clone() };
+    let endpoint = Arc::new(Endpoint::new(handler, gate, metrics.clone()));
+    let limits = Limits { requests: args.requests_per_connection, drain: args.drain, ..Limits::default() };
+    let webhook = server::serve(webhook_port, tls, endpoint, limits, metrics, stopping, broken);
     let mut webhook = tokio::spawn(webhook);
 
     let ended = tokio::select! {

@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, MissedTickBehavior, timeout},
 };
 use tokio_rustls::TlsAcceptor;
@@ -42,6 +42,8 @@ pub struct Limits {
     /// Requests on one connection before the client is asked for a new one. API servers hold on to connections, and
     /// without this a replica that was started later would be called by nobody.
     pub requests: usize,
+    /// How long requests are still answered after the stop.
+    pub drain: Duration,
     /// Connections at once. Each API server keeps at most 25 idle ones; the rest is room for bursts.
     pub connections: usize,
 }
@@ -53,6 +55,7 @@ impl Default for Limits {
             idle: Duration::from_secs(120),
             first_request: Duration::from_secs(10),
             requests: 1000,
+            drain: Duration::from_secs(25),
             connections: 1024,
         }
     }
@@ -85,7 +88,8 @@ pub fn tls_config(resolver: Arc<dyn rustls::server::ResolvesServerCert>) -> Resu
 }
 
 /// Serves until `stop` becomes true, then drains: new connections and requests are still answered, each with
-/// `Connection: close`, until none is left or `drain` is over.
+/// `Connection: close`, until none is left or the drain is over. `broken` hears of every connection that ended below
+/// HTTP: the API server shows users what it called, then.
 pub async fn serve<S: Service>(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
@@ -93,11 +97,13 @@ pub async fn serve<S: Service>(
     limits: Limits,
     metrics: Arc<Metrics>,
     mut stop: watch::Receiver<bool>,
-    drain: Duration,
+    broken: Arc<Notify>,
 ) {
     let places = Arc::new(Semaphore::new(limits.connections));
     let (draining, busy) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let shared = Arc::new(Shared { acceptor: TlsAcceptor::from(tls), service, limits, metrics, draining, busy });
+    let acceptor = TlsAcceptor::from(tls);
+    let shared = Arc::new(Shared { acceptor, service, limits, metrics, draining, busy, broken });
+    let drain = limits.drain;
     let mut end: Option<Instant> = None;
     let mut look = tokio::time::interval(Duration::from_millis(100));
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -157,6 +163,7 @@ struct Shared<S> {
     draining: AtomicBool,
     /// Requests being answered.
     busy: AtomicUsize,
+    broken: Arc<Notify>,
 }
 
 impl<S: Service> Shared<S> {
@@ -169,6 +176,9 @@ impl<S: Service> Shared<S> {
             Ok(Err(error)) => {
                 let reason = refusal(&error);
                 count(reason);
+                if reason == "alert" {
+                    self.broken.notify_one();
+                }
                 tracing::debug!(%error, reason, "no TLS");
                 return;
             }
@@ -200,6 +210,7 @@ impl<S: Service> Shared<S> {
         };
         tokio::select! {
             served = served.as_mut() => if let Err(error) = served {
+                self.broken.notify_one();
                 tracing::debug!(%error, "a connection ended below HTTP");
             },
             () = silent => tracing::debug!("a connection said nothing"),

@@ -49,6 +49,22 @@ pub enum Decision {
     Denied,
     /// Refused because the mark could not be written in time.
     Failed,
+    /// Admitted without a mark, because it must not be held up: break-glass, port-forward, proxy.
+    Unrecorded,
+}
+
+impl Decision {
+    /// The word used in the audit log.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Marked | Self::Folded => "marked",
+            Self::Exempt => "exempt",
+            Self::Denied => "denied",
+            Self::Failed => "failed",
+            Self::Unrecorded => "unrecorded",
+        }
+    }
 }
 
 /// Labels of `pristine_admission_requests_total`.
@@ -88,6 +104,8 @@ pub struct Metrics {
     pub admissions: Family<Admission, Counter>,
     /// Time from the last byte of a review to its answer.
     pub admission_seconds: Histogram,
+    /// Interactions by whoever broke the glass.
+    pub break_glass: Counter,
     /// HTTP requests answered with an error, by reason.
     pub rejected: Family<Reason, Counter>,
     /// TLS handshakes, by result.
@@ -124,6 +142,7 @@ impl Default for Metrics {
             registry: Registry::with_prefix("pristine"),
             admissions: Family::default(),
             admission_seconds: Histogram::new([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]),
+            break_glass: Counter::default(),
             rejected: Family::default(),
             handshakes: Family::default(),
             connections: Gauge::default(),
@@ -143,6 +162,7 @@ impl Default for Metrics {
         r.register("admission_requests", "Admission reviews answered", all.admissions.clone());
         let help = "Time from reading a review to answering it";
         r.register_with_unit("admission_duration", help, Unit::Seconds, all.admission_seconds.clone());
+        r.register("break_glass", "Interactions by whoever broke the glass", all.break_glass.clone());
         r.register("http_requests_rejected", "HTTP requests answered with an error", all.rejected.clone());
         r.register("tls_handshakes", "TLS handshakes on the webhook port", all.handshakes.clone());
         r.register("connections", "Open connections on the webhook port", all.connections.clone());

@@ -3,124 +3,29 @@
 
 mod common;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use common::{
     fake::{Fake, pod},
-    https::{self, connect},
+    https::connect,
+    webhook::{debug, denial, exec, standard, webhook},
 };
-use jiff::Timestamp;
-use pristine::{
-    admission::{handler::Handler, http::Endpoint},
-    certs::{authority::Authority, resolver::Resolver},
-    clock::Clock,
-    config,
-    events::Events,
-    pods::Pods,
-    server::{self, Limits},
-    telemetry::Metrics,
-};
-use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::watch};
 
-const NOW: &str = "2026-01-01T00:00:00Z";
-
-struct Webhook {
-    address: SocketAddr,
-    root: CertificateDer<'static>,
-    fake: Fake,
-    metrics: Arc<Metrics>,
-    stop: watch::Sender<bool>,
-    served: tokio::task::JoinHandle<()>,
-    _policy: watch::Sender<Arc<pristine::policy::Policy>>,
-}
-
-async fn webhook(fake: Fake, rules: &str) -> Webhook {
-    let policy =
-        config::parse("test", &format!("apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\n{rules}")).unwrap();
-    let now: Timestamp = NOW.parse().unwrap();
-    let names = [https::NAME.to_owned()];
-    // Certificates of now, because the TLS client of the test has no other clock.
-    #[allow(clippy::disallowed_methods)]
-    let real = Timestamp::now();
-    let (authority, _) = Authority::create(1, &names, Duration::from_secs(9000), real, None).unwrap();
-    let resolver = Resolver::default();
-    resolver.serve(authority.issue(&names, Duration::from_secs(900), real, None).unwrap()).unwrap();
-    let metrics = Arc::new(Metrics::default());
-    let (policy, rules) = watch::channel(Arc::new(policy));
-    let (events, publish) = Events::new(fake.client(), "test", metrics.clone());
-    tokio::spawn(publish);
-    let handler = Handler {
-        pods: Pods::new(fake.client()),
-        policy: rules,
-        clock: Clock::of(move || now),
-        events,
-        metrics: metrics.clone(),
-    };
-    let endpoint = Arc::new(Endpoint::new(handler, metrics.clone()));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (stop, stopping) = watch::channel(false);
-    let tls = server::tls_config(Arc::new(resolver)).unwrap();
-    let limits = Limits {
-        handshake: Duration::from_millis(300),
-        first_request: Duration::from_millis(500),
-        ..Limits::default()
-    };
-    let served =
-        tokio::spawn(server::serve(listener, tls, endpoint, limits, metrics.clone(), stopping, Duration::from_secs(1)));
-    Webhook { address, root: authority.certificate.der, fake, metrics, stop, served, _policy: policy }
-}
-
-const EVICT: &str = "default: {action: Evict, ttl: 10m}\n";
-
-async fn standard() -> Webhook {
-    webhook(Fake::with([pod("n", "p", "u1")]), EVICT).await
-}
-
-impl Webhook {
-    async fn post(&self, body: &[u8]) -> https::Answer {
-        connect(self.address, std::slice::from_ref(&self.root)).await.unwrap().post(body).await.unwrap()
-    }
-
-    async fn review(&self, request: &Value) -> Value {
-        let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request});
-        let answer = self.post(review.to_string().as_bytes()).await;
-        assert_eq!(answer.status, 200, "{}", answer.body);
-        serde_json::from_str::<Value>(&answer.body).unwrap()["response"].clone()
-    }
-
-    fn interactions(&self) -> Value {
-        let pod = self.fake.pod("n/p");
-        pod.pointer("/metadata/annotations/pristine~1interactions")
-            .map_or(Value::Null, |text| serde_json::from_str(text.as_str().unwrap()).unwrap())
-    }
-}
-
-fn exec(user: &str, command: &[&str]) -> Value {
-    json!({
-        "uid": "r1", "resource": {"resource": "pods"}, "subResource": "exec", "operation": "CONNECT",
-        "namespace": "n", "name": "p", "userInfo": {"username": user, "groups": ["g"]},
-        "object": {"container": "app", "command": command},
-    })
-}
-
-fn debug(dry_run: bool) -> Value {
-    json!({
-        "uid": "r2", "resource": {"resource": "pods"}, "subResource": "ephemeralcontainers", "operation": "UPDATE",
-        "namespace": "n", "name": "p", "userInfo": {"username": "a"}, "dryRun": dry_run,
-        "object": {"spec": {"ephemeralContainers": [{"name": "d", "command": ["sh"]}]}}, "oldObject": {"spec": {}},
-    })
-}
-
-fn denial(response: &Value) -> (bool, u64, &str) {
-    let status = &response["status"];
-    (
-        response["allowed"].as_bool().unwrap(),
-        status["code"].as_u64().unwrap_or(0),
-        status["message"].as_str().unwrap_or(""),
-    )
+#[tokio::test]
+async fn a_review_to_another_path_changes_nothing_and_is_counted() {
+    let webhook = standard().await;
+    let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": exec("a", &["id"])});
+    let mut connection = connect(webhook.address, std::slice::from_ref(&webhook.root)).await.unwrap();
+    let answer = connection.post_to("/review/1-2", review.to_string().as_bytes()).await.unwrap();
+    assert_eq!(answer.status, 403, "{}", answer.body);
+    assert_eq!(webhook.fake.state().calls, Vec::<String>::new());
+    assert!(webhook.metrics.render().contains("pristine_http_requests_rejected_total{reason=\"path\"} 1"));
+    assert_eq!(
+        connection.post_to("/", review.to_string().as_bytes()).await.unwrap().status,
+        200,
+        "the same connection"
+    );
 }
 
 #[tokio::test]

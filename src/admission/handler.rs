@@ -10,11 +10,15 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::events::EventType;
 use tokio::sync::watch;
 
-use super::review::{self, Act, Answer, Denial, Request};
+use super::{
+    review::{self, Act, Answer, Denial, Request},
+    target,
+};
 use crate::{
     clock::Clock,
     error::chain,
     events::Events,
+    journal::{Entry, Journal},
     mark::{Interaction, Operation},
     pods::{self, Marked, Pods},
     policy::{Policy, Verdict},
@@ -36,29 +40,35 @@ pub struct Handler {
     pub clock: Clock,
     /// Where Events go.
     pub events: Events,
+    /// Where interactions are written down.
+    pub journal: Journal,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
 
 /// Why an interaction is let through.
 enum Admitted {
-    /// The mark is on the pod.
-    Marked(Marked, String),
+    /// The mark is on the pod, as it was read before.
+    Marked(Box<Pod>, Marked),
     /// A rule exempts it.
-    Exempt(String),
+    Exempt(Interaction),
     /// Nothing may be written, or no container is touched.
     NothingToMark,
 }
 
 /// Why it is not.
 enum Refused {
-    Denied(Denial),
-    Unavailable(pods::Error),
+    /// A rule says so.
+    Rule(Denial),
+    /// The API server would say so after admission.
+    Target(Denial),
+    /// The mark cannot be written.
+    Unavailable(String),
 }
 
-impl From<Denial> for Refused {
-    fn from(denial: Denial) -> Self {
-        Self::Denied(denial)
+impl From<pods::Error> for Refused {
+    fn from(error: pods::Error) -> Self {
+        Self::Unavailable(chain(&error))
     }
 }
 
@@ -72,11 +82,13 @@ impl Handler {
         let start = tokio::time::Instant::now();
         let outcome = tokio::time::timeout(timeout.saturating_sub(RESERVE), self.admit(&request)).await;
         self.metrics.admission_seconds.observe(start.elapsed().as_secs_f64());
-        let (answer, decision) = match outcome {
-            Ok(Ok(admitted)) => admit(&request, &admitted),
-            Ok(Err(Refused::Denied(denial))) => deny(&request, denial),
-            Ok(Err(Refused::Unavailable(error))) => fail(&request, &chain(&error)),
-            Err(_) => fail(&request, "the API server did not answer in time"),
+        if request.breaks_glass() && !request.dry_run {
+            self.metrics.break_glass.inc();
+        }
+        let late = || Err(Refused::Unavailable("the API server did not answer in time".to_owned()));
+        let (answer, decision) = match outcome.unwrap_or_else(|_| late()) {
+            Ok(admitted) => self.admitted(&request, &admitted),
+            Err(refused) => self.refused(&request, refused),
         };
         let operation = request.acts.first().map_or("none", |act| act.operation.as_str());
         self.metrics.admissions.get_or_create(&Admission { operation, decision }).inc();
@@ -92,56 +104,55 @@ impl Handler {
         loop {
             let found = match pod {
                 Ok(pod) => pod,
-                Err(pods::Error::Gone) => return Err(not_found(&request.pod).into()),
-                Err(error) => return Err(Refused::Unavailable(error)),
+                Err(pods::Error::Gone) => return Err(Refused::Target(target::not_found(&request.pod))),
+                Err(error) => return Err(error.into()),
             };
-            let policy = self.policy.borrow().clone();
-            let mut to_mark = Vec::new();
-            let mut exempted_by = String::new();
-            for act in &request.acts {
-                let mut interaction = self.interaction(request, act, &found)?;
-                let decided = policy.decide(&interaction, &request.user, &act.command, &found);
-                interaction.rule.clone_from(&decided.rule);
-                match decided.verdict {
-                    Verdict::Exempt => exempted_by = decided.rule,
-                    Verdict::Record => to_mark.push((interaction, None)),
-                    Verdict::Evict { ttl } => to_mark.push((interaction, Some(ttl))),
-                    Verdict::Deny { message } => {
-                        let message = format!("rule {:?}: {message}", decided.rule);
-                        return Err(Denial { code: 403, reason: "Forbidden", message }.into());
-                    }
-                }
-            }
+            let (to_mark, exempt) = self.decide(request, &found)?;
             if request.dry_run {
                 return Ok(Admitted::NothingToMark);
             }
-            if to_mark.is_empty() {
-                return Ok(Admitted::Exempt(exempted_by));
+            if let (true, Some(exempt)) = (to_mark.is_empty(), exempt) {
+                return Ok(Admitted::Exempt(exempt));
             }
-            let rule = to_mark[0].0.rule.clone();
             match self.pods.mark(&found, to_mark).await {
-                Ok(marked) => {
-                    if marked.written {
-                        self.tell(&found, &marked);
-                    }
-                    return Ok(Admitted::Marked(marked, rule));
-                }
+                Ok(marked) => return Ok(Admitted::Marked(Box::new(found), marked)),
                 // Somebody wrote to the pod since it was read, or it was replaced: look again, within the timeout.
                 Err(pods::Error::Conflict | pods::Error::Gone) => pod = read().await,
-                Err(error) => return Err(Refused::Unavailable(error)),
+                Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// What will be recorded, after the checks that the API server makes only after admission: a mark on a pod that
-    /// the API server then refuses to connect to would be a mark without an interaction.
-    fn interaction(&self, request: &Request, act: &Act, pod: &Pod) -> Result<Interaction, Denial> {
-        let container = match act.operation {
-            // The API server has validated the update; the container is not in the pod yet.
-            Operation::Debug => act.container.clone(),
-            Operation::Attach | Operation::Exec => reachable(&act.container, pod)?,
-        };
-        Ok(Interaction {
+    /// What the rules say of this pod: what to record, each with its time to live, and what they exempt.
+    #[allow(clippy::type_complexity, reason = "a list of pairs, and the last of those left out")]
+    fn decide(
+        &self,
+        request: &Request,
+        pod: &Pod,
+    ) -> Result<(Vec<(Interaction, Option<Duration>)>, Option<Interaction>), Refused> {
+        let policy = self.policy.borrow().clone();
+        let (mut to_mark, mut exempt) = (Vec::new(), None);
+        for act in &request.acts {
+            let container = target::container(act, pod).map_err(Refused::Target)?;
+            let mut interaction = self.interaction(request, act, container);
+            let decided = policy.decide(&interaction, &request.user, &act.command, pod);
+            interaction.rule.clone_from(&decided.rule);
+            match decided.verdict {
+                Verdict::Exempt => exempt = Some(interaction),
+                Verdict::Record => to_mark.push((interaction, None)),
+                Verdict::Evict { ttl } => to_mark.push((interaction, Some(ttl))),
+                Verdict::Deny { .. } if request.breaks_glass() => to_mark.push((interaction, None)),
+                Verdict::Deny { message } => {
+                    let message = format!("rule {:?}: {message}", decided.rule);
+                    return Err(Refused::Rule(Denial { code: 403, reason: "Forbidden", message }));
+                }
+            }
+        }
+        Ok((to_mark, exempt))
+    }
+
+    fn interaction(&self, request: &Request, act: &Act, container: String) -> Interaction {
+        Interaction {
             at: thousandth(self.clock.now()),
             operation: act.operation,
             container,
@@ -151,129 +162,104 @@ impl Handler {
             user: redact::user(&request.user),
             review: request.uid.clone(),
             rule: String::new(),
-        })
+        }
     }
 
     async fn permitted(&self, request: &Request, operation: Operation) -> Result<(), Refused> {
-        let (verbs, subresource): (&[&str], _) = match operation {
-            Operation::Attach => (&["create"], "attach"),
-            Operation::Exec => (&["create"], "exec"),
-            // A review does not tell PATCH, which kubectl sends, from PUT.
-            Operation::Debug => (&["patch", "update"], "ephemeralcontainers"),
-        };
-        let Request { namespace, pod, user, .. } = request;
+        let (verbs, subresource) = target::needed(operation);
         for verb in verbs {
-            if self.pods.may(user, verb, subresource, namespace, pod).await.map_err(Refused::Unavailable)? {
+            if self.pods.may(&request.user, verb, subresource, &request.namespace, &request.pod).await? {
                 return Ok(());
             }
         }
-        let verb = verbs[0];
-        let message = format!(
-            "pods {pod:?} is forbidden: User {:?} cannot {verb} resource \"pods/{subresource}\" in API group \"\" in the namespace {namespace:?}",
-            user.name
-        );
-        Err(Denial { code: 403, reason: "Forbidden", message }.into())
+        Err(Refused::Target(target::forbidden(request, operation)))
     }
 
-    fn tell(&self, pod: &Pod, marked: &Marked) {
-        let last = marked.mark.last();
-        tracing::info!(
-            namespace = pod.metadata.namespace,
-            pod = pod.metadata.name,
-            uid = marked.mark.pod,
-            user = last.user.name,
-            groups = ?last.user.groups,
-            operation = last.operation.as_str(),
-            container = last.container,
-            command = ?last.command,
-            stdin = last.stdin,
-            tty = last.tty,
-            rule = last.rule,
-            review = last.review,
-            total = marked.mark.total,
-            evict_at = marked.mark.evict_at.map(tracing::field::display),
-            "interaction"
-        );
-        let (what, who) = (last.operation.as_str(), &last.user.name);
-        let note = match marked.mark.evict_at {
-            Some(at) => format!("{what} into container {} by {who:?}; to be evicted at {at}", last.container),
-            None => format!("{what} into container {} by {who:?}; recorded", last.container),
+    fn admitted(&self, request: &Request, admitted: &Admitted) -> (Answer, Decision) {
+        let mut answer = Answer::default();
+        let Request { namespace, pod: name, .. } = request;
+        let decision = match admitted {
+            Admitted::NothingToMark => Decision::Exempt,
+            Admitted::Exempt(interaction) => {
+                let (pod_uid, evict_at, total, message) = (None, None, None, None);
+                let decision = "exempt";
+                let entry = Entry { decision, namespace, pod: name, pod_uid, evict_at, total, message, interaction };
+                self.journal.write(&entry);
+                answer.audit.insert("rule", interaction.rule.clone());
+                answer.audit.insert("decision", decision.to_owned());
+                Decision::Exempt
+            }
+            Admitted::Marked(pod, marked) => {
+                let interaction = marked.mark.last();
+                answer.audit.insert("rule", interaction.rule.clone());
+                answer.audit.insert("decision", "marked".to_owned());
+                answer.audit.insert("pod-uid", marked.mark.pod.clone());
+                if let Some(at) = marked.mark.evict_at {
+                    answer.audit.insert("evict-at", at.to_string());
+                }
+                if marked.written {
+                    self.tell(request, pod, marked);
+                }
+                if marked.written { Decision::Marked } else { Decision::Folded }
+            }
         };
-        self.events.pod(pod, EventType::Normal, "PodInteraction", "Mark", &note);
+        (answer, decision)
+    }
+
+    fn tell(&self, request: &Request, pod: &Pod, marked: &Marked) {
+        let (mark, interaction) = (&marked.mark, marked.mark.last());
+        self.journal.write(&Entry {
+            decision: "marked",
+            namespace: &request.namespace,
+            pod: &request.pod,
+            pod_uid: Some(&mark.pod),
+            evict_at: mark.evict_at,
+            total: Some(mark.total),
+            message: None,
+            interaction,
+        });
+        let what = interaction.summary();
+        let note = match mark.evict_at {
+            Some(at) => format!("{what}; to be evicted at {at}"),
+            None => format!("{what}; recorded"),
+        };
+        let reason = if request.breaks_glass() { "BreakGlass" } else { "PodInteraction" };
+        let kind = if request.breaks_glass() { EventType::Warning } else { EventType::Normal };
+        self.events.pod(pod, kind, reason, "Mark", &note);
+        self.events.owner(pod, kind, reason, "Mark", &format!("pod {}: {note}", request.pod));
+    }
+
+    fn refused(&self, request: &Request, refused: Refused) -> (Answer, Decision) {
+        let Request { namespace, pod, user, .. } = request;
+        let opens = match &refused {
+            Refused::Rule(_) => false,
+            // The API server will say so itself.
+            Refused::Target(_) | Refused::Unavailable(_) => request.fails_open(),
+        };
+        let (denial, decision) = match refused {
+            Refused::Rule(denial) | Refused::Target(denial) => (denial, Decision::Denied),
+            Refused::Unavailable(why) => {
+                tracing::error!(namespace, pod, user = user.name, error = why, "the mark could not be written");
+                let message = format!(
+                    "the interaction could not be recorded on pod {namespace}/{pod}, and nobody enters a container unrecorded: {why}. \
+                     Try again; if it lasts, see the log of the deployment pristine in its namespace"
+                );
+                (Denial { code: 503, reason: "ServiceUnavailable", message }, Decision::Failed)
+            }
+        };
+        let (word, decision) = if opens { ("unrecorded", Decision::Unrecorded) } else { ("denied", decision) };
+        if let Some(act) = request.acts.first() {
+            let interaction = &self.interaction(request, act, act.container.clone());
+            let (pod_uid, evict_at, total, message) = (None, None, None, Some(denial.message.as_str()));
+            let entry = Entry { decision: word, namespace, pod, pod_uid, evict_at, total, message, interaction };
+            self.journal.write(&entry);
+        }
+        let audit = [("decision", decision.as_str().to_owned())].into();
+        (Answer { denial: Some(denial).filter(|_| !opens), audit }, decision)
     }
 }
 
 /// Records need no finer time, and every byte of them counts.
 fn thousandth(at: Timestamp) -> Timestamp {
     Timestamp::from_millisecond(at.as_millisecond()).unwrap_or(at)
-}
-
-fn admit(request: &Request, admitted: &Admitted) -> (Answer, Decision) {
-    let mut answer = Answer::default();
-    let decision = match admitted {
-        Admitted::NothingToMark => Decision::Exempt,
-        Admitted::Exempt(rule) => {
-            tracing::info!(namespace = request.namespace, pod = request.pod, user = request.user.name, rule, "exempt");
-            answer.audit.insert("rule", rule.clone());
-            answer.audit.insert("decision", "exempt".to_owned());
-            Decision::Exempt
-        }
-        Admitted::Marked(Marked { mark, written }, rule) => {
-            answer.audit.insert("rule", rule.clone());
-            answer.audit.insert("decision", "marked".to_owned());
-            answer.audit.insert("pod-uid", mark.pod.clone());
-            if let Some(at) = mark.evict_at {
-                answer.audit.insert("evict-at", at.to_string());
-            }
-            if *written { Decision::Marked } else { Decision::Folded }
-        }
-    };
-    (answer, decision)
-}
-
-fn deny(request: &Request, denial: Denial) -> (Answer, Decision) {
-    let Denial { code, message, .. } = &denial;
-    tracing::info!(namespace = request.namespace, pod = request.pod, user = request.user.name, code, message, "denied");
-    let audit = [("decision", "denied".to_owned())].into();
-    (Answer { denial: Some(denial), audit }, Decision::Denied)
-}
-
-fn fail(request: &Request, why: &str) -> (Answer, Decision) {
-    let Request { namespace, pod, .. } = request;
-    tracing::error!(namespace, pod, user = request.user.name, error = why, "the mark could not be written; denied");
-    let message = format!(
-        "the interaction could not be recorded on pod {namespace}/{pod}, and nobody enters a container unrecorded: {why}. \
-         Try again; if it lasts, see the log of the deployment pristine in its namespace"
-    );
-    let denial = Denial { code: 503, reason: "ServiceUnavailable", message };
-    (Answer { denial: Some(denial), audit: [("decision", "failed".to_owned())].into() }, Decision::Failed)
-}
-
-fn not_found(pod: &str) -> Denial {
-    Denial { code: 404, reason: "NotFound", message: format!("pods {pod:?} not found") }
-}
-
-/// The container that the API server will connect to; its own rules and words (`validateContainer` and
-/// `streamLocation` in `pkg/registry/core/pod/strategy.go` of Kubernetes 1.37).
-fn reachable(container: &str, pod: &Pod) -> Result<String, Denial> {
-    let bad = |message| Denial { code: 400, reason: "BadRequest", message };
-    let name = pod.metadata.name.as_deref().unwrap_or_default();
-    let Some(spec) = &pod.spec else { return Err(not_found(name)) };
-    let init = spec.init_containers.iter().flatten().map(|c| &c.name);
-    let main = spec.containers.iter().map(|c| &c.name);
-    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| &c.name);
-    let all: Vec<&String> = init.chain(main).chain(ephemeral).collect();
-    let container = match (container, spec.containers.as_slice()) {
-        ("", [only]) => only.name.clone(),
-        ("", _) => {
-            let names = all.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(" ");
-            return Err(bad(format!("a container name must be specified for pod {name}, choose one of: [{names}]")));
-        }
-        (named, _) if all.iter().any(|known| *known == named) => named.to_owned(),
-        (named, _) => return Err(bad(format!("container {named} is not valid for pod {name}"))),
-    };
-    if spec.node_name.as_deref().unwrap_or_default().is_empty() {
-        return Err(bad(format!("pod {name} does not have a host assigned")));
-    }
-    Ok(container)
 }

@@ -10,7 +10,9 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::handler::Handler;
 use crate::{
-    duration, server,
+    duration,
+    path::keeper::Gate,
+    server,
     telemetry::{Metrics, Reason},
 };
 
@@ -32,6 +34,7 @@ const BUDGET_TIMEOUT: Duration = Duration::from_secs(2);
 /// The webhook as an HTTP service.
 pub struct Endpoint {
     handler: Handler,
+    gate: Gate,
     metrics: Arc<Metrics>,
     budget: Semaphore,
 }
@@ -71,10 +74,10 @@ impl server::Service for Endpoint {
 }
 
 impl Endpoint {
-    /// Hands reviews to this handler.
+    /// Hands reviews that come through this gate to this handler.
     #[must_use]
-    pub fn new(handler: Handler, metrics: Arc<Metrics>) -> Self {
-        Self { handler, metrics, budget: Semaphore::new(BUDGET as usize) }
+    pub fn new(handler: Handler, gate: Gate, metrics: Arc<Metrics>) -> Self {
+        Self { handler, gate, metrics, budget: Semaphore::new(BUDGET as usize) }
     }
 
     /// Room for a body of this size, kept until it is dropped.
@@ -96,6 +99,10 @@ impl Endpoint {
         }
         if head.method != Method::POST {
             return Err(problem(StatusCode::METHOD_NOT_ALLOWED, "method", "POST an AdmissionReview"));
+        }
+        if !self.gate.admits(head.uri.path()).await {
+            let text = "the path is not the one that the webhook configuration gives to the API server";
+            return Err(problem(StatusCode::FORBIDDEN, "path", text));
         }
         let body =
             body.map_err(|_| problem(StatusCode::REQUEST_TIMEOUT, "slow", "the body did not arrive in time"))??;

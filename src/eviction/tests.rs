@@ -22,7 +22,7 @@ fn pod(of: &str, ttl: Option<u64>, change: impl Fn(&mut Pod)) -> Pod {
         review: String::new(),
         rule: String::new(),
     };
-    let patch = Mark::after(None, of, interaction, ttl.map(Duration::from_secs)).unwrap().patch("1");
+    let patch = Mark::after(None, of, interaction, ttl.map(Duration::from_secs)).unwrap().patch("1", true);
     let mut annotations = patch["metadata"]["annotations"].as_object().unwrap().clone();
     annotations.retain(|_, value| !value.is_null());
     let mut pod: Pod = serde_json::from_value(json!({

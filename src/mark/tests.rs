@@ -76,13 +76,13 @@ fn a_stricter_verdict_or_a_terminal_is_never_folded() {
 #[test]
 fn a_mark_of_another_uid_is_no_mark() {
     let mark = Mark::after(None, "u1", interaction("a", "2026-01-01T00:00:00Z"), TTL).unwrap();
-    assert_eq!(Found::on(&pod_with(&mark.patch("1"), "u1")), Found::Mark(mark.clone()));
-    assert!(matches!(Found::on(&pod_with(&mark.patch("1"), "u2")), Found::NotAMark(_)));
+    assert_eq!(Found::on(&pod_with(&mark.patch("1", true), "u1")), Found::Mark(mark.clone()));
+    assert!(matches!(Found::on(&pod_with(&mark.patch("1", true), "u2")), Found::NotAMark(_)));
 }
 
 #[test]
 fn the_patch_is_guarded_by_uid_and_resource_version() {
-    let patch = Mark::after(None, "u1", interaction("a", "2026-01-01T00:00:00Z"), TTL).unwrap().patch("41");
+    let patch = Mark::after(None, "u1", interaction("a", "2026-01-01T00:00:00Z"), TTL).unwrap().patch("41", true);
     assert_eq!(patch["metadata"]["uid"], "u1");
     assert_eq!(patch["metadata"]["resourceVersion"], "41");
     assert_eq!(patch["metadata"]["labels"], json!({ "pristine/interacted": "true" }));
@@ -118,7 +118,7 @@ proptest! {
         let mut i = interaction(&name, "2026-01-01T00:00:00.123456789Z");
         i.command = command;
         let mark = Mark::after(None, "u1", i, TTL).unwrap();
-        prop_assert_eq!(Found::on(&pod_with(&mark.patch("1"), "u1")), Found::Mark(mark));
+        prop_assert_eq!(Found::on(&pod_with(&mark.patch("1", true), "u1")), Found::Mark(mark));
     }
 
     #[test]

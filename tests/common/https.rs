@@ -75,7 +75,12 @@ impl Connection {
     }
 
     pub async fn post(&mut self, body: &[u8]) -> std::io::Result<Answer> {
-        let head = format!("POST /?timeout=5s HTTP/1.1\r\nHost: {NAME}\r\nContent-Length: {}\r\n\r\n", body.len());
+        self.post_to("/", body).await
+    }
+
+    pub async fn post_to(&mut self, path: &str, body: &[u8]) -> std::io::Result<Answer> {
+        let length = body.len();
+        let head = format!("POST {path}?timeout=5s HTTP/1.1\r\nHost: {NAME}\r\nContent-Length: {length}\r\n\r\n");
         self.send(head.as_bytes()).await?;
         self.send(body).await?;
         self.receive().await

@@ -6,3 +6,4 @@ pub mod fake;
 pub mod https;
 pub mod load;
 pub mod replicas;
+pub mod webhook;

@@ -73,6 +73,7 @@ impl Replicas {
                 "--serving-lifetime=5s",
                 "--hold=1s",
                 "--requests-per-connection=5",
+                "--path-lifetime=10s",
             ])
             .arg(format!("--config={}", self.folder.path().join("pristine.yaml").display()))
             .arg(format!("--listen={}:{}", self.address, webhook_port(n)))

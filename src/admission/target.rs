@@ -1,0 +1,76 @@
+//! What the API server checks only after admission, in its own words. Pure.
+//!
+//! A mark on a pod that the API server then refuses to connect to would be a mark without an interaction.
+
+use k8s_openapi::api::core::v1::Pod;
+
+use super::review::{Act, Denial, Request};
+use crate::mark::Operation;
+
+/// No such pod.
+#[must_use]
+pub fn not_found(pod: &str) -> Denial {
+    Denial { code: 404, reason: "NotFound", message: format!("pods {pod:?} not found") }
+}
+
+/// The verbs, any of which is enough, and the subresource that the user needs.
+#[must_use]
+pub const fn needed(operation: Operation) -> (&'static [&'static str], &'static str) {
+    match operation {
+        // By WebSocket it is a GET, but a user who may only get must not reach a container. The API server sees it so
+        // itself since 1.35.
+        Operation::Attach => (&["create"], "attach"),
+        Operation::Exec => (&["create"], "exec"),
+        Operation::PortForward => (&["create"], "portforward"),
+        // The verb is that of the HTTP method, which a review does not tell.
+        Operation::Proxy => (&["get", "create", "update", "patch", "delete"], "proxy"),
+        // A review does not tell PATCH, which kubectl sends, from PUT.
+        Operation::Debug => (&["patch", "update"], "ephemeralcontainers"),
+    }
+}
+
+/// None of the verbs is allowed.
+#[must_use]
+pub fn forbidden(request: &Request, operation: Operation) -> Denial {
+    let (verbs, subresource) = needed(operation);
+    let Request { namespace, pod, user, .. } = request;
+    let message = format!(
+        "pods {pod:?} is forbidden: User {:?} cannot {} resource \"pods/{subresource}\" in API group \"\" in the namespace {namespace:?}",
+        user.name, verbs[0]
+    );
+    Denial { code: 403, reason: "Forbidden", message }
+}
+
+/// The container that the API server will connect to; its own rules and words (`validateContainer` and
+/// `streamLocation` in `pkg/registry/core/pod/strategy.go` of Kubernetes 1.37).
+///
+/// # Errors
+/// What it would say.
+pub fn container(act: &Act, pod: &Pod) -> Result<String, Denial> {
+    match act.operation {
+        // The API server has validated the update; the container is not in the pod yet.
+        Operation::Debug => return Ok(act.container.clone()),
+        Operation::PortForward | Operation::Proxy => return Ok(String::new()),
+        Operation::Attach | Operation::Exec => {}
+    }
+    let bad = |message| Denial { code: 400, reason: "BadRequest", message };
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let Some(spec) = &pod.spec else { return Err(not_found(name)) };
+    let init = spec.init_containers.iter().flatten().map(|c| &c.name);
+    let main = spec.containers.iter().map(|c| &c.name);
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| &c.name);
+    let all: Vec<&String> = init.chain(main).chain(ephemeral).collect();
+    let container = match (act.container.as_str(), spec.containers.as_slice()) {
+        ("", [only]) => only.name.clone(),
+        ("", _) => {
+            let names = all.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(" ");
+            return Err(bad(format!("a container name must be specified for pod {name}, choose one of: [{names}]")));
+        }
+        (named, _) if all.iter().any(|known| *known == named) => named.to_owned(),
+        (named, _) => return Err(bad(format!("container {named} is not valid for pod {name}"))),
+    };
+    if spec.node_name.as_deref().unwrap_or_default().is_empty() {
+        return Err(bad(format!("pod {name} does not have a host assigned")));
+    }
+    Ok(container)
+}

@@ -1,0 +1,135 @@
+//! The webhook in process: real TLS on loopback, the real handler, a fake API server behind it.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use super::{
+    fake::{Fake, pod},
+    https::{self, connect},
+};
+use jiff::Timestamp;
+use pristine::{
+    admission::{handler::Handler, http::Endpoint},
+    certs::{authority::Authority, resolver::Resolver},
+    clock::Clock,
+    config,
+    events::Events,
+    journal::Journal,
+    path::{Paths, keeper::Gate},
+    pods::Pods,
+    server::{self, Limits},
+    telemetry::Metrics,
+};
+use rustls_pki_types::CertificateDer;
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::watch};
+
+pub const NOW: &str = "2026-01-01T00:00:00Z";
+
+pub struct Webhook {
+    pub address: SocketAddr,
+    pub root: CertificateDer<'static>,
+    pub fake: Fake,
+    pub metrics: Arc<Metrics>,
+    pub journal: Arc<Mutex<Vec<Value>>>,
+    pub stop: watch::Sender<bool>,
+    pub served: tokio::task::JoinHandle<()>,
+    _policy: watch::Sender<Arc<pristine::policy::Policy>>,
+}
+
+pub async fn webhook(fake: Fake, rules: &str) -> Webhook {
+    let policy =
+        config::parse("test", &format!("apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\n{rules}")).unwrap();
+    let now: Timestamp = NOW.parse().unwrap();
+    let names = [https::NAME.to_owned()];
+    // Certificates of now, because the TLS client of the test has no other clock.
+    #[allow(clippy::disallowed_methods)]
+    let real = Timestamp::now();
+    let (authority, _) = Authority::create(1, &names, Duration::from_secs(9000), real, None).unwrap();
+    let resolver = Resolver::default();
+    resolver.serve(authority.issue(&names, Duration::from_secs(900), real, None).unwrap()).unwrap();
+    let metrics = Arc::new(Metrics::default());
+    let journal = Arc::new(Mutex::new(Vec::new()));
+    let (policy, rules) = watch::channel(Arc::new(policy));
+    let (events, publish) = Events::new(fake.client(), "test", metrics.clone());
+    tokio::spawn(publish);
+    let handler = Handler {
+        pods: Pods::new(fake.client()),
+        policy: rules,
+        clock: Clock::of(move || now),
+        events,
+        journal: Journal::of({
+            let written = journal.clone();
+            move |line| written.lock().unwrap().push(serde_json::from_str(line).unwrap())
+        }),
+        metrics: metrics.clone(),
+    };
+    let gate = Gate::of(Paths { live: vec![String::new()], previous: None }, handler.clock.clone());
+    let endpoint = Arc::new(Endpoint::new(handler, gate, metrics.clone()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopping) = watch::channel(false);
+    let tls = server::tls_config(Arc::new(resolver)).unwrap();
+    let limits = Limits {
+        handshake: Duration::from_millis(300),
+        first_request: Duration::from_millis(500),
+        drain: Duration::from_secs(1),
+        ..Limits::default()
+    };
+    let served =
+        tokio::spawn(server::serve(listener, tls, endpoint, limits, metrics.clone(), stopping, Arc::default()));
+    Webhook { address, root: authority.certificate.der, fake, metrics, journal, stop, served, _policy: policy }
+}
+
+pub const EVICT: &str = "default: {action: Evict, ttl: 10m}\n";
+
+pub async fn standard() -> Webhook {
+    webhook(Fake::with([pod("n", "p", "u1")]), EVICT).await
+}
+
+impl Webhook {
+    pub async fn post(&self, body: &[u8]) -> https::Answer {
+        connect(self.address, std::slice::from_ref(&self.root)).await.unwrap().post(body).await.unwrap()
+    }
+
+    pub async fn review(&self, request: &Value) -> Value {
+        let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request});
+        let answer = self.post(review.to_string().as_bytes()).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        serde_json::from_str::<Value>(&answer.body).unwrap()["response"].clone()
+    }
+
+    pub fn interactions(&self) -> Value {
+        let pod = self.fake.pod("n/p");
+        pod.pointer("/metadata/annotations/pristine~1interactions")
+            .map_or(Value::Null, |text| serde_json::from_str(text.as_str().unwrap()).unwrap())
+    }
+}
+
+pub fn exec(user: &str, command: &[&str]) -> Value {
+    json!({
+        "uid": "r1", "resource": {"resource": "pods"}, "subResource": "exec", "operation": "CONNECT",
+        "namespace": "n", "name": "p", "userInfo": {"username": user, "groups": ["g"]},
+        "object": {"container": "app", "command": command},
+    })
+}
+
+pub fn debug(dry_run: bool) -> Value {
+    json!({
+        "uid": "r2", "resource": {"resource": "pods"}, "subResource": "ephemeralcontainers", "operation": "UPDATE",
+        "namespace": "n", "name": "p", "userInfo": {"username": "a"}, "dryRun": dry_run,
+        "object": {"spec": {"ephemeralContainers": [{"name": "d", "command": ["sh"]}]}}, "oldObject": {"spec": {}},
+    })
+}
+
+pub fn denial(response: &Value) -> (bool, u64, &str) {
+    let status = &response["status"];
+    (
+        response["allowed"].as_bool().unwrap(),
+        status["code"].as_u64().unwrap_or(0),
+        status["message"].as_str().unwrap_or(""),
+    )
+}

@@ -1,0 +1,137 @@
+//! What is decided about each operation by each action, in process: the mark, the answer, the journal.
+#![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
+
+mod common;
+
+use common::{
+    fake::{Fake, pod},
+    webhook::{EVICT, Webhook, debug, exec, webhook},
+};
+use serde_json::{Value, json};
+
+fn connect(subresource: &str) -> Value {
+    json!({
+        "uid": "r3", "resource": {"resource": "pods"}, "subResource": subresource, "operation": "CONNECT",
+        "namespace": "n", "name": "p", "userInfo": {"username": "a"}, "object": {"path": "metrics", "ports": [80]},
+    })
+}
+
+fn glass(mut request: Value) -> Value {
+    request["userInfo"] = json!({"username": "pristine:break-glass", "groups": ["pristine:break-glass"]});
+    request
+}
+
+async fn with(rules: &str) -> Webhook {
+    webhook(Fake::with([pod("n", "p", "u1")]), rules).await
+}
+
+#[tokio::test]
+async fn every_action_does_to_every_operation_what_it_says() {
+    let attach = || {
+        let mut request = exec("a", &[]);
+        request["subResource"] = json!("attach");
+        request
+    };
+    for (operation, request) in [("exec", exec("a", &["id"])), ("attach", attach()), ("debug", debug(false))] {
+        for (action, allowed, marked, evicted, decision) in [
+            ("Exempt", true, false, false, "exempt"),
+            ("Record", true, true, false, "marked"),
+            ("Evict, ttl: 10m", true, true, true, "marked"),
+            ("Deny, message: no", false, false, false, "denied"),
+        ] {
+            let webhook = with(&format!("default: {{action: Record}}\nrules: [{{name: r, action: {action}}}]\n")).await;
+            let response = webhook.review(&request).await;
+            let at = format!("{operation} × {action}");
+            assert_eq!(response["allowed"], allowed, "{at}");
+            assert_eq!(webhook.interactions().is_object(), marked, "{at}");
+            let evict_at = &webhook.fake.pod("n/p")["metadata"]["annotations"]["pristine/evict-at"];
+            assert_eq!(evict_at.is_string(), evicted, "{at}");
+            let journal = webhook.journal.lock().unwrap().clone();
+            assert_eq!(journal.len(), 1, "{at}: {journal:?}");
+            assert_eq!(journal[0]["decision"], decision, "{at}");
+            assert_eq!(journal[0]["interaction"]["operation"], operation, "{at}");
+            assert_eq!(response["auditAnnotations"]["decision"], decision, "{at}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_reaches_a_port_is_recorded_once_and_evicted_only_by_a_rule_that_names_it() {
+    for (subresource, operation) in [("portforward", "port-forward"), ("proxy", "proxy")] {
+        for rules in
+            [EVICT, "default: {action: Deny}\n", "default: {action: Record}\nrules: [{name: r, action: Deny}]\n"]
+        {
+            let webhook = with(rules).await;
+            for _ in 0..3 {
+                assert_eq!(webhook.review(&connect(subresource)).await["allowed"], true, "{operation}");
+            }
+            let interactions = webhook.interactions();
+            assert_eq!((&interactions["total"], &interactions["first"]["operation"]), (&json!(1), &json!(operation)));
+            let pod = webhook.fake.pod("n/p");
+            assert_eq!(pod["metadata"]["annotations"].get("pristine/evict-at"), None);
+        }
+        let named = format!("{EVICT}rules: [{{name: r, match: {{operations: [{operation}]}}, action: Deny}}]\n");
+        assert_eq!(with(&named).await.review(&connect(subresource)).await["allowed"], false, "{operation}");
+    }
+}
+
+#[tokio::test]
+async fn who_breaks_the_glass_is_recorded_and_never_held_up() {
+    let webhook = with("default: {action: Deny}\n").await;
+    assert_eq!(webhook.review(&glass(exec("a", &["id"]))).await["allowed"], true);
+    assert_eq!(webhook.interactions()["first"]["user"]["name"], "pristine:break-glass");
+
+    for (code, fails) in [(Some(403), "the write is refused"), (None, "there is no such pod")] {
+        let webhook = with(EVICT).await;
+        webhook.fake.state().refuse_writes = code;
+        if code.is_none() {
+            webhook.fake.state().pods.clear();
+        }
+        assert_eq!(webhook.review(&exec("a", &["id"])).await["allowed"], false, "{fails}");
+        for request in [glass(exec("a", &["id"])), connect("portforward"), connect("proxy")] {
+            let response = webhook.review(&request).await;
+            assert_eq!(response["allowed"], true, "{fails}");
+            assert_eq!(response["auditAnnotations"]["decision"], "unrecorded", "{fails}");
+            assert_eq!(webhook.journal.lock().unwrap().last().unwrap()["decision"], "unrecorded", "{fails}");
+        }
+        assert!(webhook.metrics.render().contains("pristine_break_glass_total 1"), "{fails}");
+    }
+}
+
+#[tokio::test]
+async fn the_journal_has_the_whole_record_and_a_folded_report_has_no_second_line() {
+    let webhook = with(EVICT).await;
+    let mut request = exec("alice@example.com", &["psql", "--password=hunter2"]);
+    request["userInfo"]["extra"] = json!({"reason": ["INC-7"], "scopes": ["x"]});
+    for _ in 0..2 {
+        assert_eq!(webhook.review(&request).await["allowed"], true);
+    }
+    let journal = webhook.journal.lock().unwrap().clone();
+    assert_eq!(journal.len(), 1);
+    assert_eq!(
+        journal[0],
+        json!({
+            "decision": "marked", "namespace": "n", "pod": "p", "podUid": "u1", "total": 1,
+            "evictAt": "2026-01-01T00:10:00Z",
+            "interaction": {
+                "at": "2026-01-01T00:00:00Z", "operation": "exec", "container": "app",
+                "command": ["psql", "--password=•••"], "review": "r1", "rule": "default",
+                "user": {"name": "alice@example.com", "groups": ["g"], "extra": {"reason": ["INC-7"]}},
+            },
+        })
+    );
+}
+
+#[tokio::test]
+async fn the_users_keys_are_cleared_by_the_first_mark_and_left_alone_by_the_next() {
+    let mut planted = pod("n", "p", "u1");
+    planted["metadata"]["annotations"] =
+        json!({"pristine/hold": "for ever", "pristine/extend-to": "2099-01-01T00:00:00Z"});
+    let webhook = webhook(Fake::with([planted]), EVICT).await;
+    webhook.review(&exec("a", &["1"])).await;
+    let hold = |webhook: &Webhook| webhook.fake.pod("n/p")["metadata"]["annotations"]["pristine/hold"].clone();
+    assert_eq!(hold(&webhook), Value::Null);
+    webhook.fake.state().pods.get_mut("n/p").unwrap()["metadata"]["annotations"]["pristine/hold"] = json!("mine");
+    webhook.review(&exec("a", &["2"])).await;
+    assert_eq!(hold(&webhook), "mine");
+}
