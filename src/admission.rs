@@ -4,3 +4,4 @@ pub mod handler;
 pub mod http;
 pub mod review;
 pub mod target;
+pub mod turns;

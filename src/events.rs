@@ -1,26 +1,67 @@
 //! Kubernetes Events: what `kubectl describe` and `kubectl events` show. Told behind the hot path: an admission never
 //! waits for an Event, and a flood of interactions cannot queue without bound.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::{
     Client, Resource,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 
 use crate::{error::chain, mark::shorten, telemetry::Metrics};
 
 /// Events waiting to be told. At the API server's pace of some 100 a second this is a few seconds.
 const QUEUE: usize = 512;
 
+/// client-go's spam filter (`tools/events`, `tools/record`): so many Events about one object at once, and then one each
+/// five minutes. A loop of execs would otherwise write two Events for each.
+const BURST: u32 = 25;
+/// See [`BURST`].
+const REFILL: Duration = Duration::from_secs(300);
+/// Objects that the filter knows at a time.
+const FILTERED: usize = 4096;
+
 /// For one Event: those behind it wait.
 const PUBLISH: Duration = Duration::from_secs(5);
+
+/// How many more Events about an object may be told, by UID and reason.
+#[derive(Default)]
+struct Filter(HashMap<(String, &'static str), (u32, Instant)>);
+
+impl Filter {
+    fn admits(&mut self, uid: &str, reason: &'static str, now: Instant) -> bool {
+        if self.0.len() >= FILTERED {
+            // Whoever is full again is as if never seen; and if all are busy, forgetting some is better than growing.
+            self.0.retain(|_, (_, last)| now.duration_since(*last) < REFILL);
+            if self.0.len() >= FILTERED {
+                self.0.clear();
+            }
+        }
+        let (left, last) = self.0.entry((uid.to_owned(), reason)).or_insert((BURST, now));
+        let refilled = u32::try_from(now.duration_since(*last).as_secs() / REFILL.as_secs()).unwrap_or(BURST);
+        if refilled > 0 {
+            *left = left.saturating_add(refilled).min(BURST);
+            *last = now;
+        }
+        let admitted = *left > 0;
+        *left = left.saturating_sub(1);
+        admitted
+    }
+}
 
 /// Tells Events.
 #[derive(Clone)]
 pub struct Events {
+    filter: Arc<Mutex<Filter>>,
     queue: mpsc::Sender<(Event, ObjectReference)>,
     metrics: Arc<Metrics>,
 }
@@ -48,7 +89,7 @@ impl Events {
                 tracing::warn!(reason = event.reason, error = problem, "cannot publish an event");
             }
         };
-        (Self { queue, metrics }, publish)
+        (Self { filter: Arc::default(), queue, metrics }, publish)
     }
 
     /// About a pod. The UID is what makes it show in `kubectl describe pod`.
@@ -80,11 +121,36 @@ impl Events {
         action: &'static str,
         note: &str,
     ) {
+        let uid = about.uid.as_deref().unwrap_or_default();
+        if !self.filter.lock().unwrap_or_else(PoisonError::into_inner).admits(uid, reason, Instant::now()) {
+            self.metrics.events_dropped.inc();
+            return;
+        }
         // 1024 characters are the API server's limit for a note; bytes are never fewer.
         let note = Some(shorten(note, 1024));
         let event = Event { type_, reason: reason.to_owned(), action: action.to_owned(), note, secondary: None };
         if self.queue.try_send((event, about)).is_err() {
             self.metrics.events_dropped.inc();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loop_of_events_about_one_object_is_cut_and_others_are_not() {
+        let (mut filter, start) = (Filter::default(), Instant::now());
+        let told = (0..1000).filter(|_| filter.admits("a", "x", start)).count();
+        assert_eq!(told, 25);
+        assert!(filter.admits("b", "x", start) && filter.admits("a", "y", start));
+        assert!(!filter.admits("a", "x", start + REFILL / 2));
+        assert!(filter.admits("a", "x", start + REFILL));
+        assert!(!filter.admits("a", "x", start + REFILL));
+        for n in 0..3 * FILTERED {
+            filter.admits(&n.to_string(), "x", start);
+        }
+        assert!(filter.0.len() <= FILTERED);
     }
 }

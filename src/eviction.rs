@@ -4,12 +4,13 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::mark::{Found, Mark};
+use crate::mark::{Found, Interaction, Mark};
 
 pub mod controller;
+pub mod handover;
 pub mod lease;
 
 /// What comes next for a pod.
@@ -57,6 +58,40 @@ pub fn plan(pod: &Pod, now: Timestamp) -> Next {
         );
     }
     Next::Evict(mark)
+}
+
+/// An exec that was admitted may still be held by another webhook, for 30 s at most, and then runs in whatever pod has the
+/// name by then (seen: `web-0` deleted meanwhile, the exec in the new `web-0`).
+pub const HANDOVER: SignedDuration = SignedDuration::from_secs(35);
+
+/// What a deleted pod leaves to the one that has its name next.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Inheritance {
+    /// The last interaction, which may arrive late.
+    pub interaction: Interaction,
+    /// Time to live, from the interaction; none if it is only recorded.
+    pub ttl: Option<Duration>,
+    /// After this the interaction cannot arrive any more.
+    pub until: Timestamp,
+}
+
+/// What this pod, which was deleted, leaves.
+#[must_use]
+pub fn inheritance(deleted: &Pod, now: Timestamp) -> Option<Inheritance> {
+    // The names of these pods never come again.
+    let owners = deleted.metadata.owner_references.iter().flatten();
+    if owners.into_iter().any(|owner| matches!(owner.kind.as_str(), "ReplicaSet" | "DaemonSet" | "Job")) {
+        return None;
+    }
+    let mark = Found::on(deleted).mark()?;
+    let interaction = mark.last().clone();
+    let until = interaction.at.checked_add(HANDOVER).unwrap_or(Timestamp::MAX);
+    if until <= now {
+        return None;
+    }
+    // Not before it is certain that nothing arrives any more: else the eviction of one heir would make the next one.
+    let ttl = mark.evict_at.map(|at| at.max(until).duration_since(interaction.at));
+    Some(Inheritance { ttl: ttl.and_then(|ttl| Duration::try_from(ttl).ok()), interaction, until })
 }
 
 /// How long to wait after the n-th refusal in a row (the first is 0), where `random` is in `0.0..1.0`: 2 s, doubling to

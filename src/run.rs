@@ -13,13 +13,13 @@ use tokio::{
 };
 
 use crate::{
-    admission::{handler::Handler, http::Endpoint},
+    admission::{handler::Handler, http::Endpoint, turns::Turns},
     args::{Cli, Command, Serve},
     certs::{self, mounted::Mounted, objects::Objects, resolver::Resolver},
     clock::Clock,
     config,
     events::Events,
-    eviction::{self, lease::Candidate},
+    eviction::{self, handover::Handover, lease::Candidate},
     journal::Journal,
     path::keeper::Keeper,
     pods::Pods,
@@ -83,6 +83,7 @@ fn own_pod(args: &Serve) -> ObjectReference {
     }
 }
 
+#[allow(clippy::too_many_lines, reason = "the wiring is one list")]
 async fn serve(args: Serve) -> anyhow::Result<()> {
     let lifetimes = args.lifetimes().map_err(anyhow::Error::msg)?;
     let text = config::read(&args.config)?;
@@ -157,6 +158,14 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         clock: clock.clone(),
     };
     let election = tokio::spawn(candidate.run(leading, stopping.clone()));
+    let journal = Journal::stdout();
+    let handover = Handover {
+        pods: pods.clone(),
+        clock: clock.clone(),
+        events: events.clone(),
+        journal: journal.clone(),
+        metrics: metrics.clone(),
+    };
     let evictions = eviction::controller::Controller {
         client,
         pods: pods.clone(),
@@ -164,12 +173,12 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         events: events.clone(),
         metrics: metrics.clone(),
         leading: led,
+        handover,
         synced,
     };
     spawn("eviction", Box::pin(evictions.run()));
 
-    let journal = Journal::stdout();
-    let handler = Handler { pods, policy, clock, events, journal, metrics: metrics.clone() };
+    let handler = Handler { pods, policy, clock, events, journal, metrics: metrics.clone(), turns: Turns::default() };
     let endpoint = Arc::new(Endpoint::new(handler, gate, metrics.clone()));
     let limits = Limits { requests: args.requests_per_connection, drain: args.drain, ..Limits::default() };
     let webhook = server::serve(webhook_port, tls, endpoint, limits, metrics, stopping, broken);

@@ -146,11 +146,13 @@ async fn a_pod_is_evicted_within_two_seconds_of_its_deadline_and_its_replacement
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 async fn a_same_named_successor_is_left_alone() {
-    let ns = Namespace::new("t-fast-").await;
+    // 50 s, because within 35 s the mark is handed over: see the next test.
+    let ns = Namespace::new("t-late-").await;
     ns.workload("StatefulSet", 1).await;
     ns.run(&["exec", "web-0", "--", "true"]).await;
     let marked = ns.pod("web-0").await;
     let deadline = deadline(&marked);
+    tokio::time::sleep(Duration::from_secs(36)).await;
     ns.run(&["delete", "pod", "web-0", "--grace-period=1"]).await;
     let successor = ns.ready(1).await.remove(0);
     assert_ne!(uid_of(&successor), uid_of(&marked));
@@ -160,6 +162,31 @@ async fn a_same_named_successor_is_left_alone() {
     let later = ns.pod("web-0").await;
     assert_eq!(uid_of(&later), uid_of(&successor));
     assert_eq!((later.metadata.deletion_timestamp.is_some(), is_marked(&later)), (false, false));
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn a_successor_that_a_late_exec_may_have_reached_gets_the_mark() {
+    let ns = Namespace::new("t-late-").await;
+    ns.workload("StatefulSet", 1).await;
+    ns.run(&["exec", "web-0", "--", "true"]).await;
+    let marked = ns.pod("web-0").await;
+    ns.run(&["delete", "pod", "web-0", "--grace-period=1"]).await;
+    let heir = until("the successor marked", 20, || async {
+        ns.pods().get_opt("web-0").await.unwrap().filter(|pod| uid_of(pod) != uid_of(&marked) && is_marked(pod))
+    })
+    .await;
+    assert_eq!(record(&heir)["first"], record(&marked)["first"]);
+    assert_eq!((record(&heir)["pod"].as_str(), deadline(&heir)), (Some(uid_of(&heir)), deadline(&marked)));
+    // Evicted at the deadline, and its own successor is nobody's.
+    ns.evicted("web-0", uid_of(&heir), deadline(&heir)).await;
+    let last = until("another", 30, || async {
+        ns.pods().get_opt("web-0").await.unwrap().filter(|pod| uid_of(pod) != uid_of(&heir))
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let last = ns.pod(name_of(&last)).await;
+    assert!(!is_marked(&last));
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::{
     review::{self, Act, Answer, Denial, Request},
     target,
+    turns::Turns,
 };
 use crate::{
     clock::Clock,
@@ -44,6 +45,8 @@ pub struct Handler {
     pub journal: Journal,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// One writer a pod.
+    pub turns: Turns,
 }
 
 /// Why an interaction is let through.
@@ -99,7 +102,11 @@ impl Handler {
         let Some(first) = request.acts.first() else { return Ok(Admitted::NothingToMark) };
         // Both at once: neither needs the other, and the user waits.
         let read = || self.pods.get(&request.namespace, &request.pod);
-        let (permitted, mut pod) = tokio::join!(self.permitted(request, first.operation), read());
+        let in_turn = async {
+            let turn = self.turns.take(&request.namespace, &request.pod).await;
+            (turn, read().await)
+        };
+        let (permitted, (_turn, mut pod)) = tokio::join!(self.permitted(request, first.operation), in_turn);
         permitted?;
         loop {
             let found = match pod {

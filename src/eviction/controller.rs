@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Next, backoff, plan};
+use super::{Next, backoff, handover::Handover, inheritance, plan};
 use crate::{
     clock::Clock,
     error::chain,
@@ -54,6 +54,8 @@ pub struct Controller {
     pub metrics: Arc<Metrics>,
     /// Until when this replica may evict.
     pub leading: watch::Receiver<Option<Instant>>,
+    /// For pods that are deleted right after an interaction.
+    pub handover: Handover,
     /// Set once all marked pods are known.
     pub synced: watch::Sender<bool>,
 }
@@ -168,7 +170,12 @@ impl Controller {
                 self.synced.send_replace(true);
             }
             watcher::Event::Apply(pod) => self.look(&pod, agenda),
-            watcher::Event::Delete(pod) => agenda.drop(pod.metadata.uid.as_deref().unwrap_or_default()),
+            watcher::Event::Delete(pod) => {
+                agenda.drop(pod.metadata.uid.as_deref().unwrap_or_default());
+                if let Some(inheritance) = inheritance(&pod, self.clock.now()) {
+                    tokio::spawn(self.handover.clone().run(pod, inheritance));
+                }
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use super::{
 };
 use jiff::Timestamp;
 use pristine::{
-    admission::{handler::Handler, http::Endpoint},
+    admission::{handler::Handler, http::Endpoint, turns::Turns},
     certs::{authority::Authority, resolver::Resolver},
     clock::Clock,
     config,
@@ -66,6 +66,7 @@ pub async fn webhook(fake: Fake, rules: &str) -> Webhook {
             move |line| written.lock().unwrap().push(serde_json::from_str(line).unwrap())
         }),
         metrics: metrics.clone(),
+        turns: Turns::default(),
     };
     let gate = Gate::of(Paths { live: vec![String::new()], previous: None }, handler.clock.clone());
     let endpoint = Arc::new(Endpoint::new(handler, gate, metrics.clone()));

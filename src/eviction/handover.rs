@@ -1,0 +1,88 @@
+//! Hands the mark of a deleted pod to the pod that has its name next, as long as an exec that was admitted for the first
+//! may still arrive at the second. The edge of [`super::inheritance`].
+//!
+//! Every replica does it, not only the one that evicts: the second finds what the first has written, and writes nothing.
+
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::events::EventType;
+use tokio::time::sleep;
+
+use super::Inheritance;
+use crate::{
+    clock::Clock,
+    error::chain,
+    events::Events,
+    journal::{Entry, Journal},
+    pods::{self, Pods},
+    telemetry::{Metrics, Reason},
+};
+
+/// Between two looks for the successor.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Hands marks over.
+#[derive(Clone)]
+pub struct Handover {
+    /// Reads and marks.
+    pub pods: Pods,
+    /// The wall clock.
+    pub clock: Clock,
+    /// Where Events go.
+    pub events: Events,
+    /// Where interactions are written down.
+    pub journal: Journal,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Handover {
+    /// Waits for the pod that has the name of this one next, and marks it; no longer than it matters.
+    pub async fn run(self, deleted: Pod, inheritance: Inheritance) {
+        let (Some(namespace), Some(name)) = (&deleted.metadata.namespace, &deleted.metadata.name) else { return };
+        while self.clock.now() < inheritance.until {
+            match self.look(&deleted, namespace, name, &inheritance).await {
+                Ok(true) => return,
+                Ok(false) | Err(pods::Error::Gone | pods::Error::Conflict) => {}
+                Err(error) => {
+                    tracing::warn!(namespace, pod = name, error = %chain(&error), "cannot hand over the mark yet");
+                }
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Whether the successor was there.
+    async fn look(
+        &self,
+        deleted: &Pod,
+        namespace: &str,
+        name: &str,
+        inheritance: &Inheritance,
+    ) -> Result<bool, pods::Error> {
+        let successor = self.pods.get(namespace, name).await?;
+        if successor.metadata.uid == deleted.metadata.uid || successor.metadata.deletion_timestamp.is_some() {
+            return Ok(false);
+        }
+        let Inheritance { interaction, ttl, .. } = inheritance;
+        let marked = self.pods.mark(&successor, vec![(interaction.clone(), *ttl)]).await?;
+        if marked.written {
+            let message =
+                "the pod of this name was deleted so soon after the interaction that it may have reached its successor";
+            self.journal.write(&Entry {
+                decision: "marked",
+                namespace,
+                pod: name,
+                pod_uid: successor.metadata.uid.as_deref(),
+                evict_at: marked.mark.evict_at,
+                total: Some(marked.mark.total),
+                message: Some(message),
+                interaction,
+            });
+            self.metrics.evictions.get_or_create(&Reason { reason: "handed_over" }).inc();
+            self.events.pod(&successor, EventType::Normal, "MarkHandedOver", "Mark", message);
+        }
+        Ok(true)
+    }
+}
