@@ -7,17 +7,23 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::{
+    api::{
+        core::v1::{ObjectReference, Pod},
+        events::v1::Event,
+    },
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+};
 use kube::{
-    Client, Resource,
-    runtime::events::{Event, EventType, Recorder, Reporter},
+    Api, Client, Resource,
+    api::{ObjectMeta, PostParams},
 };
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout},
 };
 
-use crate::{error::chain, mark::shorten, telemetry::Metrics};
+use crate::{clock::Clock, error::chain, mark::shorten, telemetry::Metrics};
 
 /// Events waiting to be told. At the API server's pace of some 100 a second this is a few seconds.
 const QUEUE: usize = 512;
@@ -58,11 +64,22 @@ impl Filter {
     }
 }
 
+/// Whether somebody should look.
+#[derive(Clone, Copy, Debug)]
+pub enum EventType {
+    /// What is meant to happen.
+    Normal,
+    /// What is not.
+    Warning,
+}
+
 /// Tells Events.
 #[derive(Clone)]
 pub struct Events {
     filter: Arc<Mutex<Filter>>,
-    queue: mpsc::Sender<(Event, ObjectReference)>,
+    queue: mpsc::Sender<Event>,
+    instance: Arc<str>,
+    clock: Clock,
     metrics: Arc<Metrics>,
 }
 
@@ -71,17 +88,19 @@ impl Events {
     pub fn new(
         client: Client,
         instance: &str,
+        clock: Clock,
         metrics: Arc<Metrics>,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
-        let reporter = Reporter { controller: "pristine".to_owned(), instance: Some(instance.to_owned()) };
-        let recorder = Recorder::new(client, reporter);
-        let (queue, mut waiting) = mpsc::channel::<(Event, ObjectReference)>(QUEUE);
+        let (queue, mut waiting) = mpsc::channel::<Event>(QUEUE);
         let counters = metrics.clone();
         let publish = async move {
-            while let Some((event, about)) = waiting.recv().await {
-                let told = timeout(PUBLISH, recorder.publish(&event, &about)).await;
-                let problem = match told {
-                    Ok(Ok(())) => continue,
+            while let Some(event) = waiting.recv().await {
+                let events: Api<Event> = match &event.metadata.namespace {
+                    Some(namespace) => Api::namespaced(client.clone(), namespace),
+                    None => Api::default_namespaced(client.clone()),
+                };
+                let problem = match timeout(PUBLISH, events.create(&PostParams::default(), &event)).await {
+                    Ok(Ok(_)) => continue,
                     Ok(Err(error)) => chain(&error),
                     Err(_) => "the API server does not answer".to_owned(),
                 };
@@ -89,7 +108,8 @@ impl Events {
                 tracing::warn!(reason = event.reason, error = problem, "cannot publish an event");
             }
         };
-        (Self { filter: Arc::default(), queue, metrics }, publish)
+        let instance = shorten(instance, 128).into();
+        (Self { filter: Arc::default(), queue, instance, clock, metrics }, publish)
     }
 
     /// About a pod. The UID is what makes it show in `kubectl describe pod`.
@@ -126,10 +146,22 @@ impl Events {
             self.metrics.events_dropped.inc();
             return;
         }
-        // 1024 characters are the API server's limit for a note; bytes are never fewer.
-        let note = Some(shorten(note, 1024));
-        let event = Event { type_, reason: reason.to_owned(), action: action.to_owned(), note, secondary: None };
-        if self.queue.try_send((event, about)).is_err() {
+        // One object each, and no series: kube's recorder would count the second exec and drop who did it.
+        let name = format!("{}.{:016x}", about.name.as_deref().unwrap_or("pristine"), rand::random::<u64>());
+        let event = Event {
+            metadata: ObjectMeta { name: Some(name), namespace: about.namespace.clone(), ..ObjectMeta::default() },
+            type_: Some(if matches!(type_, EventType::Warning) { "Warning" } else { "Normal" }.to_owned()),
+            reason: Some(reason.to_owned()),
+            action: Some(action.to_owned()),
+            // 1024 characters are the API server's limit for a note; bytes are never fewer.
+            note: Some(shorten(note, 1024)),
+            regarding: Some(about),
+            reporting_controller: Some("pristine".to_owned()),
+            reporting_instance: Some(self.instance.to_string()),
+            event_time: Some(MicroTime(self.clock.now())),
+            ..Event::default()
+        };
+        if self.queue.try_send(event).is_err() {
             self.metrics.events_dropped.inc();
         }
     }

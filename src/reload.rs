@@ -7,13 +7,12 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::runtime::events::EventType;
 use tokio::sync::watch;
 
 use crate::{
     config,
     error::chain,
-    events::Events,
+    events::{EventType, Events},
     folder::Folder,
     policy::Policy,
     telemetry::{Metrics, Reason},

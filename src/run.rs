@@ -102,7 +102,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let (synced, is_synced) = watch::channel(false);
     let (trusted, is_trusted) = watch::channel(Err("starting".to_owned()));
     let (readiness, is_ready) = watch::channel(Err("starting".to_owned()));
-    let (events, publish_events) = Events::new(client.clone(), &args.pod_name, metrics.clone());
+    let (events, publish_events) = Events::new(client.clone(), &args.pod_name, clock.clone(), metrics.clone());
 
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
     let mut spawn = |name: &'static str, task: Task| {

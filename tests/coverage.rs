@@ -52,22 +52,24 @@ async fn first_words(ns: &Namespace, pod: &str, way: &str, user: &str, variable:
 }
 
 /// The lines of the audit log about this user's requests to these pods.
-fn audited(user: &str) -> Vec<Value> {
+fn audited(namespace: &str, user: &str) -> Vec<Value> {
     let state = setting("KUBECONFIG").unwrap();
     let log = Path::new(&state).parent().unwrap().join("logs/audit.log");
     let log = std::fs::read_to_string(log).expect("the audit log of hack/cluster");
     let lines = log.lines().filter(|line| line.contains(user));
     let lines = lines.map(|line| serde_json::from_str::<Value>(line).unwrap());
-    lines.filter(|line| line["impersonatedUser"]["username"] == user).collect()
+    lines
+        .filter(|line| line["impersonatedUser"]["username"] == user && line["objectRef"]["namespace"] == namespace)
+        .collect()
 }
 
-async fn journal(user: &str) -> Vec<Value> {
+async fn journal(namespace: &str, user: &str) -> Vec<Value> {
     let logs =
         run(&["-n", SYSTEM, "logs", "-l", "app.kubernetes.io/component=webhook", "--tail=-1", "--max-log-requests=9"])
             .await;
     let lines =
         logs.lines().filter(|line| line.contains(user)).filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines.filter(|line| line["interaction"]["user"]["name"] == user).collect()
+    lines.filter(|line| line["interaction"]["user"]["name"] == user && line["namespace"] == namespace).collect()
 }
 
 async fn table(action: &str) {
@@ -104,7 +106,7 @@ async fn table(action: &str) {
         assert!(acts.first().is_none_or(|act| act["operation"] == way), "{user}: {mark}");
 
         until(&format!("{user} in the journal"), 10, || async {
-            let lines = journal(&user).await;
+            let lines = journal(&ns.name, &user).await;
             let first = lines.first()?;
             assert_eq!(
                 (&first["decision"], &first["interaction"]["operation"]),
@@ -123,7 +125,7 @@ async fn table(action: &str) {
             } else {
                 key("connect")
             };
-            let lines = audited(&user);
+            let lines = audited(&ns.name, &user);
             // A denied debug has no audit annotation of an update that was tried again.
             let line = lines.iter().find(|line| line["annotations"][&entry] == decision)?;
             if way != "debug" {

@@ -76,6 +76,17 @@ async fn what_reaches_a_port_is_recorded_once_and_evicted_only_by_a_rule_that_na
 }
 
 #[tokio::test]
+async fn a_proxied_pod_is_found_behind_its_scheme_and_port() {
+    for name in ["p", "p:80", "http:p:80", "https:p:"] {
+        let webhook = with(EVICT).await;
+        let mut request = connect("proxy");
+        request["name"] = json!(name);
+        webhook.review(&request).await;
+        assert_eq!(webhook.interactions()["total"], 1, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn who_breaks_the_glass_is_recorded_and_never_held_up() {
     let webhook = with("default: {action: Deny}\n").await;
     assert_eq!(webhook.review(&glass(exec("a", &["id"]))).await["allowed"], true);

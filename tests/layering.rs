@@ -28,7 +28,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("folder", &[]),
     ("journal", &["mark"]),
     ("reload", &["config", "error", "events", "folder", "policy", "telemetry"]),
-    ("events", &["error", "mark", "telemetry"]),
+    ("events", &["clock", "error", "mark", "telemetry"]),
     ("pods", &["mark"]),
     ("server", &["telemetry"]),
     ("admission::handler", &["clock", "error", "events", "journal", "mark", "pods", "policy", "redact", "telemetry"]),

@@ -85,7 +85,7 @@ fn world(bundle: &str, hold: Duration) -> World {
     fake.state().configuration =
         Some(json!({"metadata": {"name": "pristine", "resourceVersion": "1"}, "webhooks": webhooks}));
     let metrics = Arc::new(Metrics::default());
-    let (events, publish) = Events::new(fake.client(), "test", metrics.clone());
+    let (events, publish) = Events::new(fake.client(), "test", Clock::system(), metrics.clone());
     tokio::spawn(publish);
     let names = Names {
         namespace: "pristine-system".into(),

@@ -7,7 +7,6 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::events::EventType;
 use tokio::sync::watch;
 
 use super::{
@@ -18,7 +17,7 @@ use super::{
 use crate::{
     clock::Clock,
     error::chain,
-    events::Events,
+    events::{EventType, Events},
     journal::{Entry, Journal},
     mark::{Interaction, Operation},
     pods::{self, Marked, Pods},

@@ -209,15 +209,24 @@ pub fn parse(body: &[u8]) -> Result<Request, Error> {
             return Err(Error::Unknown(format!("a review of {operation} {resource}/{subresource}")));
         }
     };
+    let pod = if raw.sub_resource == "proxy" { proxied(&raw.name).to_owned() } else { raw.name };
     let UserInfo { username, uid, groups, extra } = raw.user_info;
     Ok(Request {
         uid: raw.uid,
         namespace: raw.namespace,
-        pod: raw.name,
+        pod,
         user: User { name: username, uid, groups: groups.unwrap_or_default(), extra: extra.unwrap_or_default() },
         dry_run: raw.dry_run.unwrap_or(false),
         acts,
     })
+}
+
+/// The pod in `[scheme:]name[:port]`, as `SplitSchemeNamePort` of apimachinery reads it.
+fn proxied(name: &str) -> &str {
+    match name.split(':').collect::<Vec<_>>()[..] {
+        [_, name, _] | [name, ..] => name,
+        [] => "",
+    }
 }
 
 fn connect(operation: Operation, options: Options) -> Act {

@@ -7,7 +7,6 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
-use kube::runtime::events::EventType;
 use tokio::{
     sync::{Notify, watch},
     time::sleep,
@@ -24,7 +23,7 @@ use super::{
 use crate::{
     clock::Clock,
     error::chain,
-    events::Events,
+    events::{EventType, Events},
     telemetry::{Certificate as Label, Metrics, Phase, Reason},
 };
 

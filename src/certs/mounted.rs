@@ -9,7 +9,6 @@ use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::runtime::events::EventType;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::sync::{Notify, watch};
 
@@ -23,7 +22,7 @@ use super::{
 use crate::{
     clock::Clock,
     error::chain,
-    events::Events,
+    events::{EventType, Events},
     folder::Folder,
     telemetry::{Certificate as Label, Metrics, Reason},
 };

@@ -14,7 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
-    runtime::{WatchStreamExt as _, events::EventType, watcher},
+    runtime::{WatchStreamExt as _, watcher},
 };
 use tokio::{
     sync::watch,
@@ -25,7 +25,7 @@ use super::{Next, backoff, handover::Handover, inheritance, plan};
 use crate::{
     clock::Clock,
     error::chain,
-    events::Events,
+    events::{EventType, Events},
     mark::{self, Mark, State},
     pods::{self, Outcome, Pods},
     telemetry::{Metrics, Reason},

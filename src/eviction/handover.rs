@@ -6,14 +6,13 @@
 use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::events::EventType;
 use tokio::time::sleep;
 
 use super::Inheritance;
 use crate::{
     clock::Clock,
     error::chain,
-    events::Events,
+    events::{EventType, Events},
     journal::{Entry, Journal},
     pods::{self, Pods},
     telemetry::{Metrics, Reason},

@@ -54,7 +54,7 @@ pub async fn webhook(fake: Fake, rules: &str) -> Webhook {
     let metrics = Arc::new(Metrics::default());
     let journal = Arc::new(Mutex::new(Vec::new()));
     let (policy, rules) = watch::channel(Arc::new(policy));
-    let (events, publish) = Events::new(fake.client(), "test", metrics.clone());
+    let (events, publish) = Events::new(fake.client(), "test", Clock::of(move || now), metrics.clone());
     tokio::spawn(publish);
     let handler = Handler {
         pods: Pods::new(fake.client()),
