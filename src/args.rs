@@ -28,6 +28,26 @@ pub enum Command {
         /// The file.
         file: PathBuf,
     },
+    /// Say which rule decides about an admission review, and why.
+    Explain {
+        /// The configuration file.
+        #[arg(long, default_value = "/etc/pristine/pristine.yaml")]
+        config: PathBuf,
+        /// The AdmissionReview, JSON.
+        #[arg(long)]
+        review: PathBuf,
+        /// The pod, as `kubectl get pod NAME -o json` prints it.
+        #[arg(long)]
+        pod: Option<PathBuf>,
+    },
+    /// Print the patch of the webhook configuration that lets the API server itself exempt users and groups, also when
+    /// every replica is dead: the rules at the top of the file that exempt by user or group alone.
+    MatchConditions {
+        /// The configuration file.
+        file: PathBuf,
+    },
+    /// Print the JSON Schema of the configuration file.
+    Schema,
 }
 
 /// Flags of `serve`.

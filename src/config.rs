@@ -5,6 +5,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 
 use crate::{
@@ -36,46 +37,78 @@ pub enum Error {
     Invalid(String),
 }
 
-#[derive(Deserialize)]
+/// What happens to a pod that somebody interacts with.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[schemars(rename = "PristineConfiguration")]
 struct File {
     #[serde(rename = "apiVersion", deserialize_with = "api_version")]
+    #[schemars(with = "String", extend("const" = API_VERSION))]
     _api_version: (),
     #[serde(rename = "kind", deserialize_with = "kind")]
+    #[schemars(with = "String", extend("const" = KIND))]
     _kind: (),
+    /// When no rule matches. Bare pods and pods of Jobs are recorded by it where it says Evict.
+    #[schemars(with = "RawAction")]
     default: Action,
+    /// The first rule that matches decides.
     #[serde(default)]
+    #[schemars(with = "Vec<RawRule>")]
     rules: Vec<Rule>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Default")]
 struct RawAction {
     action: ActionName,
+    /// With Evict: from the interaction to the eviction.
     ttl: Option<Ttl>,
+    /// With Deny: what the user is told.
     message: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Rule")]
 struct RawRule {
+    /// Unique; it is in every record that the rule causes.
+    #[schemars(length(min = 1, max = 63))]
     name: String,
     #[serde(default, rename = "match")]
     matches: Match,
     action: ActionName,
+    /// With Evict: from the interaction to the eviction.
     ttl: Option<Ttl>,
+    /// With Deny: what the user is told.
     message: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Action")]
 enum ActionName {
+    /// Admit and write nothing.
     Exempt,
+    /// Admit and mark, never evict.
     Record,
+    /// Admit, mark, and evict after `ttl`.
     Evict,
+    /// Refuse with `message`.
     Deny,
 }
 
 struct Ttl(Duration);
+
+impl JsonSchema for Ttl {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let description = "As Go writes durations: 90s, 10m, 1h30m. From 1s to 8784h.";
+        json_schema!({ "type": "string", "pattern": r"^([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+$", "description": description })
+    }
+}
 
 impl<'de> Deserialize<'de> for Ttl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -168,6 +201,13 @@ pub fn parse(name: &str, text: &str) -> Result<Policy, Error> {
         }
     }
     Ok(Policy { default: file.default, rules: file.rules })
+}
+
+/// The JSON Schema of the file, for editors and for policies about ConfigMaps.
+#[must_use]
+pub fn schema() -> String {
+    let schema = schemars::schema_for!(File);
+    serde_json::to_string_pretty(&schema).expect("a schema serialises") + "\n"
 }
 
 /// Reads the text of a configuration file.

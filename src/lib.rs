@@ -21,21 +21,23 @@
 //! | room | decides (pure) | does (edge) |
 //! |---|---|---|
 //! | what is written on a pod | [`mark`], [`redact`] | [`pods`], [`events`], [`journal`] |
-//! | what is done about an interaction | [`policy`], [`config`], [`admission::review`], [`admission::target`] | [`reload`], [`admission::handler`], [`admission::turns`], [`admission::http`] |
+//! | what is done about an interaction | [`policy`], [`config`], [`explain`], [`admission::review`], [`admission::target`] | [`reload`], [`admission::handler`], [`admission::turns`], [`admission::http`] |
 //! | when a pod goes | [`eviction`] | [`eviction::controller`], [`eviction::handover`], [`eviction::lease`] |
 //! | who is trusted | [`certs`], [`certs::rotation`], [`certs::secret`], [`certs::bundle`], [`certs::authority`] | [`certs::controller`], [`certs::objects`], [`certs::mounted`], [`certs::resolver`] |
 //! | the ports, and who may call | [`path`] | [`server`], [`server::probes`], [`path::keeper`] |
-//! | around | [`duration`], [`error`] | [`args`], [`clock`], [`folder`], [`telemetry`], [`run`] |
+//! | around | [`duration`], [`error`] | [`args`], [`commands`], [`clock`], [`folder`], [`telemetry`], [`run`] |
 
 pub mod admission;
 pub mod args;
 pub mod certs;
 pub mod clock;
+pub mod commands;
 pub mod config;
 pub mod duration;
 pub mod error;
 pub mod events;
 pub mod eviction;
+pub mod explain;
 pub mod folder;
 pub mod journal;
 pub mod mark;

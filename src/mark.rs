@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use jiff::{RoundMode, SignedDuration, Timestamp, TimestampRound, Unit};
 use k8s_openapi::api::core::v1::Pod;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -34,7 +35,7 @@ const MAX_RECENT: usize = 10;
 const MAX_BYTES: usize = 16 * 1024;
 
 /// How somebody got at a running container.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Operation {
     /// `CONNECT pods/attach`
@@ -61,6 +62,9 @@ impl Operation {
             Self::Proxy => "proxy",
         }
     }
+
+    /// Every one.
+    pub const ALL: [Self; 5] = [Self::Attach, Self::Debug, Self::Exec, Self::PortForward, Self::Proxy];
 
     /// Whether it starts something inside a container. The others reach a port that the container offers.
     #[must_use]

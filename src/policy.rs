@@ -6,11 +6,14 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::api::core::v1::Pod;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::mark::{Interaction, Operation, User};
 
+pub mod conditions;
 mod glob;
+pub mod overlap;
 pub use glob::Glob;
 
 /// What is done about an interaction.
@@ -75,7 +78,7 @@ pub struct Rule {
 }
 
 /// All the lists must match; within one list, any entry.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Match {
     /// Namespaces, `*` and `?` allowed.
@@ -84,7 +87,7 @@ pub struct Match {
     pub users: Vec<String>,
     /// Groups, exactly; one of the user's must be listed.
     pub groups: Vec<String>,
-    /// `exec`, `attach`, `debug`.
+    /// `exec`, `attach`, `debug`; these three if there is none. And `port-forward`, `proxy`.
     pub operations: Vec<Operation>,
     /// Container names, exactly.
     pub containers: Vec<String>,
@@ -99,7 +102,7 @@ pub struct Match {
 }
 
 /// As in Kubernetes, `matchLabels` alone.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Selector {
     /// All of these labels with these values.
@@ -135,25 +138,40 @@ impl Policy {
 
 impl Match {
     fn covers(&self, interaction: &Interaction, user: &User, argv: &[String], pod: &Pod) -> bool {
+        self.misses(interaction, user, argv, pod).is_none()
+    }
+
+    /// The first field that does not match.
+    #[must_use]
+    pub fn misses(&self, interaction: &Interaction, user: &User, argv: &[String], pod: &Pod) -> Option<&'static str> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let labels = pod.metadata.labels.as_ref();
-        any(&self.namespaces, |glob| glob.matches(namespace))
-            && any(&self.users, |name| *name == user.name)
-            && any(&self.groups, |group| user.groups.contains(group))
-            && self.covers_operation(interaction.operation)
-            && any(&self.containers, |container| *container == interaction.container)
-            && self.interactive.is_none_or(|wanted| wanted == (interaction.stdin || interaction.tty))
-            && argv.starts_with(&self.command_prefix)
-            && self
-                .pod_selector
-                .match_labels
-                .iter()
-                .all(|(key, value)| labels.and_then(|all| all.get(key)) == Some(value))
-            && any(&self.owner_kinds, |kind| kind == owner_kind(pod).unwrap_or("None"))
+        let labelled = |(key, value)| labels.and_then(|all| all.get(key)) == Some(value);
+        let interactive = interaction.stdin || interaction.tty;
+        // In order of cost: most rules of a long file are about other namespaces.
+        if !any(&self.namespaces, |glob| glob.matches(namespace)) {
+            Some("namespaces")
+        } else if !any(&self.users, |name| *name == user.name) {
+            Some("users")
+        } else if !self.covers_operation(interaction.operation) {
+            Some("operations")
+        } else if !any(&self.groups, |group| user.groups.contains(group)) {
+            Some("groups")
+        } else if !any(&self.containers, |container| *container == interaction.container) {
+            Some("containers")
+        } else if self.interactive.is_some_and(|wanted| wanted != interactive) {
+            Some("interactive")
+        } else if !argv.starts_with(&self.command_prefix) {
+            Some("commandPrefix")
+        } else if !self.pod_selector.match_labels.iter().all(labelled) {
+            Some("podSelector")
+        } else if !any(&self.owner_kinds, |kind| kind == owner_kind(pod).unwrap_or("None")) {
+            Some("ownerKinds")
+        } else {
+            None
+        }
     }
-}
 
-impl Match {
     /// Ports are reached all the time by tools; a rule is about them only if it names them.
     fn covers_operation(&self, operation: Operation) -> bool {
         if self.operations.is_empty() { operation.enters() } else { self.operations.contains(&operation) }

@@ -14,7 +14,7 @@ use crate::{
     error::chain,
     events::{EventType, Events},
     folder::Folder,
-    policy::Policy,
+    policy::{Policy, overlap},
     telemetry::{Metrics, Reason},
 };
 
@@ -53,6 +53,9 @@ impl Reload {
             let (reason, type_, event, note) = match parsed {
                 Ok(policy) => {
                     let note = format!("{} rules and a default are in force", policy.rules.len());
+                    let dead = overlap::dead(&policy.rules).into_iter();
+                    let dead = dead.map(|dead| format!("rule {:?} never decides: {}", dead.rule, dead.why));
+                    let note = dead.fold(note, |note, dead| format!("{note}; {dead}"));
                     self.policy.send_replace(Arc::new(policy));
                     ("accepted", EventType::Normal, "ConfigurationReloaded", note)
                 }

@@ -17,7 +17,7 @@ use crate::{
     args::{Cli, Command, Serve},
     certs::{self, mounted::Mounted, objects::Objects, resolver::Resolver},
     clock::Clock,
-    config,
+    commands, config,
     events::Events,
     eviction::{self, handover::Handover, lease::Candidate},
     journal::Journal,
@@ -34,13 +34,8 @@ use crate::{
 /// What went wrong, for `main` to print.
 pub fn main(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
-        Command::CheckConfig { file } => {
-            let policy = config::load(&file)?;
-            #[allow(clippy::print_stdout, reason = "the answer to a person at a terminal")]
-            {
-                println!("{}: ok, {} rules and a default", file.display(), policy.rules.len());
-            }
-            Ok(())
+        Command::CheckConfig { .. } | Command::Explain { .. } | Command::MatchConditions { .. } | Command::Schema => {
+            commands::run(cli.command)
         }
         Command::Serve(args) => {
             init_logs(args.log_format, &args.log_level)?;

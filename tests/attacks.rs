@@ -345,7 +345,7 @@ webhooks:
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
-async fn ten_thousand_execs_leave_a_mark_of_bounded_size() {
+async fn alone_ten_thousand_execs_leave_a_mark_of_bounded_size() {
     const FLOOD: usize = 10_000;
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();

@@ -42,3 +42,64 @@ fn lifetimes_that_cannot_overlap_are_refused() {
     let (ok, text) = pristine(&["serve", "--authority-lifetime", "1h", "--serving-lifetime", "1h"]);
     assert!(!ok && text.starts_with("pristine: --authority-lifetime 3600s is too short"), "{text}");
 }
+
+const RULES: &str = "apiVersion: pristine/v1alpha1
+kind: PristineConfiguration
+default: {action: Evict, ttl: 10m}
+rules:
+- {name: backups, match: {users: [velero]}, action: Exempt}
+- {name: databases, match: {podSelector: {matchLabels: {tier: db}}}, action: Deny, message: use the read replica}
+- {name: prod, match: {namespaces: [prod-*]}, action: Record}
+- {name: eu, match: {namespaces: [prod-eu]}, action: Exempt}
+";
+
+#[test]
+fn a_rule_that_never_decides_is_a_warning_that_names_both() {
+    let rules = file(RULES);
+    let path = rules.path().to_str().unwrap();
+    let warning = "warning: rule \"eu\" never decides: rule \"prod\" before it matches everything that it matches, and does something else";
+    let expected = format!("{path}: ok, 4 rules and a default\n{path}: {warning}\n");
+    assert_eq!(pristine(&["check-config", path]), (true, expected));
+}
+
+#[test]
+fn explain_says_which_rule_decides_and_why_the_others_do_not() {
+    let review = file(
+        r#"{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {"uid": "r", "operation": "CONNECT",
+        "resource": {"resource": "pods"}, "subResource": "exec", "namespace": "prod-us", "name": "web-0",
+        "userInfo": {"username": "alice"}, "object": {"container": "app", "command": ["psql"]}}}"#,
+    );
+    let pod = file(
+        r#"{"metadata": {"namespace": "prod-us", "name": "web-0", "labels": {"tier": "db"}},
+        "spec": {"nodeName": "n", "containers": [{"name": "app"}]}}"#,
+    );
+    let (rules, review, pod) = (file(RULES), review.path().to_str().unwrap(), pod.path().to_str().unwrap());
+    let explain = |more: &[&str]| {
+        let arguments = ["explain", "--config", rules.path().to_str().unwrap(), "--review", review];
+        pristine(&[&arguments, more].concat())
+    };
+    let expected = "exec into container app by \"alice\" of pod prod-us/web-0
+  rule \"backups\" does not match: users
+  rule \"databases\" matches
+  rule \"databases\" decides: denied: use the read replica
+";
+    assert_eq!(explain(&["--pod", pod]), (true, expected.to_owned()));
+    let expected = "without --pod, a pod of a ReplicaSet without labels is assumed
+exec into container app by \"alice\" of pod prod-us/web-0
+  rule \"backups\" does not match: users
+  rule \"databases\" does not match: podSelector
+  rule \"prod\" matches
+  rule \"prod\" decides: recorded: admitted and marked, never evicted
+";
+    assert_eq!(explain(&[]), (true, expected.to_owned()));
+
+    let (ok, text) = pristine(&["explain", "--config", rules.path().to_str().unwrap(), "--review", pod]);
+    assert!(!ok && text.starts_with(&format!("pristine: cannot explain {pod}: not an AdmissionReview")), "{text}");
+}
+
+#[test]
+fn match_conditions_are_a_patch_of_the_entries_that_fail_closed() {
+    let rules = file(RULES);
+    let (ok, text) = pristine(&["match-conditions", rules.path().to_str().unwrap()]);
+    assert!(ok && text.contains(r#""expression":"!(((request.userInfo.username in [\"velero\"])))""#), "{text}");
+}

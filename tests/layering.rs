@@ -16,6 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("redact", &["mark"]),
     ("policy", &["mark"]),
     ("config", &["duration", "policy"]),
+    ("explain", &["admission", "mark", "policy", "redact"]),
     ("admission::review", &["mark"]),
     ("admission::target", &["mark"]),
     ("eviction", &["mark"]),
@@ -41,6 +42,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("certs::objects", &[]),
     ("certs::mounted", &["clock", "error", "events", "folder", "telemetry"]),
     ("certs::controller", &["clock", "error", "events", "telemetry"]),
+    ("commands", &["args", "clock", "config", "explain", "policy"]),
     ("args", &["certs", "duration", "telemetry"]),
     // Wiring.
     (
@@ -50,6 +52,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "args",
             "certs",
             "clock",
+            "commands",
             "config",
             "events",
             "eviction",
@@ -71,6 +74,7 @@ const PURE: &[&str] = &[
     "redact",
     "policy",
     "config",
+    "explain",
     "admission::review",
     "admission::target",
     "eviction",
@@ -96,9 +100,9 @@ const DOORS: &[(&str, &[&str])] = &[
     ("tracing_subscriber", &["telemetry"]),
     ("prometheus_client", &["telemetry"]),
     ("serde_saphyr", &["config"]),
-    ("anyhow", &["run", "telemetry", "main"]),
+    ("anyhow", &["commands", "run", "telemetry", "main"]),
     ("arc_swap", &["certs::resolver"]),
-    ("std::fs", &["config", "certs::mounted"]),
+    ("std::fs", &["commands", "config", "certs::mounted"]),
 ];
 
 /// Lines of a file, tests included.

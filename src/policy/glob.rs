@@ -1,10 +1,11 @@
 //! Patterns for namespaces: `*` is any text, `?` one character, everything else itself.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
 /// A checked pattern.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Glob(Vec<char>);
+#[derive(Clone, Debug, Eq, JsonSchema, PartialEq)]
+pub struct Glob(#[schemars(with = "String", regex(pattern = r"^[a-z0-9.*?-]+$"))] Vec<char>);
 
 impl Glob {
     /// Refuses what cannot match a Kubernetes name: a typo such as `Prod-*` would otherwise be a rule that silently
@@ -23,6 +24,16 @@ impl Glob {
             )),
             None => Ok(Self(pattern.chars().collect())),
         }
+    }
+
+    /// Whether this character is part of the pattern.
+    pub(super) fn has(&self, c: char) -> bool {
+        self.0.contains(&c)
+    }
+
+    /// The pattern.
+    pub(super) fn text(&self) -> String {
+        self.0.iter().collect()
     }
 
     /// Linear in the name for each `*`: no pattern can make it exponential.

@@ -141,3 +141,34 @@ fn arbitrary_json() -> impl Strategy<Value = Value> {
         ]
     })
 }
+
+#[test]
+fn more_than_anybody_sends_is_read_in_bounded_time() {
+    let groups: Vec<String> = (0..10_000).map(|n| format!("group-{n}")).collect();
+    let review = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "future": {"field": [1]},
+        "request": {
+            "uid": "r", "operation": "CONNECT", "resource": {"resource": "pods", "future": true}, "subResource": "exec",
+            "namespace": "n", "name": "p", "userInfo": {"username": "a", "groups": groups, "future": null},
+            "object": {"kind": "PodExecOptions", "container": "c", "command": ["x".repeat(1024 * 1024)], "future": {}},
+        },
+    });
+    let request = parse(review.to_string().as_bytes()).unwrap();
+    assert_eq!((request.user.groups.len(), request.acts[0].command[0].len()), (10_000, 1024 * 1024));
+    // What is recorded of it is bounded by redact, and what is on the pod by the mark.
+    let recorded = serde_json::to_string(&crate::redact::user(&request.user)).unwrap();
+    assert!(recorded.len() < 8 * 1024 && crate::redact::command(&request.acts[0].command).concat().len() <= 1024);
+}
+
+#[test]
+fn a_review_without_user_info_is_of_nobody_and_a_future_kind_is_refused_by_name() {
+    let mut review = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {"uid": "r", "operation": "CONNECT", "resource": {"resource": "pods"}, "subResource": "exec", "object": {}},
+    });
+    assert_eq!(parse(review.to_string().as_bytes()).unwrap().user, User::default());
+    review["request"]["subResource"] = json!("teleport");
+    assert!(parse(review.to_string().as_bytes()).unwrap_err().to_string().contains("CONNECT pods/teleport"));
+    review["apiVersion"] = json!("admission.k8s.io/v2");
+    assert!(parse(review.to_string().as_bytes()).unwrap_err().to_string().contains("admission.k8s.io/v2"));
+}

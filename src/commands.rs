@@ -1,0 +1,52 @@
+//! The subcommands that only read and print.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "the answer to a person at a terminal")]
+
+use std::{fs, path::Path};
+
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::{
+    args::Command,
+    clock::Clock,
+    config,
+    explain::explain,
+    policy::{conditions, overlap},
+};
+
+/// Runs one of them.
+///
+/// # Errors
+/// What was tried, and what was wrong.
+pub fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(_) => unreachable!("it does not only print"),
+        Command::Schema => print!("{}", config::schema()),
+        Command::CheckConfig { file } => {
+            let policy = config::load(&file)?;
+            for dead in overlap::dead(&policy.rules) {
+                eprintln!("{}: warning: rule {:?} never decides: {}", file.display(), dead.rule, dead.why);
+            }
+            println!("{}: ok, {} rules and a default", file.display(), policy.rules.len());
+        }
+        Command::MatchConditions { file } => println!("{}", conditions::patch(&config::load(&file)?)),
+        Command::Explain { config, review, pod } => {
+            let policy = config::load(&config)?;
+            let text = read(&review)?;
+            let pod = match pod {
+                None => None,
+                Some(path) => Some(
+                    serde_json::from_slice::<Pod>(&read(&path)?)
+                        .with_context(|| format!("{} is not a pod in JSON", path.display()))?,
+                ),
+            };
+            let explained = explain(&policy, &text, pod.as_ref(), Clock::system().now());
+            print!("{}", explained.with_context(|| format!("cannot explain {}", review.display()))?);
+        }
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}

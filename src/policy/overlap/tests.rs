@@ -1,0 +1,106 @@
+use super::*;
+use crate::{
+    mark::{Interaction, User},
+    policy::{Action, Policy},
+};
+use k8s_openapi::api::core::v1::Pod;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+fn rule(name: &str, matches: Value, action: Action) -> Rule {
+    Rule { name: name.into(), matches: serde_json::from_value(matches).unwrap(), action }
+}
+
+fn whys(rules: &[(Value, Action)]) -> Vec<(String, String)> {
+    let rules: Vec<Rule> = rules
+        .iter()
+        .enumerate()
+        .map(|(n, (matches, action))| rule(&n.to_string(), matches.clone(), action.clone()))
+        .collect();
+    dead(&rules).into_iter().map(|dead| (dead.rule, dead.why)).collect()
+}
+
+#[test]
+fn a_rule_behind_a_wider_one_is_named_with_it() {
+    let found = whys(&[
+        (json!({"namespaces": ["prod-*"]}), Action::Record),
+        (json!({"namespaces": ["prod-eu"], "users": ["a"]}), Action::Exempt),
+        (json!({"namespaces": ["prod-*"]}), Action::Record),
+        (json!({"namespaces": ["prod-eu", "dev"]}), Action::Exempt),
+    ]);
+    let all = "rule \"0\" before it matches everything that it matches";
+    assert_eq!(found, [("1".into(), format!("{all}, and does something else")), ("2".into(), all.into())]);
+}
+
+#[test]
+fn a_rule_without_operations_says_nothing_of_ports() {
+    assert_eq!(whys(&[(json!({}), Action::Record), (json!({"operations": ["proxy"]}), Action::Exempt)]), []);
+    let found =
+        whys(&[(json!({"operations": ["exec", "attach", "debug"]}), Action::Record), (json!({}), Action::Exempt)]);
+    assert_eq!(found.len(), 1);
+}
+
+#[test]
+fn what_nothing_can_match_is_named() {
+    for (matches, word) in [
+        (json!({"operations": ["proxy"], "containers": ["app"]}), "container"),
+        (json!({"operations": ["port-forward"], "interactive": true}), "terminal"),
+        (json!({"operations": ["attach"], "commandPrefix": ["sh"]}), "command"),
+    ] {
+        let found = whys(&[(matches, Action::Record)]);
+        assert!(found[0].1.contains(word), "{found:?}");
+    }
+}
+
+fn matches() -> impl Strategy<Value = Match> {
+    let some = |words: &'static [&'static str]| proptest::sample::subsequence(words, 0..=words.len().min(2));
+    let labels = proptest::option::of(prop_oneof![Just("x"), Just("y")]);
+    (
+        some(&["a", "a*", "?", "*", "ab", "b?"]),
+        some(&["u", "v"]),
+        some(&["g", "h"]),
+        some(&["exec", "attach", "proxy"]),
+        some(&["c", "d"]),
+        proptest::option::of(any::<bool>()),
+        some(&["sh", "-c"]),
+        labels,
+        some(&["Job", "None"]),
+    )
+        .prop_map(|(namespaces, users, groups, operations, containers, interactive, prefix, label, kinds)| {
+            let labels = label.map_or_else(|| json!({}), |label| json!({"l": label}));
+            serde_json::from_value(json!({
+                "namespaces": namespaces, "users": users, "groups": groups, "operations": operations,
+                "containers": containers, "interactive": interactive, "commandPrefix": prefix,
+                "podSelector": {"matchLabels": labels}, "ownerKinds": kinds,
+            }))
+            .unwrap()
+        })
+}
+
+proptest! {
+    #[test]
+    fn a_dead_rule_never_decides(
+        rules in proptest::collection::vec(matches(), 2..6),
+        (namespace, user, group) in (prop_oneof!["a", "ab", "b", "bc", "c"], "[uvw]", "[ghi]"),
+        (operation, container, tty) in (0_usize..5, "[cde]", any::<bool>()),
+        (command, label, owner) in (prop_oneof![Just(vec![]), Just(vec!["sh"]), Just(vec!["sh", "-c", "id"])], "[xyz]", any::<bool>()),
+    ) {
+        let rules: Vec<Rule> = rules.into_iter().enumerate().map(|(n, matches)| Rule { name: n.to_string(), matches, action: Action::Record }).collect();
+        let owners = json!([{"apiVersion": "batch/v1", "kind": "Job", "name": "o", "uid": "o", "controller": true}]);
+        let pod: Pod = serde_json::from_value(json!({"metadata": {
+            "namespace": namespace, "name": "p", "labels": {"l": label}, "ownerReferences": owner.then_some(owners),
+        }})).unwrap();
+        let operation = Operation::ALL[operation];
+        let enters = operation.enters();
+        let argv: Vec<String> = if operation == Operation::Attach { vec![] } else { command.into_iter().map(str::to_owned).collect() };
+        let user = User { name: user, groups: vec![group], ..User::default() };
+        let interaction = Interaction {
+            at: jiff::Timestamp::UNIX_EPOCH, operation,
+            container: if enters { container } else { String::new() },
+            command: argv.clone(), stdin: false, tty: tty && enters, user: user.clone(), review: String::new(), rule: String::new(),
+        };
+        let dead: Vec<String> = dead(&rules).into_iter().map(|dead| dead.rule).collect();
+        let decided = Policy { default: Action::Exempt, rules }.decide(&interaction, &user, &argv, &pod).rule;
+        prop_assert!(!dead.contains(&decided), "{decided} of {dead:?}");
+    }
+}
