@@ -381,3 +381,90 @@ async fn alone_ten_thousand_execs_leave_a_mark_of_bounded_size() {
             .await;
     assert!(restarts.split(' ').all(|count| count == "0"), "{restarts}");
 }
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn no_request_however_large_shows_its_user_the_path() {
+    let ns = Namespace::new("t-mark-").await;
+    let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
+    for kilobytes in [1, 100, 700, 900] {
+        let path = format!("/api/v1/namespaces/{}/pods/{name}/exec?container=app&command=echo&command=", ns.name);
+        let uri = format!("{path}{}", "x".repeat(kilobytes * 1000));
+        // hyper takes a URI of 64 kB, so curl asks.
+        let admin = common::replicas::setting("KUBECONFIG").unwrap();
+        let output = tokio::process::Command::new("python3")
+            .args(["-c", LARGE_REQUEST, &admin, &uri[..path.len()], &(kilobytes * 1000).to_string()])
+            .output()
+            .await
+            .unwrap();
+        let answer = String::from_utf8_lossy(&output.stdout);
+        assert!(!answer.is_empty(), "{}", error(&output));
+        assert!(!answer.contains("/review/"), "{kilobytes} kB: {}", &answer[..answer.len().min(500)]);
+    }
+    ns.run(&["exec", &name, "--", "true"]).await;
+}
+
+/// A request with a URI of any size, over HTTP/1.1.
+const LARGE_REQUEST: &str = r"
+import base64, http.client, ssl, sys, tempfile, urllib.parse, re
+admin = open(sys.argv[1]).read()
+field = lambda name: re.search(name + r': (\S+)', admin).group(1)
+def file(name):
+    found = tempfile.NamedTemporaryFile(delete=False)
+    found.write(base64.b64decode(field(name))); found.close()
+    return found.name
+context = ssl.create_default_context(cafile=file('certificate-authority-data'))
+context.load_cert_chain(file('client-certificate-data'), file('client-key-data'))
+server = urllib.parse.urlparse(field('server'))
+connection = http.client.HTTPSConnection(server.hostname, server.port, context=context)
+connection.request('POST', sys.argv[2] + 'x' * int(sys.argv[3]))
+answer = connection.getresponse()
+print(answer.status, answer.read().decode())
+";
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn alone_nodes_proxy_enters_no_container_where_it_is_guarded() {
+    let ns = Namespace::new("t-mark-").await;
+    let pod = ns.workload("Deployment", 1).await.remove(0);
+    let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/components/nodes-proxy-guard/policy.yaml");
+    run(&["apply", "-f", policy]).await;
+    let node = pod.spec.as_ref().unwrap().node_name.clone().unwrap();
+    let enter = |path: &str| format!("/api/v1/nodes/{node}/proxy{path}/{}/{}/app?cmd=id", ns.name, name_of(&pod));
+    until("the policy in force", 10, || async {
+        let output = with_stdin(&["create", "--raw", &enter("/run"), "-f", "-"], "").await;
+        error(&output).contains("containers unseen").then_some(())
+    })
+    .await;
+    let mut failed = Vec::new();
+    for path in ["//run", "/%72un", "/metrics/../run", "/metrics/%2e%2e/run", "/exec", "/metrics/..%2frun"] {
+        let output = with_stdin(&["create", "--raw", &enter(path), "-f", "-"], "").await;
+        if !error(&output).contains("containers unseen") {
+            failed.push(format!("{path}: {}{}", error(&output), String::from_utf8_lossy(&output.stdout)));
+        }
+    }
+    let metrics = run(&["get", "--raw", &format!("/api/v1/nodes/{node}/proxy/metrics/resource")]).await;
+    run(&["delete", "-f", policy]).await;
+    assert!(failed.is_empty(), "{failed:?}");
+    assert!(metrics.contains("node_cpu_usage_seconds_total"));
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn a_debugger_pod_on_a_node_is_recorded_when_somebody_is_attached_to_it() {
+    let ns = Namespace::new("t-mark-").await;
+    let nodes = run(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"]).await;
+    let node = format!("node/{nodes}");
+    // An open stdin that is never written to: the shell waits.
+    let mut child = kubectl(&["-n", &ns.name, "debug", &node, &format!("--image={IMAGE}"), "-i", "--", "sh"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pod = until("the debugger marked", 60, || async {
+        let pods = ns.pods().list(&ListParams::default()).await.unwrap();
+        pods.into_iter().find(is_marked)
+    })
+    .await;
+    assert_eq!(record(&pod)["first"]["operation"], "attach");
+    let _ = child.kill().await;
+}
