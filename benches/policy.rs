@@ -1,0 +1,72 @@
+//! How long a decision takes with 1,000 rules, as a ratio to one rule, in one run. Run by `hack/bench policy`.
+#![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "prints its figures or fails")]
+
+use std::{fmt::Write as _, hint::black_box};
+
+use k8s_openapi::api::core::v1::Pod;
+use pristine::{
+    config,
+    mark::{Interaction, Operation, User},
+    policy::Policy,
+};
+use serde_json::json;
+use tokio::time::Instant;
+
+const ROUNDS: u32 = 2000;
+
+/// Rules that do not match, each kind in turn, and one at the end that does.
+fn rules(count: usize, kind: &str) -> Policy {
+    let mut text =
+        "apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\ndefault: {action: Record}\nrules:\n".to_owned();
+    for n in 1..count {
+        let matches = match kind {
+            "namespaces" => format!("{{namespaces: [\"team-{n}-*\", \"*-sandbox-{n}\"]}}"),
+            "users" => format!("{{users: [\"user-{n}@example.com\"]}}"),
+            "groups" => format!("{{groups: [team-{n}, sre-{n}]}}"),
+            _ => format!(
+                "{{namespaces: [\"*\"], commandPrefix: [tool-{n}], podSelector: {{matchLabels: {{app: a{n}}}}}}}"
+            ),
+        };
+        let _ = writeln!(text, "- {{name: r{n}, match: {matches}, action: Exempt}}");
+    }
+    text.push_str("- {name: last, match: {namespaces: [prod]}, action: Evict, ttl: 10m}\n");
+    config::parse("bench", &text).unwrap()
+}
+
+fn main() {
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"namespace": "prod", "name": "web-0", "labels": {"app": "web", "tier": "front"}},
+    }))
+    .unwrap();
+    let user = User {
+        name: "alice@example.com".to_owned(),
+        groups: (0..40).map(|n| format!("group-{n}")).collect(),
+        ..User::default()
+    };
+    let argv = vec!["sh".to_owned(), "-c".to_owned(), "id".to_owned()];
+    let interaction = Interaction {
+        at: "2026-01-01T00:00:00Z".parse().unwrap(),
+        operation: Operation::Exec,
+        container: "app".to_owned(),
+        command: argv.clone(),
+        stdin: true,
+        tty: true,
+        user: user.clone(),
+        review: String::new(),
+        rule: String::new(),
+    };
+    println!("one decision           1 rule      1,000 rules   ratio   (user in 40 groups, the last rule matches)");
+    for kind in ["namespaces", "users", "groups", "commands"] {
+        let time = |policy: &Policy| {
+            let start = Instant::now();
+            for _ in 0..ROUNDS {
+                assert_eq!(black_box(policy).decide(&interaction, &user, &argv, &pod).rule, "last");
+            }
+            start.elapsed() / ROUNDS
+        };
+        let (one, thousand) = (rules(1, kind), rules(1000, kind));
+        time(&one);
+        let (few, many) = (time(&one), time(&thousand));
+        println!("  by {kind:<12} {few:>12.2?} {many:>16.2?} {:>7.0}", many.as_secs_f64() / few.as_secs_f64());
+    }
+}

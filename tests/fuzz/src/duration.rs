@@ -1,0 +1,22 @@
+//! Any text as a duration, and as the path of a request.
+#![no_main]
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use libfuzzer_sys::fuzz_target;
+use pristine::{config, duration, path::Paths};
+
+fuzz_target!(|text: &str| {
+    let _ = duration::parse(text);
+    if let Ok(ttl) = config::parse_ttl(text) {
+        assert!(ttl >= Duration::from_secs(1) && ttl <= Duration::from_secs(8784 * 3600));
+    }
+    let now = Timestamp::from_second(1_800_000_000).expect("a time");
+    let paths = Paths { live: vec![text.to_owned()], previous: None };
+    assert!(paths.accepts(if text.is_empty() { "/" } else { text }, now));
+    if let Some(renewal) = paths.renewal(false, Duration::from_secs(900), 1, now) {
+        let next = Paths { live: vec![renewal.path.clone()], previous: renewal.previous };
+        assert_eq!(next.renewal(false, Duration::from_secs(900), 2, now), None, "one renewal is enough");
+    }
+});
