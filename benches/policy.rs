@@ -30,7 +30,7 @@ fn rules(count: usize, kind: &str) -> Policy {
         let _ = writeln!(text, "- {{name: r{n}, match: {matches}, action: Exempt}}");
     }
     text.push_str("- {name: last, match: {namespaces: [prod]}, action: Evict, ttl: 10m}\n");
-    config::parse("bench", &text).unwrap()
+    config::parse("bench", &text).unwrap().policy
 }
 
 fn main() {

@@ -23,15 +23,15 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Serve(_) => unreachable!("it does not only print"),
         Command::Schema => print!("{}", config::schema()),
         Command::CheckConfig { file } => {
-            let policy = config::load(&file)?;
+            let policy = config::load(&file)?.policy;
             for dead in overlap::dead(&policy.rules) {
                 eprintln!("{}: warning: rule {:?} never decides: {}", file.display(), dead.rule, dead.why);
             }
             println!("{}: ok, {} rules and a default", file.display(), policy.rules.len());
         }
-        Command::MatchConditions { file } => println!("{}", conditions::patch(&config::load(&file)?)),
+        Command::MatchConditions { file } => println!("{}", conditions::patch(&config::load(&file)?.policy)),
         Command::Explain { config, review, pod } => {
-            let policy = config::load(&config)?;
+            let policy = config::load(&config)?.policy;
             let text = read(&review)?;
             let pod = match pod {
                 None => None,

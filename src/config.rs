@@ -1,7 +1,7 @@
 //! The configuration file: one versioned kind, read strictly, refused with file, line and field.
 //!
-//! Every value is checked while it is read, so that an error can point at its line; what comes out is a
-//! [`Policy`] that needs no further checks.
+//! Every value is checked while it is read, so that an error can point at its line; what comes out needs no further
+//! checks.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use crate::{
     duration,
+    eviction::Settings,
     policy::{Action, Match, Policy, Rule},
 };
 
@@ -55,6 +56,34 @@ struct File {
     #[serde(default)]
     #[schemars(with = "Vec<RawRule>")]
     rules: Vec<Rule>,
+    /// How pods are evicted.
+    #[serde(default)]
+    eviction: RawEviction,
+}
+
+/// How pods are evicted.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+#[schemars(rename = "Eviction")]
+struct RawEviction {
+    /// From the first interaction to the latest deadline that users can ask for. 24h if absent.
+    max_extension: Option<Ttl>,
+    /// A longer grace period of a pod is cut to this.
+    max_grace_period: Option<Ttl>,
+    /// An Event is told this long before the deadline.
+    warn_before: Option<Ttl>,
+    /// Evictions of a minute, a tenth of them at once. 600 if absent.
+    #[schemars(range(min = 1, max = 60000))]
+    per_minute: Option<u32>,
+}
+
+/// What the file says.
+#[derive(Clone, Debug)]
+pub struct Configuration {
+    /// What is done about an interaction.
+    pub policy: Policy,
+    /// How pods are evicted.
+    pub eviction: Settings,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -186,7 +215,7 @@ impl<'de> Deserialize<'de> for Rule {
 ///
 /// # Errors
 /// [`Error::Invalid`] with name, line, column and field.
-pub fn parse(name: &str, text: &str) -> Result<Policy, Error> {
+pub fn parse(name: &str, text: &str) -> Result<Configuration, Error> {
     let file: File = serde_saphyr::from_str(text).map_err(|error| {
         let message = error.without_snippet().to_string();
         let Some(at) = error.location() else { return Error::Invalid(format!("{name}: {message}")) };
@@ -200,7 +229,19 @@ pub fn parse(name: &str, text: &str) -> Result<Policy, Error> {
             return Err(Error::Invalid(format!("{name}: rules[{n}].name: {:?} names two rules", rule.name)));
         }
     }
-    Ok(Policy { default: file.default, rules: file.rules })
+    let raw = file.eviction;
+    let standard = Settings::default();
+    let per_minute = raw.per_minute.unwrap_or(standard.per_minute);
+    if !(1..=60_000).contains(&per_minute) {
+        return Err(Error::Invalid(format!("{name}: eviction.perMinute: {per_minute} is not between 1 and 60000")));
+    }
+    let eviction = Settings {
+        max_extension: raw.max_extension.map_or(standard.max_extension, |Ttl(longest)| longest),
+        max_grace_period: raw.max_grace_period.map(|Ttl(longest)| longest),
+        warn_before: raw.warn_before.map(|Ttl(before)| before),
+        per_minute,
+    };
+    Ok(Configuration { policy: Policy { default: file.default, rules: file.rules }, eviction })
 }
 
 /// The JSON Schema of the file, for editors and for policies about ConfigMaps.
@@ -222,7 +263,7 @@ pub fn read(path: &Path) -> Result<String, Error> {
 ///
 /// # Errors
 /// When it cannot be read, or does not say what it should.
-pub fn load(path: &Path) -> Result<Policy, Error> {
+pub fn load(path: &Path) -> Result<Configuration, Error> {
     parse(&path.display().to_string(), &read(path)?)
 }
 

@@ -7,11 +7,34 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::mark::{Found, Interaction, Mark};
+use crate::mark::{Found, Interaction, Mark, State, extension::Extension};
 
+pub mod agenda;
+pub mod attempt;
 pub mod controller;
 pub mod handover;
 pub mod lease;
+pub mod pacing;
+
+/// What the configuration says of evictions.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Settings {
+    /// From the first interaction to the latest deadline that users can ask for.
+    pub max_extension: Duration,
+    /// A longer grace period of a pod is cut to this in its eviction.
+    pub max_grace_period: Option<Duration>,
+    /// An Event is told this long before the deadline.
+    pub warn_before: Option<Duration>,
+    /// Evictions of a minute, a tenth of them at once.
+    pub per_minute: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let day = Duration::from_secs(24 * 60 * 60);
+        Self { max_extension: day, max_grace_period: None, warn_before: None, per_minute: 600 }
+    }
+}
 
 /// What comes next for a pod.
 #[derive(Debug, Eq, PartialEq)]
@@ -24,16 +47,21 @@ pub enum Next {
     NotEvictable(Mark, &'static str),
     /// Not before this.
     Wait {
-        /// The deadline.
+        /// The deadline, with what users asked for.
         until: Timestamp,
     },
     /// Evict it now.
-    Evict(Mark),
+    Evict {
+        /// The mark.
+        mark: Mark,
+        /// Since when it is due.
+        due: Timestamp,
+    },
 }
 
 /// Decides. Never [`Next::Evict`] before the deadline, nor for another UID than the mark's own.
 #[must_use]
-pub fn plan(pod: &Pod, now: Timestamp) -> Next {
+pub fn plan(pod: &Pod, settings: &Settings, now: Timestamp) -> Next {
     let mark = match Found::on(pod) {
         Found::None => return Next::Nothing("not marked"),
         Found::NotAMark(why) => return Next::Ignore(why),
@@ -42,13 +70,14 @@ pub fn plan(pod: &Pod, now: Timestamp) -> Next {
     if pod.metadata.deletion_timestamp.is_some() {
         return Next::Nothing("terminating");
     }
-    let Some(deadline) = mark.evict_at else { return Next::Nothing("recorded only") };
+    let granted = Extension::on(pod).grant(&mark, settings.max_extension);
+    let Some(due) = granted.deadline else { return Next::Nothing("recorded only") };
     // Containers that have ended run nothing that could differ from what was deployed; an eviction would only lose logs.
     if matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed")) {
         return Next::Nothing("finished");
     }
-    if now < deadline {
-        return Next::Wait { until: deadline };
+    if now < due {
+        return Next::Wait { until: due };
     }
     if pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key("kubernetes.io/config.mirror")) {
         // Seen on a real cluster: a new mirror pod without the mark comes within a minute, and the container runs on.
@@ -57,7 +86,26 @@ pub fn plan(pod: &Pod, now: Timestamp) -> Next {
             "a static pod is run by its node; evicting it removes the mark and not the container",
         );
     }
-    Next::Evict(mark)
+    Next::Evict { mark, due }
+}
+
+/// What a pod whose deadline is to come says about that; and what is wrong with what its users asked for.
+#[must_use]
+pub fn standing(pod: &Pod, settings: &Settings) -> Option<(State, String, Option<String>)> {
+    let mark = Found::on(pod).mark()?;
+    let granted = Extension::on(pod).grant(&mark, settings.max_extension);
+    Some(match granted.words {
+        Some(words) => (State::Extended, format!("{}; {words}", mark.summary()), granted.problem),
+        None => (State::Marked, mark.summary(), granted.problem),
+    })
+}
+
+/// The grace period to send with the eviction of this pod, in seconds; none for its own.
+#[must_use]
+pub fn grace_period(pod: &Pod, settings: &Settings) -> Option<i64> {
+    let most = i64::try_from(settings.max_grace_period?.as_secs()).ok()?;
+    let own = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+    (own > most).then_some(most)
 }
 
 /// An exec that was admitted may still be held by another webhook, for 30 s at most, and then runs in whatever pod has the

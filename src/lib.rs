@@ -22,7 +22,7 @@
 //! |---|---|---|
 //! | what is written on a pod | [`mark`], [`redact`] | [`pods`], [`events`], [`journal`] |
 //! | what is done about an interaction | [`policy`], [`config`], [`explain`], [`admission::review`], [`admission::target`] | [`reload`], [`admission::handler`], [`admission::turns`], [`admission::http`] |
-//! | when a pod goes | [`eviction`] | [`eviction::controller`], [`eviction::handover`], [`eviction::lease`] |
+//! | when a pod goes | [`eviction`], [`eviction::pacing`], [`eviction::agenda`] | [`eviction::controller`], [`eviction::attempt`], [`eviction::handover`], [`eviction::lease`] |
 //! | who is trusted | [`certs`], [`certs::rotation`], [`certs::secret`], [`certs::bundle`], [`certs::authority`] | [`certs::controller`], [`certs::objects`], [`certs::mounted`], [`certs::resolver`] |
 //! | the ports, and who may call | [`path`] | [`server`], [`server::probes`], [`path::keeper`] |
 //! | around | [`duration`], [`error`] | [`args`], [`commands`], [`clock`], [`folder`], [`telemetry`], [`run`] |

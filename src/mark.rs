@@ -12,6 +12,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+pub mod extension;
+
 /// The label of every marked pod, and the only selector. User names never go into labels: an e-mail address is not a
 /// valid label value, and a mark that is refused is no mark.
 pub const INTERACTED: &str = "pristine/interacted";
@@ -310,6 +312,10 @@ pub enum State {
     Marked,
     /// The eviction is refused for now, by a PodDisruptionBudget or an error.
     EvictionBlocked,
+    /// It is due, and another pod of its controller goes first.
+    EvictionQueued,
+    /// A user has put the eviction off.
+    Extended,
     /// It will not be evicted, and the message says why.
     NotEvictable,
 }
@@ -321,6 +327,8 @@ impl State {
         match self {
             Self::Marked => "Interacted",
             Self::EvictionBlocked => "EvictionBlocked",
+            Self::EvictionQueued => "EvictionQueued",
+            Self::Extended => "Extended",
             Self::NotEvictable => "NotEvictable",
         }
     }

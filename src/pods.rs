@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
+        apps::v1::{DaemonSet, ReplicaSet, StatefulSet},
         authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
         core::v1::Pod,
         policy::v1::Eviction,
@@ -209,12 +210,44 @@ impl Pods {
         patched.map(drop).map_err(Error::of("patch pods/status"))
     }
 
+    /// Whether the pod's controller has as many Ready pods as it wants; `None` for a controller of a kind that is not
+    /// known here, or that cannot be read. A pod without one has nobody to wait for.
+    ///
+    /// # Errors
+    /// What the API server says, other than that it is gone or not for us to read.
+    pub async fn owner_is_whole(&self, pod: &Pod) -> Result<Option<bool>, Error> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let owners = pod.metadata.owner_references.iter().flatten();
+        let Some(owner) = owners.into_iter().find(|owner| owner.controller == Some(true)) else { return Ok(None) };
+        let ready = |wanted: Option<i32>, ready: Option<i32>| Some(ready.unwrap_or(0) >= wanted.unwrap_or(1));
+        let client = || self.client.clone();
+        let whole = match (owner.api_version.as_str(), owner.kind.as_str()) {
+            ("apps/v1", "ReplicaSet") => {
+                let found = Api::<ReplicaSet>::namespaced(client(), namespace).get_opt(&owner.name).await;
+                found.map(|it| it.and_then(|it| ready(it.spec?.replicas, it.status?.ready_replicas)))
+            }
+            ("apps/v1", "StatefulSet") => {
+                let found = Api::<StatefulSet>::namespaced(client(), namespace).get_opt(&owner.name).await;
+                found.map(|it| it.and_then(|it| ready(it.spec?.replicas, it.status?.ready_replicas)))
+            }
+            ("apps/v1", "DaemonSet") => {
+                let found = Api::<DaemonSet>::namespaced(client(), namespace).get_opt(&owner.name).await;
+                found.map(|it| it.and_then(|it| it.status).map(|it| it.number_ready >= it.desired_number_scheduled))
+            }
+            _ => return Ok(None),
+        };
+        match whole {
+            Err(kube::Error::Api(status)) if status.code == 403 => Ok(None),
+            whole => whole.map_err(Error::of("get the controller of a pod")),
+        }
+    }
+
     /// Evicts the pod of this name if it still has this UID.
     ///
     /// # Errors
     /// [`Error::Conflict`] if another pod has the name now, [`Error::Gone`] if none has.
-    pub async fn evict(&self, namespace: &str, name: &str, uid: &str) -> Result<Outcome, Error> {
-        let request = eviction_request(namespace, name, uid)?;
+    pub async fn evict(&self, namespace: &str, name: &str, uid: &str, grace: Option<i64>) -> Result<Outcome, Error> {
+        let request = eviction_request(namespace, name, uid, grace)?;
         let action = "create pods/eviction";
         let sent = tokio::time::timeout(EVICTION_TIMEOUT, self.client.request::<Value>(request)).await;
         match sent {
@@ -236,7 +269,12 @@ impl Pods {
 /// Our own request, because kube's `Api::evict` writes `delete_options` where the API says `deleteOptions`: the API
 /// server ignores what it does not know and evicts whatever pod has the name. `fieldValidation=Strict` makes any such
 /// slip a 400.
-fn eviction_request(namespace: &str, name: &str, uid: &str) -> Result<http::Request<Vec<u8>>, Error> {
+fn eviction_request(
+    namespace: &str,
+    name: &str,
+    uid: &str,
+    grace: Option<i64>,
+) -> Result<http::Request<Vec<u8>>, Error> {
     let eviction = Eviction {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
@@ -245,6 +283,7 @@ fn eviction_request(namespace: &str, name: &str, uid: &str) -> Result<http::Requ
         },
         delete_options: Some(DeleteOptions {
             preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+            grace_period_seconds: grace,
             ..DeleteOptions::default()
         }),
     };
@@ -262,7 +301,7 @@ mod tests {
 
     #[test]
     fn the_eviction_carries_the_uid_under_the_name_that_the_api_server_reads() {
-        let request = eviction_request("ns", "web-0", "the-uid").unwrap();
+        let request = eviction_request("ns", "web-0", "the-uid", None).unwrap();
         assert_eq!(request.method(), "POST");
         assert_eq!(request.uri(), "/api/v1/namespaces/ns/pods/web-0/eviction?fieldValidation=Strict");
         let body: Value = serde_json::from_slice(request.body()).unwrap();

@@ -10,9 +10,10 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::sync::watch;
 
 use crate::{
-    config,
+    config::{self, Configuration},
     error::chain,
     events::{EventType, Events},
+    eviction::Settings,
     folder::Folder,
     policy::{Policy, overlap},
     telemetry::{Metrics, Reason},
@@ -26,6 +27,8 @@ pub struct Reload {
     pub text: String,
     /// Gets the new rules.
     pub policy: watch::Sender<Arc<Policy>>,
+    /// Gets how to evict.
+    pub eviction: watch::Sender<Settings>,
     /// Where Events go.
     pub events: Events,
     /// Our own pod, which the Events are about.
@@ -51,12 +54,13 @@ impl Reload {
             // What was refused is known too: it is said once, not at every look.
             known = text;
             let (reason, type_, event, note) = match parsed {
-                Ok(policy) => {
+                Ok(Configuration { policy, eviction }) => {
                     let note = format!("{} rules and a default are in force", policy.rules.len());
                     let dead = overlap::dead(&policy.rules).into_iter();
                     let dead = dead.map(|dead| format!("rule {:?} never decides: {}", dead.rule, dead.why));
                     let note = dead.fold(note, |note, dead| format!("{note}; {dead}"));
                     self.policy.send_replace(Arc::new(policy));
+                    self.eviction.send_replace(eviction);
                     ("accepted", EventType::Normal, "ConfigurationReloaded", note)
                 }
                 Err(error) => {

@@ -17,7 +17,8 @@ use crate::{
     args::{Cli, Command, Serve},
     certs::{self, mounted::Mounted, objects::Objects, resolver::Resolver},
     clock::Clock,
-    commands, config,
+    commands,
+    config::{self, Configuration},
     events::Events,
     eviction::{self, handover::Handover, lease::Candidate},
     journal::Journal,
@@ -82,7 +83,7 @@ fn own_pod(args: &Serve) -> ObjectReference {
 async fn serve(args: Serve) -> anyhow::Result<()> {
     let lifetimes = args.lifetimes().map_err(anyhow::Error::msg)?;
     let text = config::read(&args.config)?;
-    let policy = config::parse(&args.config.display().to_string(), &text)?;
+    let Configuration { policy, eviction } = config::parse(&args.config.display().to_string(), &text)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), pod = args.pod_name, rules = policy.rules.len(), "starting");
     let metrics = Arc::new(Metrics::default());
     // Both ports before anything is promised to anybody.
@@ -93,6 +94,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let pods = Pods::new(client.clone());
     let (stop, stopping) = watch::channel(false);
     let (rules, policy) = watch::channel(Arc::new(policy));
+    let (evictions, settings) = watch::channel(eviction);
     let (leading, led) = watch::channel(None);
     let (synced, is_synced) = watch::channel(false);
     let (trusted, is_trusted) = watch::channel(Err("starting".to_owned()));
@@ -115,6 +117,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         path: args.config.clone(),
         text,
         policy: rules,
+        eviction: evictions,
         events: events.clone(),
         about: about.clone(),
         metrics: metrics.clone(),
@@ -151,6 +154,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         name: args.lease.clone(),
         identity: args.pod_name.clone(),
         clock: clock.clone(),
+        metrics: metrics.clone(),
     };
     let election = tokio::spawn(candidate.run(leading, stopping.clone()));
     let journal = Journal::stdout();
@@ -167,6 +171,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         clock: clock.clone(),
         events: events.clone(),
         metrics: metrics.clone(),
+        settings,
         leading: led,
         handover,
         synced,

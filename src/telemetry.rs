@@ -90,6 +90,13 @@ pub struct Certificate {
     pub certificate: &'static str,
 }
 
+/// Label of `pristine_marked_pods`.
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+pub struct State {
+    /// `marked`, `queued`, `blocked` or `evicting`.
+    pub state: &'static str,
+}
+
 /// Label of `pristine_authority_phase`.
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
 pub struct Phase {
@@ -116,8 +123,10 @@ pub struct Metrics {
     pub evictions: Family<Reason, Counter>,
     /// From the deadline to the moment the eviction was accepted.
     pub lateness_seconds: Histogram,
-    /// Marked pods known to this replica.
-    pub marked: Gauge,
+    /// Marked pods on this replica's agenda, by where they stand.
+    pub marked: Family<State, Gauge>,
+    /// Seconds that this replica's clock is ahead of the API server's.
+    pub clock_ahead: Gauge<f64, AtomicU64>,
     /// Whether this replica evicts.
     pub leader: Gauge,
     /// End of validity of each certificate.
@@ -148,7 +157,8 @@ impl Default for Metrics {
             connections: Gauge::default(),
             evictions: Family::default(),
             lateness_seconds: Histogram::new([0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0]),
-            marked: Gauge::default(),
+            marked: Family::default(),
+            clock_ahead: Gauge::default(),
             leader: Gauge::default(),
             not_after: Family::default(),
             bundle_in_sync: Gauge::default(),
@@ -169,7 +179,9 @@ impl Default for Metrics {
         r.register("evictions", "Eviction attempts", all.evictions.clone());
         let help = "Time from a deadline to the accepted eviction";
         r.register_with_unit("eviction_lateness", help, Unit::Seconds, all.lateness_seconds.clone());
-        r.register("marked_pods", "Marked pods known to this replica", all.marked.clone());
+        r.register("marked_pods", "Marked pods that are to be evicted, by where they stand", all.marked.clone());
+        let help = "How far this replica's clock is ahead of the API server's; that one is known to a second";
+        r.register_with_unit("clock_ahead", help, Unit::Seconds, all.clock_ahead.clone());
         r.register("leader", "1 on the replica that evicts", all.leader.clone());
         let help = "End of validity, seconds since 1970";
         r.register_with_unit("certificate_not_after_timestamp", help, Unit::Seconds, all.not_after.clone());

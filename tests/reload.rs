@@ -43,12 +43,20 @@ async fn three_swaps_in_a_row_are_all_seen_and_a_bad_file_keeps_the_old_rules() 
     let path = mount.path().join("pristine.yaml");
     let metrics = Arc::new(Metrics::default());
     let first = text(1);
-    let (policy, mut rules) = watch::channel(Arc::new(config::load(&path).unwrap()));
+    let (policy, mut rules) = watch::channel(Arc::new(config::load(&path).unwrap().policy));
+    let (eviction, _) = watch::channel(pristine::eviction::Settings::default());
     let (events, publish) =
         Events::new(Fake::default().client(), "test", pristine::clock::Clock::system(), metrics.clone());
     tokio::spawn(publish);
-    let reload =
-        Reload { path, text: first, policy, events, about: ObjectReference::default(), metrics: metrics.clone() };
+    let reload = Reload {
+        path,
+        text: first,
+        policy,
+        eviction,
+        events,
+        about: ObjectReference::default(),
+        metrics: metrics.clone(),
+    };
     tokio::spawn(reload.run());
     tokio::time::sleep(Duration::from_millis(200)).await;
 

@@ -24,9 +24,9 @@ rules:
         ),
     )
     .unwrap();
-    assert_eq!(policy.default, Action::Evict(Duration::from_secs(5400)));
-    assert_eq!(policy.rules[1].action, Action::Deny("use the read replica".into()));
-    assert_eq!(policy.rules.len(), 2);
+    assert_eq!(policy.policy.default, Action::Evict(Duration::from_secs(5400)));
+    assert_eq!(policy.policy.rules[1].action, Action::Deny("use the read replica".into()));
+    assert_eq!(policy.policy.rules.len(), 2);
 }
 
 #[test]
@@ -36,7 +36,7 @@ fn errors_say_file_line_field_and_what_to_do() {
     for (found, expected) in [
         (
             error("default: {action: Record}\nrulez: []\n"),
-            "4:1: unknown field `rulez`, expected one of apiVersion, kind, default, rules",
+            "4:1: unknown field `rulez`, expected one of apiVersion, kind, default, rules, eviction",
         ),
         (error("rules: []\n"), "3:1: missing field `default`"),
         (

@@ -1,12 +1,13 @@
 //! One replica evicts at a time: leader election over a Lease, with the semantics of client-go.
 //!
 //! The holder renews every 2 s and stops acting 10 s after its last renewal; the others take the lease over when it has
-//! not changed for 15 s by their own monotonic clock, so no two clocks are ever compared. Losing the lease loses
+//! not changed for 15 s by their own monotonic clock, so no two clocks are ever compared for it. Losing the lease loses
 //! nothing: what is due is on the pods, and an eviction done twice hits one UID once.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use jiff::Timestamp;
+use http_body_util::BodyExt as _;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::MicroTime,
@@ -14,13 +15,18 @@ use k8s_openapi::{
 use kube::{
     Api, Client,
     api::{ObjectMeta, PostParams},
+    core::Status,
 };
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
 };
 
-use crate::{clock::Clock, error::chain};
+use crate::{
+    clock::{Clock, TOLERATED},
+    error::chain,
+    telemetry::Metrics,
+};
 
 const LEASE: Duration = Duration::from_secs(15);
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
@@ -73,6 +79,8 @@ pub struct Candidate {
     pub identity: String,
     /// For the times written into the lease, which only people read.
     pub clock: Clock,
+    /// For the gauge of the clock.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Candidate {
@@ -108,7 +116,7 @@ impl Candidate {
     }
 
     async fn round(&self, api: &Api<Lease>, seen: &mut Option<(String, Instant)>) -> Result<bool, kube::Error> {
-        let Some(mut lease) = api.get_opt(&self.name).await? else {
+        let Some(mut lease) = self.read().await? else {
             let spec = held(&LeaseSpec::default(), &self.identity, self.clock.now());
             let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
             return won(api.create(&PostParams::default(), &Lease { metadata, spec: Some(spec) }).await);
@@ -126,6 +134,46 @@ impl Candidate {
                 won(api.replace(&self.name, &PostParams::default(), &lease).await)
             }
         }
+    }
+
+    /// The lease; and since this is asked every two seconds by every replica, the time that the API server has.
+    async fn read(&self) -> Result<Option<Lease>, kube::Error> {
+        let Self { namespace, name, .. } = self;
+        let path = format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}");
+        let request = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
+        let response = self.client.send(request.map(kube::client::Body::from)).await?;
+        let ours = self.clock.now();
+        let date = response.headers().get(http::header::DATE).and_then(|date| date.to_str().ok());
+        // HTTP's date is RFC 2822's but for the name of its zone.
+        let its = date.and_then(|text| jiff::fmt::rfc2822::parse(&text.replace("GMT", "+0000")).ok());
+        if let Some(its) = its {
+            // It is cut to whole seconds.
+            let its = its.timestamp().checked_add(SignedDuration::from_millis(500)).unwrap_or(ours);
+            let (ahead, is_news) = self.clock.compare(its, ours);
+            self.metrics.clock_ahead.set(ahead.as_secs_f64());
+            if is_news {
+                let seconds = ahead.as_secs_f64();
+                if ahead.abs() > TOLERATED {
+                    tracing::warn!(
+                        seconds,
+                        "this clock is ahead of the API server's (behind, if negative); nothing is evicted early, but deadlines of interactions admitted here are off by as much"
+                    );
+                } else {
+                    tracing::info!(seconds, "this clock agrees with the API server's again");
+                }
+            }
+        }
+        let is_found = response.status() != http::StatusCode::NOT_FOUND;
+        if is_found && !response.status().is_success() {
+            let status = Status::failure(&format!("get leases: {}", response.status()), "Unexpected");
+            return Err(kube::Error::Api(status.with_code(response.status().as_u16()).boxed()));
+        }
+        let bytes =
+            response.into_body().collect().await.map_err(|error| kube::Error::Service(Box::new(error)))?.to_bytes();
+        if !is_found {
+            return Ok(None);
+        }
+        serde_json::from_slice(&bytes).map(Some).map_err(kube::Error::SerdeError)
     }
 
     async fn release(&self, api: &Api<Lease>) -> Result<(), kube::Error> {

@@ -37,28 +37,32 @@ fn pod(of: &str, ttl: Option<u64>, change: impl Fn(&mut Pod)) -> Pod {
 #[test]
 fn waits_for_the_deadline_and_then_evicts() {
     let pod = pod("u", Some(60), |_| ());
-    assert_eq!(plan(&pod, at(1059)), Next::Wait { until: at(1060) });
-    assert!(matches!(plan(&pod, at(1060)), Next::Evict(_)));
-    assert!(matches!(plan(&pod, Timestamp::MAX), Next::Evict(_)));
+    assert_eq!(plan(&pod, &Settings::default(), at(1059)), Next::Wait { until: at(1060) });
+    assert!(matches!(plan(&pod, &Settings::default(), at(1060)), Next::Evict { .. }));
+    assert!(matches!(plan(&pod, &Settings::default(), Timestamp::MAX), Next::Evict { .. }));
 }
 
 #[test]
 fn never_evicts_another_uid() {
-    assert!(matches!(plan(&pod("of-another", Some(60), |_| ()), at(9999)), Next::Ignore(_)));
+    assert!(matches!(plan(&pod("of-another", Some(60), |_| ()), &Settings::default(), at(9999)), Next::Ignore(_)));
 }
 
 #[test]
 fn what_is_recorded_finished_or_terminating_is_left_alone() {
-    assert_eq!(plan(&pod("u", None, |_| ()), at(9999)), Next::Nothing("recorded only"));
+    assert_eq!(plan(&pod("u", None, |_| ()), &Settings::default(), at(9999)), Next::Nothing("recorded only"));
     for phase in ["Succeeded", "Failed"] {
         assert_eq!(
-            plan(&pod("u", Some(60), |pod| pod.status.as_mut().unwrap().phase = Some(phase.into())), at(9999)),
+            plan(
+                &pod("u", Some(60), |pod| pod.status.as_mut().unwrap().phase = Some(phase.into())),
+                &Settings::default(),
+                at(9999)
+            ),
             Next::Nothing("finished")
         );
     }
     let deleting = |pod: &mut Pod| pod.metadata.deletion_timestamp = Some(Time(at(1)));
-    assert_eq!(plan(&pod("u", Some(60), deleting), at(9999)), Next::Nothing("terminating"));
-    assert_eq!(plan(&Pod::default(), at(9999)), Next::Nothing("not marked"));
+    assert_eq!(plan(&pod("u", Some(60), deleting), &Settings::default(), at(9999)), Next::Nothing("terminating"));
+    assert_eq!(plan(&Pod::default(), &Settings::default(), at(9999)), Next::Nothing("not marked"));
 }
 
 #[test]
@@ -66,15 +70,15 @@ fn a_static_pod_is_not_evictable() {
     let mirror = pod("u", Some(60), |pod| {
         pod.metadata.annotations.as_mut().unwrap().insert("kubernetes.io/config.mirror".into(), "x".into());
     });
-    assert!(matches!(plan(&mirror, at(9999)), Next::NotEvictable(..)));
+    assert!(matches!(plan(&mirror, &Settings::default(), at(9999)), Next::NotEvictable(..)));
 }
 
 proptest! {
     #[test]
     fn never_early_and_never_forgotten(ttl in 1_u64..10_000_000, now in 0_i64..20_000_000) {
         let deadline = 1000 + i64::try_from(ttl).unwrap();
-        match plan(&pod("u", Some(ttl), |_| ()), at(now)) {
-            Next::Evict(_) => prop_assert!(now >= deadline),
+        match plan(&pod("u", Some(ttl), |_| ()), &Settings::default(), at(now)) {
+            Next::Evict { .. } => prop_assert!(now >= deadline),
             Next::Wait { until } => prop_assert!(now < deadline && until == at(deadline)),
             other => prop_assert!(false, "{other:?}"),
         }

@@ -41,8 +41,9 @@ pub struct Webhook {
 }
 
 pub async fn webhook(fake: Fake, rules: &str) -> Webhook {
-    let policy =
-        config::parse("test", &format!("apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\n{rules}")).unwrap();
+    let policy = config::parse("test", &format!("apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\n{rules}"))
+        .unwrap()
+        .policy;
     let now: Timestamp = NOW.parse().unwrap();
     let names = [https::NAME.to_owned()];
     // Certificates of now, because the TLS client of the test has no other clock.

@@ -9,7 +9,8 @@ use pristine::{
 
 fuzz_target!(|text: &str| {
     match config::parse("f", text) {
-        Ok(policy) => {
+        Ok(configuration) => {
+            let policy = configuration.policy;
             assert!(overlap::dead(&policy.rules).len() <= policy.rules.len());
             let _ = conditions::patch(&policy);
         }
