@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
 use crate::mark::{Found, Interaction, Mark, State, extension::Extension};
 
@@ -73,7 +73,7 @@ pub fn plan(pod: &Pod, settings: &Settings, now: Timestamp) -> Next {
     let granted = Extension::on(pod).grant(&mark, settings.max_extension);
     let Some(due) = granted.deadline else { return Next::Nothing("recorded only") };
     // Containers that have ended run nothing that could differ from what was deployed; an eviction would only lose logs.
-    if matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed")) {
+    if is_finished(pod) {
         return Next::Nothing("finished");
     }
     if now < due {
@@ -87,6 +87,16 @@ pub fn plan(pod: &Pod, settings: &Settings, now: Timestamp) -> Next {
         );
     }
     Next::Evict { mark, due }
+}
+
+/// Nothing runs in it, and nothing will. The phase says so up to two seconds after the containers do.
+fn is_finished(pod: &Pod) -> bool {
+    let Some(status) = &pod.status else { return false };
+    let never = pod.spec.as_ref().is_some_and(|spec| spec.restart_policy.as_deref() == Some("Never"));
+    let mut containers = status.container_statuses.iter().flatten().peekable();
+    let ended = |status: &ContainerStatus| status.state.as_ref().is_some_and(|state| state.terminated.is_some());
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+        || (never && containers.peek().is_some() && containers.all(ended))
 }
 
 /// What a pod whose deadline is to come says about that; and what is wrong with what its users asked for.

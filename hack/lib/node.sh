@@ -47,6 +47,7 @@ write_containerd_config() {
 
 write_kubelet_config() {
 	: >"$state/resolv.conf"
+	mkdir -p "$state/static-pods"
 	cat >"$state/kubelet.yaml" <<-END
 		apiVersion: kubelet.config.k8s.io/v1beta1
 		kind: KubeletConfiguration
@@ -60,6 +61,7 @@ write_kubelet_config() {
 		containerRuntimeEndpoint: unix://$state/containerd/containerd.sock
 		podLogsDir: $state/pods
 		volumePluginDir: $state/volume-plugins
+		staticPodPath: $state/static-pods
 		rotateCertificates: false
 		# No DNS in this cluster. Nothing answers at this address, and look-ups fail at once; without any address each pod
 		# would get a warning event, and the machine's own name server. The empty file is for dnsPolicy Default.

@@ -60,6 +60,20 @@ fn what_is_recorded_finished_or_terminating_is_left_alone() {
             Next::Nothing("finished")
         );
     }
+    let ended = |policy: &'static str| {
+        pod("u", Some(60), move |pod| {
+            let status = json!({"phase": "Running", "containerStatuses": [{
+                "name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 0}},
+            }]});
+            pod.status = serde_json::from_value(status).unwrap();
+            pod.spec = serde_json::from_value(json!({"restartPolicy": policy, "containers": []})).unwrap();
+        })
+    };
+    assert_eq!(plan(&ended("Never"), &Settings::default(), at(9999)), Next::Nothing("finished"));
+    assert!(
+        matches!(plan(&ended("Always"), &Settings::default(), at(9999)), Next::Evict { .. }),
+        "it will be started again"
+    );
     let deleting = |pod: &mut Pod| pod.metadata.deletion_timestamp = Some(Time(at(1)));
     assert_eq!(plan(&pod("u", Some(60), deleting), &Settings::default(), at(9999)), Next::Nothing("terminating"));
     assert_eq!(plan(&Pod::default(), &Settings::default(), at(9999)), Next::Nothing("not marked"));
