@@ -210,12 +210,13 @@ async fn ready(
     mut stopping: watch::Receiver<bool>,
 ) {
     loop {
-        let now = if *stopping.borrow_and_update() {
-            Err("stopping".to_owned())
-        } else if !*synced.borrow_and_update() {
-            Err("not all marked pods are known yet".to_owned())
-        } else {
-            trusted.borrow_and_update().clone()
+        let known =
+            if *synced.borrow_and_update() { Ok(()) } else { Err("not all marked pods are known yet".to_owned()) };
+        // The certificates' reason first: it says what the API server said, if it refuses to be asked at all.
+        let now = match (*stopping.borrow_and_update(), trusted.borrow_and_update().clone(), known) {
+            (true, ..) => Err("stopping".to_owned()),
+            (_, Err(one), Err(other)) => Err(format!("{one}; {other}")),
+            (_, trusted, known) => trusted.and(known),
         };
         if now.is_ok() && readiness.borrow().is_err() {
             tracing::info!("ready");

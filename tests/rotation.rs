@@ -28,7 +28,7 @@ use common::{
     cluster::until,
     https,
     load::{Load, calls, fail_open, pods, rejections},
-    replicas::{Replicas, SYSTEM, client, send_signal, setting, webhook_port},
+    replicas::{Replicas, SYSTEM, client, kubeconfig, ready_text, readyz, send_signal, setting, webhook_port},
 };
 use k8s_openapi::api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Secret};
 use kube::{
@@ -249,4 +249,86 @@ async fn whatever_is_done_to_secret_and_bundle_is_repaired() {
     secrets.patch("pristine-authority", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
     until("a new authority", 60, || async { (active(&client).await != last).then_some(()) }).await;
     drop(replicas);
+}
+
+/// Forwards to the API server until it is cut.
+async fn forward(cut: tokio::sync::watch::Receiver<bool>) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let text = std::fs::read_to_string(kubeconfig(1)).unwrap();
+    let server = text.split("server: https://").nth(1).unwrap().lines().next().unwrap().trim().to_owned();
+    tokio::spawn(async move {
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let (server, mut cut) = (server.clone(), cut.clone());
+            tokio::spawn(async move {
+                if *cut.borrow_and_update() {
+                    return;
+                }
+                let Ok(mut far) = tokio::net::TcpStream::connect(server).await else { return };
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    _ = cut.wait_for(|cut| *cut) => {}
+                }
+            });
+        }
+    });
+    address
+}
+
+fn with_kubeconfig(folder: &tempfile::TempDir, change: impl Fn(&str) -> String) -> String {
+    let file = folder.path().join("kubeconfig");
+    std::fs::write(&file, change(&std::fs::read_to_string(kubeconfig(1)).unwrap())).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs two API servers: hack/test"]
+async fn with_the_api_server_out_of_reach_a_valid_certificate_is_served_on() {
+    let (cut, is_cut) = tokio::sync::watch::channel(false);
+    let address = forward(is_cut).await;
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = with_kubeconfig(&folder, |text| {
+        let (before, after) = text.split_once("server: https://").unwrap();
+        let (_, after) = after.split_once('\n').unwrap();
+        format!("{before}server: https://{address}\n{after}")
+    });
+    let replicas = Replicas::start_one(kubeconfig).await;
+    until("ready", 30, || async { (readyz(0).await == Some(200)).then_some(()) }).await;
+    cut.send_replace(true);
+    // Four times as long as a serving certificate lives, and less than the authority.
+    let (start, mut seen) = (Instant::now(), BTreeSet::new());
+    let target: SocketAddr = format!("{}:{}", replicas.address, webhook_port(0)).parse().unwrap();
+    while start.elapsed() < Duration::from_secs(15) {
+        let leaf = https::connect(target, &[]).await.unwrap().peer_certificate();
+        let leaf = pristine::certs::Certificate::from_der(leaf.into()).unwrap();
+        assert!(leaf.is_valid(common::cluster::now()), "{leaf:?} after {:?}", start.elapsed());
+        seen.insert(leaf.serial);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    println!("TOTALS: {} certificates served in 15 s without an API server, each valid", seen.len());
+    assert!(seen.len() >= 3, "{seen:?}");
+    // Back again, it goes on by the rules.
+    cut.send_replace(false);
+    let before = active(&client(1).await).await;
+    until("the next authority", 60, || async { (active(&client(1).await).await != before).then_some(()) }).await;
+    assert_eq!(readyz(0).await, Some(200));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs two API servers: hack/test"]
+async fn a_right_that_is_missing_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = with_kubeconfig(&folder, |text| {
+        let (before, after) = text.rsplit_once("  user:\n").unwrap();
+        format!("{before}  user:\n    as: eve\n{after}")
+    });
+    let replicas = Replicas::start_one(kubeconfig).await;
+    let missing = "cannot get resource \"validatingwebhookconfigurations\" in API group";
+    until("the reason on /readyz", 20, || async {
+        ready_text(0).await.filter(|text| text.contains(" 503 ") && text.contains(missing))
+    })
+    .await;
+    let log = std::fs::read_to_string(replicas.log(0)).unwrap();
+    assert!(log.contains(missing), "{log}");
 }

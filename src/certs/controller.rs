@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    Lifetimes, MINT_WITHIN, after,
+    Certificate, Lifetimes, MINT_WITHIN, after,
     authority::{self, Authority},
     objects::{self, Live, Objects},
     resolver::Resolver,
@@ -145,7 +145,10 @@ impl Controller {
                         self.missing(chain(&error));
                         self.hold_on(&mut memory);
                     }
-                    sleep(pace.after_failure()).await;
+                    // Not past the moment at which this replica must help itself.
+                    let ending = memory.serving.as_ref().map(|serving| ends_soon_at(&serving.leaf));
+                    let left = ending.and_then(|at| Duration::try_from(at.duration_since(self.clock.now())).ok());
+                    sleep(pace.after_failure().min(left.filter(|left| !left.is_zero()).unwrap_or(Duration::MAX))).await;
                     continue;
                 }
             };
@@ -163,7 +166,7 @@ impl Controller {
         let now = self.clock.now();
         let (Some(store), Some(serving)) = (&memory.store, &memory.serving) else { return };
         let active = &store.active.certificate;
-        let ending = serving.leaf.part_of_life(9, 10) <= now && serving.leaf.not_after < active.not_after;
+        let ending = ends_soon_at(&serving.leaf) <= now && serving.leaf.not_after < active.not_after;
         if ending && active.is_valid(now) {
             let life = self.lifetimes.serving.min(EMERGENCY);
             tracing::warn!("renewing the serving certificate without having asked the API server");
@@ -359,6 +362,11 @@ impl Controller {
             _ => self.missing("caBundle does not trust the serving certificate yet".to_owned()),
         }
     }
+}
+
+/// When there is no time left to wait for the API server.
+fn ends_soon_at(leaf: &Certificate) -> Timestamp {
+    leaf.part_of_life(9, 10)
 }
 
 /// What operators are told of a step.

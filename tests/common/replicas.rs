@@ -22,7 +22,7 @@ pub fn setting(name: &str) -> Option<String> {
 }
 
 /// A kubeconfig of `hack/cluster up --control-plane-only --api-servers 2`.
-fn kubeconfig(server: usize) -> String {
+pub fn kubeconfig(server: usize) -> String {
     setting(&format!("PRISTINE_KUBECONFIG_{server}")).expect("run by hack/test or hack/soak")
 }
 
@@ -39,6 +39,8 @@ pub struct Replicas {
     pub address: String,
     processes: Vec<Child>,
     folder: tempfile::TempDir,
+    /// How they reach the API server.
+    kubeconfig: String,
 }
 
 pub fn webhook_port(n: usize) -> usize {
@@ -47,19 +49,32 @@ pub fn webhook_port(n: usize) -> usize {
 
 impl Replicas {
     pub async fn start(count: usize) -> Self {
+        let mut this = Self::prepare(kubeconfig(1)).await;
+        for n in 0..count {
+            let process = this.spawn(n);
+            this.processes.push(process);
+            this.put_into_service(n).await;
+        }
+        this
+    }
+
+    /// One that nobody calls, with this kubeconfig; it may never be ready.
+    pub async fn start_one(kubeconfig: String) -> Self {
+        let mut this = Self::prepare(kubeconfig).await;
+        let process = this.spawn(0);
+        this.processes.push(process);
+        this
+    }
+
+    async fn prepare(kubeconfig: String) -> Self {
         let address = setting("PRISTINE_HOST_ADDRESS").expect("an address that is not loopback");
         let client = client(1).await;
         let folder = tempfile::tempdir().unwrap();
         let rules =
             "apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\ndefault: {action: Evict, ttl: 8784h}\n";
         std::fs::write(folder.path().join("pristine.yaml"), rules).unwrap();
-        let mut this = Self { client, address, processes: Vec::new(), folder };
+        let this = Self { client, address, processes: Vec::new(), folder, kubeconfig };
         this.objects().await;
-        for n in 0..count {
-            let process = this.spawn(n);
-            this.processes.push(process);
-            this.put_into_service(n).await;
-        }
         this
     }
 
@@ -79,7 +94,7 @@ impl Replicas {
             .arg(format!("--listen={}:{}", self.address, webhook_port(n)))
             .arg(format!("--probes=127.0.0.1:{}", 18_080 + n))
             .arg(format!("--pod-name=replica-{n}"))
-            .env("KUBECONFIG", kubeconfig(1))
+            .env("KUBECONFIG", &self.kubeconfig)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -172,11 +187,16 @@ pub fn send_signal(pid: u32, signal: &str) {
     assert!(sent.success());
 }
 
-async fn readyz(n: usize) -> Option<u16> {
+pub async fn readyz(n: usize) -> Option<u16> {
+    ready_text(n).await?.split(' ').nth(1)?.parse().ok()
+}
+
+/// The whole answer of /readyz.
+pub async fn ready_text(n: usize) -> Option<String> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", u16::try_from(18_080 + n).unwrap())).await.ok()?;
     stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).await.ok()?;
-    text.split(' ').nth(1)?.parse().ok()
+    Some(text)
 }
