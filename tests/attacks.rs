@@ -456,7 +456,7 @@ async fn alone_nodes_proxy_enters_no_container_where_it_is_guarded() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
-async fn a_debugger_pod_on_a_node_is_recorded_when_somebody_is_attached_to_it() {
+async fn a_debugger_pod_on_a_node_is_recorded_when_somebody_is_attached_and_goes_where_a_rule_says_so() {
     let ns = Namespace::new("t-mark-").await;
     let nodes = run(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"]).await;
     let node = format!("node/{nodes}");
@@ -471,5 +471,7 @@ async fn a_debugger_pod_on_a_node_is_recorded_when_somebody_is_attached_to_it() 
     })
     .await;
     assert_eq!(record(&pod)["first"]["operation"], "attach");
+    let late = ns.evicted(name_of(&pod), uid_of(&pod), common::cluster::deadline(&pod)).await;
+    assert!(late < 3.0, "{late}");
     let _ = child.kill().await;
 }

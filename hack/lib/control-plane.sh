@@ -77,6 +77,9 @@ write_audit_policy() {
 		    resources:
 		      - group: ""
 		        resources: [pods/exec, pods/attach, pods/portforward, pods/proxy, pods/ephemeralcontainers, pods/eviction]
+		  # And all that it asks for itself.
+		  - level: Metadata
+		    users: ["system:serviceaccount:pristine-system:pristine"]
 		  - level: None
 	END
 }
