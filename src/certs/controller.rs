@@ -9,7 +9,7 @@ use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use tokio::{
     sync::{Notify, watch},
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 use super::{
@@ -100,6 +100,8 @@ struct Memory {
     store: Option<Store>,
     serving: Option<Serving>,
     missing: Option<Missing>,
+    /// By the clock that does not jump.
+    looked: Option<Instant>,
     /// What is wrong with the Secret, said once.
     unreadable: Option<String>,
     /// The caBundle that this replica has seen or written last.
@@ -213,13 +215,15 @@ impl Controller {
         }
         memory.unreadable = unreadable;
         let published_generation = live.published_generation();
-        memory.missing = Missing::look(memory.missing, &stored, published_generation, now);
+        let looked = memory.looked.replace(Instant::now());
+        let elapsed = looked.map(|looked| looked.elapsed()).unwrap_or_default();
+        memory.missing = Missing::look(memory.missing, &stored, published_generation, now, elapsed);
         let observed = Observed {
             stored,
             memory: memory.store.clone(),
             bundles: live.bundles(),
             serving: memory.serving.clone(),
-            missing_since: memory.missing.map(|missing| missing.since),
+            missing_since: memory.missing.as_ref().map(Missing::since),
             published_generation,
             owned: live.is_owned(),
             leaving: live.is_leaving(),

@@ -109,28 +109,39 @@ impl Step {
 }
 
 /// How long a replica that knows no authority waits for one that does to put the Secret back, when the webhook
-/// configuration shows that there was one. Longer than the 30 s after which a replica looks without being woken: its
-/// watch may be interrupted at that very moment.
-pub const RESTORE_WAIT: Duration = Duration::from_secs(35);
+/// configuration shows that there was one. Longer than twice the 30 s after which a replica looks without being woken: its
+/// watch may be interrupted at that very moment, and the Secret may be damaged again as soon as it is put back.
+pub const RESTORE_WAIT: Duration = Duration::from_secs(65);
 
-/// Since when there is no Secret to go by, as far as one replica has seen.
+/// For how long there has been no Secret to go by, as far as one replica has seen.
 #[derive(Clone, Copy, Debug)]
 pub struct Missing {
-    /// When it was first seen to be missing.
-    pub since: Timestamp,
+    waited: Duration,
     looked: Timestamp,
 }
 
 impl Missing {
-    /// After one more look. Whoever did not look for longer than the others may take to put it back has slept, has seen
-    /// nothing, and begins to wait anew.
+    /// After one more look, `elapsed` after the last one by a clock that does not jump. Whoever did not look for longer
+    /// than the others may take to put it back has slept, has seen nothing, and begins to wait anew.
     #[must_use]
-    pub fn look(before: Option<Self>, stored: &Stored, published_generation: u64, now: Timestamp) -> Option<Self> {
+    pub fn look(
+        before: Option<Self>,
+        stored: &Stored,
+        published_generation: u64,
+        now: Timestamp,
+        elapsed: Duration,
+    ) -> Option<Self> {
         if matches!(stored, Stored::Store(store) if store.generation >= published_generation) {
             return None;
         }
         let awake = before.filter(|before| now < after(before.looked, RESTORE_WAIT));
-        Some(Self { since: awake.map_or(now, |before| before.since), looked: now })
+        Some(Self { waited: awake.map_or(Duration::ZERO, |before| before.waited + elapsed), looked: now })
+    }
+
+    /// Since when, by the clock of the last look.
+    #[must_use]
+    pub fn since(&self) -> Timestamp {
+        super::before(self.looked, self.waited)
     }
 }
 
@@ -265,7 +276,9 @@ pub fn trusted(bundles: &[Vec<u8>], serving: &Serving, store: &Store, now: Times
     if serving.cross.is_some() {
         roots.extend(&store.previous);
     }
-    !bundles.is_empty() && serving.leaf.is_valid(now) && bundles.iter().all(|live| bundle::trusts(live, &roots, now))
+    // Not in the last tenth of its life: whoever woke to that renews first, because its clock may be the wrong one.
+    let is_fresh = serving.leaf.not_before <= now && now < serving.leaf.part_of_life(9, 10);
+    !bundles.is_empty() && is_fresh && bundles.iter().all(|live| bundle::trusts(live, &roots, now))
 }
 
 /// The generation that a step writes, where `newest` is the highest one known. A new authority begins a new thousand: it

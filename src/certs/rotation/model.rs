@@ -20,8 +20,11 @@ struct Replica {
     memory: Option<Store>,
     serving: Option<Serving>,
     missing: Option<Missing>,
+    looked: Option<Timestamp>,
     ready: bool,
     asleep: bool,
+    /// Seconds that its clock is ahead.
+    ahead: i64,
     /// What it saw at its last look, the versions of both objects then, and when that was.
     seen: Option<(Observed, usize, usize, Timestamp)>,
 }
@@ -50,6 +53,8 @@ enum Move {
     Crash(usize),
     Sleep(usize),
     Wake(usize),
+    /// Its clock jumps, to so many seconds ahead or behind.
+    Jump(usize, i64),
     /// The Secret is deleted (0), garbled (1), or put back as it was so many writes ago.
     Secret(usize),
     /// caBundle is emptied (0) or put back as it was so many writes ago.
@@ -87,23 +92,31 @@ impl World {
         }
     }
 
+    /// The time by this replica's clock.
+    fn local(&self, r: usize) -> Timestamp {
+        Timestamp::from_second(self.now.as_second() + self.replicas[r].ahead).unwrap()
+    }
+
     fn look(&mut self, r: usize) {
+        let now = self.local(r);
         let configuration = self.configurations.last().unwrap();
         let stored = self.secrets.last().unwrap().clone();
         let replica = &mut self.replicas[r];
-        replica.missing = Missing::look(replica.missing, &stored, configuration.generation, self.now);
+        let elapsed = Duration::try_from(self.now.duration_since(replica.looked.unwrap_or(self.now))).unwrap();
+        replica.looked = Some(self.now);
+        replica.missing = Missing::look(replica.missing, &stored, configuration.generation, now, elapsed);
         let observed = Observed {
             stored,
             memory: replica.memory.clone(),
             bundles: Some(vec![configuration.bundle.clone()]),
             serving: replica.serving.clone(),
-            missing_since: replica.missing.map(|missing| missing.since),
+            missing_since: replica.missing.as_ref().map(Missing::since),
             published_generation: configuration.generation,
             owned: true,
             leaving: false,
             rotate: false,
         };
-        replica.seen = Some((observed, self.secrets.len(), self.configurations.len(), self.now));
+        replica.seen = Some((observed, self.secrets.len(), self.configurations.len(), now));
     }
 
     /// Takes the planned step if the objects still are what was seen; whether there is more to do.
@@ -111,10 +124,11 @@ impl World {
         let Some((observed, secret_version, configuration_version, at)) = self.replicas[r].seen.take() else {
             return false;
         };
-        if after(at, super::super::MINT_WITHIN) < self.now {
+        let now = self.local(r);
+        if after(at, super::super::MINT_WITHIN) < now {
             return true;
         }
-        let step = plan(&observed, &LIFETIMES, self.now);
+        let step = plan(&observed, &LIFETIMES, now);
         let known = match &observed.stored {
             Stored::Store(store) => Some((**store).clone()),
             _ => None,
@@ -125,7 +139,7 @@ impl World {
             self.replicas[r].memory = Some(store.clone());
         }
         if let (Some(store), Some(serving), Some(bundles)) = (&known, &observed.serving, &observed.bundles)
-            && trusted(bundles, serving, store, self.now)
+            && trusted(bundles, serving, store, now)
         {
             self.replicas[r].ready = true;
         }
@@ -137,8 +151,7 @@ impl World {
             Step::Issue => {
                 let store = known.unwrap();
                 let cross = store.served_cross().cloned();
-                let leaf =
-                    store.active.issue(&names(), LIFETIMES.serving, self.now, cross.as_ref()).unwrap().certificate;
+                let leaf = store.active.issue(&names(), LIFETIMES.serving, now, cross.as_ref()).unwrap().certificate;
                 let issuer = store.active.certificate;
                 self.leaves.push_back((issuer.clone(), leaf.not_after));
                 self.replicas[r].serving = Some(Serving { leaf, issuer, cross });
@@ -161,11 +174,15 @@ impl World {
                         .filter(|store| store.active.certificate.is_valid(self.now))
                         .filter(|store| store.generation >= observed.published_generation)
                         .collect();
-                    assert!(kept.is_empty(), "{step:?}, although a replica has the authority in memory");
+                    // Nobody was told to trust what was never published.
+                    assert!(
+                        kept.is_empty() || observed.published_generation == 0,
+                        "{step:?}, although a replica has the authority in memory"
+                    );
                     self.configurations.iter_mut().for_each(|configuration| configuration.broken = true);
                 }
                 let create = |generation, signer| {
-                    Authority::create(generation, &names(), LIFETIMES.authority, self.now, signer).unwrap()
+                    Authority::create(generation, &names(), LIFETIMES.authority, now, signer).unwrap()
                 };
                 let mut store = match step {
                     Step::Create => {
@@ -176,7 +193,7 @@ impl World {
                     step => {
                         let known = known.unwrap();
                         let fresh = (*step == Step::Stage).then(|| create(newest + 1, Some(&known.active)));
-                        apply(step, &known, &LIFETIMES, self.now, fresh).unwrap()
+                        apply(step, &known, &LIFETIMES, now, fresh).unwrap()
                     }
                 };
                 store.generation = generation_after(step, newest);
@@ -238,6 +255,7 @@ impl World {
                 let v = v % self.views.len();
                 self.views[v].0 = self.configurations.len() - 1;
             }
+            Move::Jump(r, ahead) => self.replicas[r % n].ahead = ahead,
             Move::Crash(r) => self.replicas[r % n] = Replica::default(),
             Move::Sleep(r) => {
                 // Taken out of the Service first, and when it wakes, put back after it has looked around.
@@ -347,7 +365,9 @@ fn moves(adversary: bool) -> impl Strategy<Value = Vec<Move>> {
         3 => (0_usize..2).prop_map(Move::Hear),
         1 => replica.clone().prop_map(Move::Crash),
         1 => replica.clone().prop_map(Move::Sleep),
-        2 => replica.prop_map(Move::Wake),
+        2 => replica.clone().prop_map(Move::Wake),
+        // Together less than the tenth of a serving certificate's life (90 s) that validity begins early.
+        1 => (replica, -40_i64..=40).prop_map(|(r, ahead)| Move::Jump(r, ahead)),
         4 => (200_u64..500, 0_usize..3).prop_map(|(s, r)| Move::Pass(s, r)),
     ];
     let all = prop_oneof![
@@ -386,8 +406,8 @@ proptest! {
         let mut world = World::new(3, 2);
         steps.iter().for_each(|step| world.make(step));
         // And it comes to rest.
-        world.replicas.iter_mut().for_each(|replica| replica.asleep = false);
-        for _ in 0..3 {
+        (0..3).for_each(|r| world.make(&Move::Wake(r)));
+        for _ in 0..5 {
             world.make(&Move::Pass(60, 0));
         }
         prop_assert!(world.replicas.iter().all(|replica| replica.ready));
