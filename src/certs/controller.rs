@@ -17,7 +17,7 @@ use super::{
     authority::{self, Authority},
     objects::{self, Live, Objects},
     resolver::Resolver,
-    rotation::{Missing, Observed, Serving, Step, Stored, apply, generation_after, plan, trusted},
+    rotation::{Missing, Observed, Serving, Step, Stored, apply, generation_after, may_be_ready, plan},
     secret::{PHASES, Store},
 };
 use crate::{
@@ -351,7 +351,7 @@ impl Controller {
                 ));
             }
             (_, None) => self.missing("no serving certificate yet".to_owned()),
-            (Some(bundles), Some(serving)) if trusted(bundles, serving, store, now) => {
+            (Some(bundles), Some(serving)) if may_be_ready(bundles, serving, store, now) => {
                 if self.ready.send_replace(Ok(())).is_err() {
                     tracing::info!(
                         serial = serving.leaf.serial,

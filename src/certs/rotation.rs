@@ -269,6 +269,13 @@ fn next_look(store: &Store, serving: Option<&Serving>, lifetimes: &Lifetimes, no
     times.into_iter().flatten().filter(|at| *at > now).min().unwrap_or(store.active.certificate.not_after)
 }
 
+/// Whether a replica with this may become ready: it is accepted, and not in the last tenth of its certificate's life.
+/// Whoever woke to that renews first, because its clock may be the wrong one.
+#[must_use]
+pub fn may_be_ready(bundles: &[Vec<u8>], serving: &Serving, store: &Store, now: Timestamp) -> bool {
+    now < serving.leaf.part_of_life(9, 10) && trusted(bundles, serving, store, now)
+}
+
 /// Whether a caller that trusts these bundles accepts what is served.
 #[must_use]
 pub fn trusted(bundles: &[Vec<u8>], serving: &Serving, store: &Store, now: Timestamp) -> bool {
@@ -276,9 +283,7 @@ pub fn trusted(bundles: &[Vec<u8>], serving: &Serving, store: &Store, now: Times
     if serving.cross.is_some() {
         roots.extend(&store.previous);
     }
-    // Not in the last tenth of its life: whoever woke to that renews first, because its clock may be the wrong one.
-    let is_fresh = serving.leaf.not_before <= now && now < serving.leaf.part_of_life(9, 10);
-    !bundles.is_empty() && is_fresh && bundles.iter().all(|live| bundle::trusts(live, &roots, now))
+    !bundles.is_empty() && serving.leaf.is_valid(now) && bundles.iter().all(|live| bundle::trusts(live, &roots, now))
 }
 
 /// The generation that a step writes, where `newest` is the highest one known. A new authority begins a new thousand: it

@@ -139,7 +139,7 @@ impl World {
             self.replicas[r].memory = Some(store.clone());
         }
         if let (Some(store), Some(serving), Some(bundles)) = (&known, &observed.serving, &observed.bundles)
-            && trusted(bundles, serving, store, now)
+            && may_be_ready(bundles, serving, store, now)
         {
             self.replicas[r].ready = true;
         }
