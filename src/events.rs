@@ -23,7 +23,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{clock::Clock, error::chain, mark::shorten, telemetry::Metrics};
+use crate::{clock::Clock, error::chain, mark::shorten, owner::controller, telemetry::Metrics};
 
 /// Events waiting to be told. At the API server's pace of some 100 a second this is a few seconds.
 const QUEUE: usize = 512;
@@ -119,8 +119,7 @@ impl Events {
 
     /// About the controller of a pod, in whose `kubectl describe` people look first, and which outlives the pod.
     pub fn owner(&self, pod: &Pod, type_: EventType, reason: &'static str, action: &'static str, note: &str) {
-        let owners = pod.metadata.owner_references.iter().flatten();
-        let Some(owner) = owners.into_iter().find(|owner| owner.controller == Some(true)) else { return };
+        let Some(owner) = controller(pod) else { return };
         let about = ObjectReference {
             api_version: Some(owner.api_version.clone()),
             kind: Some(owner.kind.clone()),

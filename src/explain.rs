@@ -11,9 +11,7 @@ use crate::{
         review::{self, Denial},
         target,
     },
-    mark::Interaction,
     policy::{Policy, Verdict},
-    redact,
 };
 
 /// Explains the decision about the review in `text`, on this pod or on one of a `ReplicaSet` without labels.
@@ -37,17 +35,7 @@ pub fn explain(policy: &Policy, text: &[u8], pod: Option<&Pod>, now: Timestamp) 
             (_, Ok(container)) => container,
             (None, Err(_)) => act.container.clone(),
         };
-        let interaction = Interaction {
-            at: now,
-            operation: act.operation,
-            container,
-            command: redact::command(&act.command),
-            stdin: act.stdin,
-            tty: act.tty,
-            user: redact::user(&request.user),
-            review: request.uid.clone(),
-            rule: String::new(),
-        };
+        let interaction = target::interaction(&request, act, container, now);
         let _ = writeln!(out, "{} of pod {}/{}", interaction.summary(), request.namespace, request.pod);
         let decided = policy.decide(&interaction, &request.user, &act.command, given);
         for rule in &policy.rules {

@@ -25,7 +25,7 @@
 //! | when a pod goes | [`eviction`], [`eviction::pacing`], [`eviction::agenda`] | [`eviction::controller`], [`eviction::attempt`], [`eviction::handover`], [`eviction::lease`] |
 //! | who is trusted | [`certs`], [`certs::rotation`], [`certs::secret`], [`certs::bundle`], [`certs::authority`] | [`certs::controller`], [`certs::objects`], [`certs::mounted`], [`certs::resolver`] |
 //! | the ports, and who may call | [`path`] | [`server`], [`server::probes`], [`path::keeper`] |
-//! | around | [`duration`], [`error`] | [`args`], [`commands`], [`clock`], [`folder`], [`telemetry`], [`run`] |
+//! | around | [`duration`], [`error`], [`owner`] | [`args`], [`commands`], [`clock`], [`folder`], [`telemetry`], [`run`] |
 
 pub mod admission;
 pub mod args;
@@ -41,6 +41,7 @@ pub mod explain;
 pub mod folder;
 pub mod journal;
 pub mod mark;
+pub mod owner;
 pub mod path;
 pub mod pods;
 pub mod policy;

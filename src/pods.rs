@@ -22,7 +22,10 @@ use kube::{
 };
 use serde_json::Value;
 
-use crate::mark::{self, Found, Interaction, Mark, State, User};
+use crate::{
+    mark::{self, Found, Interaction, Mark, State, User},
+    owner::controller,
+};
 
 /// The field manager of every write.
 pub const MANAGER: &str = "pristine";
@@ -217,8 +220,7 @@ impl Pods {
     /// What the API server says, other than that it is gone or not for us to read.
     pub async fn owner_is_whole(&self, pod: &Pod) -> Result<Option<bool>, Error> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let owners = pod.metadata.owner_references.iter().flatten();
-        let Some(owner) = owners.into_iter().find(|owner| owner.controller == Some(true)) else { return Ok(None) };
+        let Some(owner) = controller(pod) else { return Ok(None) };
         let ready = |wanted: Option<i32>, ready: Option<i32>| Some(ready.unwrap_or(0) >= wanted.unwrap_or(1));
         let client = || self.client.clone();
         let whole = match (owner.api_version.as_str(), owner.kind.as_str()) {

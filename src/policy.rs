@@ -9,7 +9,10 @@ use k8s_openapi::api::core::v1::Pod;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::mark::{Interaction, Operation, User};
+use crate::{
+    mark::{Interaction, Operation, User},
+    owner::controller,
+};
 
 pub mod conditions;
 mod glob;
@@ -112,8 +115,7 @@ pub struct Selector {
 /// Kind of the pod's controller.
 #[must_use]
 pub fn owner_kind(pod: &Pod) -> Option<&str> {
-    let owners = pod.metadata.owner_references.as_deref().unwrap_or_default();
-    owners.iter().find(|owner| owner.controller == Some(true)).map(|owner| owner.kind.as_str())
+    controller(pod).map(|owner| owner.kind.as_str())
 }
 
 impl Policy {

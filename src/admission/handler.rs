@@ -5,12 +5,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::watch;
 
 use super::{
-    review::{self, Act, Answer, Denial, Request},
+    review::{self, Answer, Denial, Request},
     target,
     turns::Turns,
 };
@@ -22,7 +21,6 @@ use crate::{
     mark::{Interaction, Operation},
     pods::{self, Marked, Pods},
     policy::{Policy, Verdict},
-    redact,
     telemetry::{Admission, Decision, Metrics},
 };
 
@@ -140,7 +138,7 @@ impl Handler {
         let (mut to_mark, mut exempt) = (Vec::new(), None);
         for act in &request.acts {
             let container = target::container(act, pod).map_err(Refused::Target)?;
-            let mut interaction = self.interaction(request, act, container);
+            let mut interaction = target::interaction(request, act, container, self.clock.now());
             let decided = policy.decide(&interaction, &request.user, &act.command, pod);
             interaction.rule.clone_from(&decided.rule);
             match decided.verdict {
@@ -155,20 +153,6 @@ impl Handler {
             }
         }
         Ok((to_mark, exempt))
-    }
-
-    fn interaction(&self, request: &Request, act: &Act, container: String) -> Interaction {
-        Interaction {
-            at: thousandth(self.clock.now()),
-            operation: act.operation,
-            container,
-            command: redact::command(&act.command),
-            stdin: act.stdin,
-            tty: act.tty,
-            user: redact::user(&request.user),
-            review: request.uid.clone(),
-            rule: String::new(),
-        }
     }
 
     async fn permitted(&self, request: &Request, operation: Operation) -> Result<(), Refused> {
@@ -255,7 +239,7 @@ impl Handler {
         };
         let (word, decision) = if opens { ("unrecorded", Decision::Unrecorded) } else { ("denied", decision) };
         if let Some(act) = request.acts.first() {
-            let interaction = &self.interaction(request, act, act.container.clone());
+            let interaction = &target::interaction(request, act, act.container.clone(), self.clock.now());
             let (pod_uid, evict_at, total, message) = (None, None, None, Some(denial.message.as_str()));
             let entry = Entry { decision: word, namespace, pod, pod_uid, evict_at, total, message, interaction };
             self.journal.write(&entry);
@@ -263,9 +247,4 @@ impl Handler {
         let audit = [("decision", decision.as_str().to_owned())].into();
         (Answer { denial: Some(denial).filter(|_| !opens), audit }, decision)
     }
-}
-
-/// Records need no finer time, and every byte of them counts.
-fn thousandth(at: Timestamp) -> Timestamp {
-    Timestamp::from_millisecond(at.as_millisecond()).unwrap_or(at)
 }

@@ -1,11 +1,32 @@
-//! What the API server checks only after admission, in its own words. Pure.
+//! What is to be recorded, and what the API server checks only after admission, in its own words. Pure.
 //!
 //! A mark on a pod that the API server then refuses to connect to would be a mark without an interaction.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::review::{Act, Denial, Request};
-use crate::mark::Operation;
+use crate::{
+    mark::{Interaction, Operation},
+    redact,
+};
+
+/// What is recorded of one act, before a rule has decided about it.
+#[must_use]
+pub fn interaction(request: &Request, act: &Act, container: String, now: Timestamp) -> Interaction {
+    Interaction {
+        // Records need no finer time, and every byte of them counts.
+        at: Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now),
+        operation: act.operation,
+        container,
+        command: redact::command(&act.command),
+        stdin: act.stdin,
+        tty: act.tty,
+        user: redact::user(&request.user),
+        review: request.uid.clone(),
+        rule: String::new(),
+    }
+}
 
 /// No such pod.
 #[must_use]

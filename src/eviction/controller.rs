@@ -36,6 +36,7 @@ use crate::{
     error::chain,
     events::Events,
     mark::{self, State, extension::Extension},
+    owner::controller,
     pods::Pods,
     telemetry::{Metrics, State as Label},
 };
@@ -146,7 +147,7 @@ impl Controller {
             watcher::Event::Apply(pod) => {
                 // A ReplicaSet makes the next one at once; the others wait until the name is free, or the node.
                 if pod.metadata.deletion_timestamp.is_some()
-                    && owner(&pod).is_some_and(|(kind, _)| kind == "ReplicaSet")
+                    && controller(&pod).is_some_and(|owner| owner.kind == "ReplicaSet")
                 {
                     gone(&pod, pacing);
                 }
@@ -195,7 +196,7 @@ impl Controller {
         let tracked = Tracked {
             namespace: namespace.clone(),
             name: name.clone(),
-            owner: owner(pod).map(|(_, uid)| uid.to_owned()),
+            owner: controller(pod).map(|owner| owner.uid.clone()),
             next,
             deadline,
             asked,
@@ -247,13 +248,6 @@ impl Controller {
     }
 }
 
-/// Kind and UID of the controller.
-fn owner(pod: &Pod) -> Option<(&str, &str)> {
-    let owners = pod.metadata.owner_references.iter().flatten();
-    let owner = owners.into_iter().find(|owner| owner.controller == Some(true))?;
-    Some((&owner.kind, &owner.uid))
-}
-
 fn gone(pod: &Pod, pacing: &Mutex<Pacing>) {
-    lock(pacing).gone(owner(pod).map(|(_, uid)| uid), pod.metadata.uid.as_deref().unwrap_or_default());
+    lock(pacing).gone(controller(pod).map(|owner| owner.uid.as_str()), pod.metadata.uid.as_deref().unwrap_or_default());
 }

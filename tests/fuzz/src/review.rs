@@ -3,26 +3,15 @@
 
 use libfuzzer_sys::fuzz_target;
 use pristine::{
-    admission::review,
-    mark::{Found, Interaction, Mark},
-    redact,
+    admission::{review, target},
+    mark::{Found, Mark},
 };
 
 fuzz_target!(|data: &[u8]| {
     let Ok(request) = review::parse(data) else { return };
     let mut mark: Option<Mark> = None;
     for act in request.acts.iter().take(20) {
-        let interaction = Interaction {
-            at: jiff::Timestamp::UNIX_EPOCH,
-            operation: act.operation,
-            container: act.container.clone(),
-            command: redact::command(&act.command),
-            stdin: act.stdin,
-            tty: act.tty,
-            user: redact::user(&request.user),
-            review: request.uid.clone(),
-            rule: "default".to_owned(),
-        };
+        let interaction = target::interaction(&request, act, act.container.clone(), jiff::Timestamp::UNIX_EPOCH);
         assert!(interaction.command.iter().map(String::len).sum::<usize>() <= 2048);
         mark = Mark::after(mark.clone(), "u", interaction, None).or(mark);
     }
