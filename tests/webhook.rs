@@ -197,7 +197,7 @@ async fn a_client_that_says_nothing_does_not_hold_a_place_for_long() {
     let silent = tokio::net::TcpStream::connect(webhook.address).await.unwrap();
     tokio::time::sleep(Duration::from_millis(600)).await;
     assert!(
-        webhook.metrics.render().contains(r#"pristine_tls_handshakes_total{reason="timeout"} 1"#),
+        webhook.metrics.render().contains(r#"pristine_tls_handshakes_total{result="timeout"} 1"#),
         "{}",
         webhook.metrics.render()
     );
@@ -230,6 +230,23 @@ async fn more_reviews_than_memory_allows_are_answered_in_turn_or_with_503() {
     let (ok, busy) =
         (answers.iter().filter(|a| a.status == 200).count(), answers.iter().filter(|a| a.status == 503).count());
     assert_eq!((ok, busy), (8, 2), "{answers:?}");
+}
+
+#[tokio::test]
+async fn whoever_does_not_know_the_path_takes_no_room_from_those_who_do() {
+    let webhook = standard().await;
+    let mut strangers = Vec::new();
+    for _ in 0..12 {
+        let mut stranger = connect(webhook.address, std::slice::from_ref(&webhook.root)).await.unwrap();
+        // 3 MiB are announced and do not come: 12 of these are more than all reviews may have at once.
+        stranger.send(b"POST /guess HTTP/1.1\r\nHost: x\r\nContent-Length: 3145728\r\n\r\n{").await.unwrap();
+        strangers.push(stranger);
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut known = connect(webhook.address, std::slice::from_ref(&webhook.root)).await.unwrap();
+    let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": exec("a", &["sh"])});
+    let answer = tokio::time::timeout(Duration::from_secs(1), known.post(review.to_string().as_bytes())).await;
+    assert_eq!(answer.expect("an answer at once").unwrap().status, 200);
 }
 
 #[tokio::test]

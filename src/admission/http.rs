@@ -90,19 +90,21 @@ impl Endpoint {
     async fn review(&self, request: Request<Incoming>) -> Result<Vec<u8>, Problem> {
         let (head, body) = request.into_parts();
         let timeout = timeout(head.uri.query());
-        let room = self.room(body.size_hint().upper().unwrap_or(u64::MAX)).await;
+        // Room in memory is for who knows the path: eight slow bodies of anybody else would keep every exec out.
+        let is_known = self.gate.admits(head.uri.path()).await;
+        let room = if is_known { self.room(body.size_hint().upper().unwrap_or(u64::MAX)).await } else { None };
         // The body first, whatever else is wrong: an answer before its end would be a broken connection to the sender.
         let keep = if room.is_some() { MAX_BODY } else { 0 };
         let body = tokio::time::timeout(BODY_TIMEOUT, read(body, keep)).await;
-        if room.is_none() {
-            return Err(problem(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many reviews at once; try again"));
-        }
         if head.method != Method::POST {
             return Err(problem(StatusCode::METHOD_NOT_ALLOWED, "method", "POST an AdmissionReview"));
         }
-        if !self.gate.admits(head.uri.path()).await {
+        if !is_known {
             let text = "the path is not the one that the webhook configuration gives to the API server";
             return Err(problem(StatusCode::FORBIDDEN, "path", text));
+        }
+        if room.is_none() {
+            return Err(problem(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many reviews at once; try again"));
         }
         let body =
             body.map_err(|_| problem(StatusCode::REQUEST_TIMEOUT, "slow", "the body did not arrive in time"))??;
