@@ -16,7 +16,7 @@ use crate::{
     eviction::Settings,
     folder::Folder,
     policy::{Policy, overlap},
-    telemetry::{Metrics, Reason},
+    telemetry::{Metrics, Outcome},
 };
 
 /// Keeps the rules in force those of the file.
@@ -42,6 +42,7 @@ impl Reload {
     pub async fn run(self) {
         let folder = Folder::watch(self.path.parent().unwrap_or_else(|| Path::new("/")));
         let mut known = Ok(self.text);
+        self.metrics.configuration_valid.set(1);
         loop {
             folder.changed().await;
             let text = config::read(&self.path).map_err(|error| chain(&error));
@@ -53,7 +54,7 @@ impl Reload {
             });
             // What was refused is known too: it is said once, not at every look.
             known = text;
-            let (reason, type_, event, note) = match parsed {
+            let (result, type_, event, note) = match parsed {
                 Ok(Configuration { policy, eviction }) => {
                     let note = format!("{} rules and a default are in force", policy.rules.len());
                     let dead = overlap::dead(&policy.rules).into_iter();
@@ -68,8 +69,9 @@ impl Reload {
                     ("refused", EventType::Warning, "ConfigurationRefused", note)
                 }
             };
-            tracing::info!(reason, note, "the configuration changed");
-            self.metrics.reloads.get_or_create(&Reason { reason }).inc();
+            tracing::info!(result, note, "the configuration changed");
+            self.metrics.reloads.get_or_create(&Outcome { result }).inc();
+            self.metrics.configuration_valid.set(i64::from(result == "accepted"));
             self.events.tell(self.about.clone(), type_, event, "Reload", &note);
         }
     }

@@ -25,7 +25,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::telemetry::{Metrics, Reason};
+use crate::telemetry::{Metrics, Outcome};
 
 pub mod probes;
 
@@ -170,7 +170,7 @@ impl<S: Service> Shared<S> {
     async fn connection(self: Arc<Self>, stream: TcpStream, _place: OwnedSemaphorePermit) {
         // Small answers: waiting to fill a packet would add the peer's delayed acknowledgement, 40 ms.
         let _ = stream.set_nodelay(true);
-        let count = |reason| self.metrics.handshakes.get_or_create(&Reason { reason }).inc();
+        let count = |result| self.metrics.handshakes.get_or_create(&Outcome { result }).inc();
         let tls = match timeout(self.limits.handshake, self.acceptor.accept(stream)).await {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => {

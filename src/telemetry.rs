@@ -6,10 +6,12 @@ use std::sync::atomic::AtomicU64;
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Registry, Unit},
 };
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+
+mod process;
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
@@ -76,11 +78,18 @@ pub struct Admission {
     pub decision: Decision,
 }
 
-/// One label, `reason` or `result`, with a word that the code has.
+/// Why something was refused; a word that the code has.
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
 pub struct Reason {
     /// The word.
     pub reason: &'static str,
+}
+
+/// What came of something; a word that the code has.
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+pub struct Outcome {
+    /// The word.
+    pub result: &'static str,
 }
 
 /// Labels of the certificate gauges.
@@ -116,13 +125,15 @@ pub struct Metrics {
     /// HTTP requests answered with an error, by reason.
     pub rejected: Family<Reason, Counter>,
     /// TLS handshakes, by result.
-    pub handshakes: Family<Reason, Counter>,
+    pub handshakes: Family<Outcome, Counter>,
     /// Open connections on the webhook port.
     pub connections: Gauge,
     /// Eviction attempts, by result.
-    pub evictions: Family<Reason, Counter>,
+    pub evictions: Family<Outcome, Counter>,
     /// From the deadline to the moment the eviction was accepted.
     pub lateness_seconds: Histogram,
+    /// How long the most overdue pod has been due, on the replica that evicts.
+    pub overdue_seconds: Gauge<f64, AtomicU64>,
     /// Marked pods on this replica's agenda, by where they stand.
     pub marked: Family<State, Gauge>,
     /// Seconds that this replica's clock is ahead of the API server's.
@@ -138,9 +149,11 @@ pub struct Metrics {
     /// Times that caBundle was changed by somebody else and written again.
     pub bundle_repairs: Counter,
     /// Steps taken by the certificate controller.
-    pub certificate_steps: Family<Reason, Counter>,
+    pub certificate_steps: Family<Outcome, Counter>,
     /// Configurations read anew, by result.
-    pub reloads: Family<Reason, Counter>,
+    pub reloads: Family<Outcome, Counter>,
+    /// Whether the configuration file as it is now is in force.
+    pub configuration_valid: Gauge,
     /// Events that could not be published.
     pub events_dropped: Counter,
 }
@@ -148,7 +161,7 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         let mut all = Self {
-            registry: Registry::with_prefix("pristine"),
+            registry: Registry::default(),
             admissions: Family::default(),
             admission_seconds: Histogram::new([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]),
             break_glass: Counter::default(),
@@ -157,6 +170,7 @@ impl Default for Metrics {
             connections: Gauge::default(),
             evictions: Family::default(),
             lateness_seconds: Histogram::new([0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0]),
+            overdue_seconds: Gauge::default(),
             marked: Family::default(),
             clock_ahead: Gauge::default(),
             leader: Gauge::default(),
@@ -166,9 +180,12 @@ impl Default for Metrics {
             bundle_repairs: Counter::default(),
             certificate_steps: Family::default(),
             reloads: Family::default(),
+            configuration_valid: Gauge::default(),
             events_dropped: Counter::default(),
         };
-        let r = &mut all.registry;
+        all.registry.register_collector(Box::new(process::Process));
+        let r = all.registry.sub_registry_with_prefix("pristine");
+        r.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         r.register("admission_requests", "Admission reviews answered", all.admissions.clone());
         let help = "Time from reading a review to answering it";
         r.register_with_unit("admission_duration", help, Unit::Seconds, all.admission_seconds.clone());
@@ -179,6 +196,8 @@ impl Default for Metrics {
         r.register("evictions", "Eviction attempts", all.evictions.clone());
         let help = "Time from a deadline to the accepted eviction";
         r.register_with_unit("eviction_lateness", help, Unit::Seconds, all.lateness_seconds.clone());
+        let help = "How long the most overdue marked pod has been due, on the replica that evicts";
+        r.register_with_unit("eviction_overdue", help, Unit::Seconds, all.overdue_seconds.clone());
         r.register("marked_pods", "Marked pods that are to be evicted, by where they stand", all.marked.clone());
         let help = "How far this replica's clock is ahead of the API server's; that one is known to a second";
         r.register_with_unit("clock_ahead", help, Unit::Seconds, all.clock_ahead.clone());
@@ -191,6 +210,8 @@ impl Default for Metrics {
         r.register("ca_bundle_repairs", "Foreign changes of caBundle that were undone", all.bundle_repairs.clone());
         r.register("certificate_steps", "Steps taken by the certificate controller", all.certificate_steps.clone());
         r.register("configuration_reloads", "Changed configurations", all.reloads.clone());
+        let help = "1 while the configuration file as it is now is in force";
+        r.register("configuration_valid", help, all.configuration_valid.clone());
         r.register("events_dropped", "Events that could not be published", all.events_dropped.clone());
         all
     }

@@ -156,7 +156,7 @@ async fn what_is_half_written_or_wrong_never_replaces_what_is_served() {
     let bad = [(other.as_str(), key.as_str()), ("garbage", "garbage"), (&other[..100], other_key.as_str()), ("", "")];
     for (n, (crt, key)) in bad.iter().enumerate() {
         swap(world.mount.path(), n + 1, &[("tls.crt", crt), ("tls.key", key)]);
-        let refused = format!("pristine_certificate_steps_total{{reason=\"refused\"}} {}", n + 1);
+        let refused = format!("pristine_certificate_steps_total{{result=\"refused\"}} {}", n + 1);
         // One complaint for each kind of wrong; two in a row with the same words are one.
         let _ = tokio::time::timeout(Duration::from_millis(600), async {
             while !world.metrics.render().contains(&refused) {
@@ -166,7 +166,7 @@ async fn what_is_half_written_or_wrong_never_replaces_what_is_served() {
         .await;
         world.serves(&leaf).await;
     }
-    assert!(world.metrics.render().contains("reason=\"refused\"}"), "{}", world.metrics.render());
+    assert!(world.metrics.render().contains("result=\"refused\"}"), "{}", world.metrics.render());
 }
 
 #[tokio::test]

@@ -65,7 +65,7 @@ async fn three_swaps_in_a_row_are_all_seen_and_a_bad_file_keeps_the_old_rules() 
         becomes(&mut rules, n.into()).await;
     }
     swap(mount.path(), 5, "default: nonsense");
-    let refused = r#"pristine_configuration_reloads_total{reason="refused"} 1"#;
+    let refused = r#"pristine_configuration_reloads_total{result="refused"} 1"#;
     for _ in 0..50 {
         tokio::time::sleep(Duration::from_millis(100)).await;
         if metrics.render().contains(refused) {

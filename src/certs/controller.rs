@@ -24,7 +24,7 @@ use crate::{
     clock::Clock,
     error::chain,
     events::{EventType, Events},
-    telemetry::{Certificate as Label, Metrics, Phase, Reason},
+    telemetry::{Certificate as Label, Metrics, Outcome, Phase},
 };
 
 /// How long a certificate lives that was issued without asking the API server.
@@ -209,7 +209,7 @@ impl Controller {
         };
         if let Some(why) = unreadable.as_ref().filter(|_| memory.unreadable != unreadable) {
             tracing::error!(why, "the Secret cannot be understood; what was served before is served on");
-            self.metrics.certificate_steps.get_or_create(&Reason { reason: "unreadable" }).inc();
+            self.metrics.certificate_steps.get_or_create(&Outcome { result: "unreadable" }).inc();
             let note = format!("cannot be understood: {why}");
             self.events.tell(self.objects.secret_reference(), EventType::Warning, "SecretUnreadable", "Read", &note);
         }
@@ -242,7 +242,7 @@ impl Controller {
         self.report(&observed, &step, now);
         if !matches!(step, Step::Idle { .. }) {
             self.take(&step, &observed, live, memory, now).await?;
-            self.metrics.certificate_steps.get_or_create(&Reason { reason: step.as_str() }).inc();
+            self.metrics.certificate_steps.get_or_create(&Outcome { result: step.as_str() }).inc();
             let generation = memory.store.as_ref().map(|store| store.generation);
             tracing::info!(step = step.as_str(), generation, "certificate step taken");
         }
@@ -329,7 +329,8 @@ impl Controller {
     }
 
     fn report(&self, observed: &Observed, step: &Step, now: Timestamp) {
-        self.metrics.bundle_in_sync.set(i64::from(observed.bundles.is_some() && !matches!(step, Step::Publish(_))));
+        let has_entries = observed.bundles.as_ref().is_some_and(|bundles| !bundles.is_empty());
+        self.metrics.bundle_in_sync.set(i64::from(has_entries && !matches!(step, Step::Publish(_))));
         let gauge = |certificate, at: Option<Timestamp>| {
             let seconds = at.map_or(0.0, |at| at.duration_since(Timestamp::UNIX_EPOCH).as_secs_f64());
             self.metrics.not_after.get_or_create(&Label { certificate }).set(seconds);

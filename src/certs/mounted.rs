@@ -24,7 +24,7 @@ use crate::{
     error::chain,
     events::{EventType, Events},
     folder::Folder,
-    telemetry::{Certificate as Label, Metrics, Reason},
+    telemetry::{Certificate as Label, Metrics, Outcome},
 };
 
 /// Keeps what is served the same as what is mounted.
@@ -83,7 +83,7 @@ impl Mounted {
                 let problem = self.look(&mut memory).await.err();
                 if let Some(problem) = problem.as_ref().filter(|problem| memory.complaint.as_ref() != Some(problem)) {
                     tracing::error!(path = %self.path.display(), problem, "the mounted certificate is not served");
-                    self.metrics.certificate_steps.get_or_create(&Reason { reason: "refused" }).inc();
+                    self.metrics.certificate_steps.get_or_create(&Outcome { result: "refused" }).inc();
                     let note = format!("{}: {problem}; what was served before is served on", self.path.display());
                     self.events.tell(self.about.clone(), EventType::Warning, "CertificateRefused", "Issue", &note);
                 }

@@ -104,6 +104,13 @@ impl Agenda {
         self.running.remove(uid);
     }
 
+    /// The earliest deadline: of the pod that is the most overdue, or will be next.
+    #[must_use]
+    pub fn earliest(&self) -> Option<Timestamp> {
+        let waiting = self.pods.values().filter(|pod| pod.standing != Standing::Evicting);
+        waiting.map(|pod| pod.deadline).min()
+    }
+
     /// When the next one is due.
     #[must_use]
     pub fn next(&self) -> Option<Timestamp> {

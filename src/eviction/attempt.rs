@@ -21,7 +21,7 @@ use crate::{
     events::{EventType, Events},
     mark::{Mark, State},
     pods::{self, Outcome, Pods},
-    telemetry::{Metrics, Reason},
+    telemetry::{self, Metrics},
 };
 
 /// What it ended with.
@@ -87,8 +87,8 @@ impl Attempt<'_> {
     async fn look(&self) -> Result<End, pods::Error> {
         let Tracked { namespace, name, owner, deadline, .. } = self.tracked;
         let (owner, now) = (owner.as_deref(), self.clock.never_ahead());
-        // Nobody needs to be asked while another one of its owner has just gone.
-        if *deadline <= now && !lock(self.pacing).is_open(owner, self.uid, now) {
+        // Nobody needs to be asked while another one of its owner is looked at, or has just gone.
+        if *deadline <= now && !lock(self.pacing).ask(owner, self.uid, now) {
             return Ok(Self::queued());
         }
         let pod = self.pods.get(namespace, name).await?;
@@ -205,8 +205,8 @@ impl Attempt<'_> {
         self.events.owner(pod, EventType::Normal, "PodEvicted", "Evict", &format!("pod {name}: {note}"));
     }
 
-    fn count(&self, reason: &'static str) {
-        self.metrics.evictions.get_or_create(&Reason { reason }).inc();
+    fn count(&self, result: &'static str) {
+        self.metrics.evictions.get_or_create(&telemetry::Outcome { result }).inc();
     }
 }
 

@@ -41,8 +41,9 @@ use crate::{
     telemetry::{Metrics, State as Label},
 };
 
-/// Attempts at once.
-const ATTEMPTS: usize = 16;
+/// Attempts at once: what the standard rate limit lets begin at once, so that many due at one moment wait for the API server
+/// and not for each other.
+const ATTEMPTS: usize = 64;
 /// The wall clock is looked at this often, whatever the timers say: they stand still while a machine is suspended.
 const TICK: Duration = Duration::from_secs(5);
 /// One attempt: some GETs, an eviction, which has 15 s of its own, and a PATCH. One that hangs must not hold its place.
@@ -82,8 +83,14 @@ impl Controller {
         let (mut agenda, mut listed) = (Agenda::default(), HashSet::new());
         let pacing = Arc::new(Mutex::new(Pacing::default()));
         let mut attempts = FuturesUnordered::new();
+        let mut counted = Instant::now();
         loop {
             let now = self.clock.never_ahead();
+            // It goes through all of them, so not on every turn.
+            if counted.elapsed() >= TICK {
+                counted = Instant::now();
+                self.report_overdue(&agenda, now);
+            }
             while attempts.len() < ATTEMPTS && self.leads() {
                 let Some(uid) = agenda.take_due(now) else { break };
                 if let Some(tracked) = agenda.get(&uid).cloned() {
@@ -119,6 +126,12 @@ impl Controller {
             self.metrics.marked.get_or_create(&Label { state }).set(agenda.count(standing));
         }
         self.metrics.leader.set(i64::from(self.leads()));
+    }
+
+    fn report_overdue(&self, agenda: &Agenda, now: Timestamp) {
+        let earliest = if self.leads() { agenda.earliest() } else { None };
+        let overdue = earliest.map_or(0.0, |deadline| now.duration_since(deadline).as_secs_f64().max(0.0));
+        self.metrics.overdue_seconds.set(overdue);
     }
 
     fn observe(
@@ -173,9 +186,7 @@ impl Controller {
         let deadline = match plan(pod, &settings, now) {
             Next::Nothing(_) => return drop(agenda.remove(uid)),
             Next::Ignore(why) => {
-                if agenda.get(uid).is_none() {
-                    tracing::warn!(namespace, pod = name, uid, why, "not a mark");
-                }
+                tracing::warn!(namespace, pod = name, uid, why, "not a mark");
                 return drop(agenda.remove(uid));
             }
             Next::Wait { until } => until,
@@ -244,6 +255,7 @@ impl Controller {
             lock(&pacing).abandon(tracked.owner.as_deref(), &uid);
             End::Refused(None)
         };
+        lock(&pacing).asked(tracked.owner.as_deref(), &uid);
         (uid, end)
     }
 }

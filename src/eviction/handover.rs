@@ -15,7 +15,7 @@ use crate::{
     events::{EventType, Events},
     journal::{Entry, Journal},
     pods::{self, Pods},
-    telemetry::{Metrics, Reason},
+    telemetry::{Metrics, Outcome},
 };
 
 /// Between two looks for the successor.
@@ -79,7 +79,7 @@ impl Handover {
                 message: Some(message),
                 interaction,
             });
-            self.metrics.evictions.get_or_create(&Reason { reason: "handed_over" }).inc();
+            self.metrics.evictions.get_or_create(&Outcome { result: "handed_over" }).inc();
             self.events.pod(&successor, EventType::Normal, "MarkHandedOver", "Mark", message);
         }
         Ok(true)

@@ -41,20 +41,37 @@ struct Flight {
 #[derive(Debug, Default)]
 pub struct Pacing {
     owners: HashMap<String, Flight>,
+    /// Owners about whom the API server is being asked, and for which pod.
+    asking: HashMap<String, String>,
     /// Evictions that may begin now, in thousandths, and when that was counted.
     budget: Option<(i64, Timestamp)>,
 }
 
 impl Pacing {
-    /// Whether a look at this pod of this owner could lead to an eviction; if not, nobody needs to be asked. Of the many
-    /// that may wait for one owner, one a second is let through.
-    pub fn is_open(&mut self, owner: Option<&str>, pod: &str, now: Timestamp) -> bool {
-        let Some(flight) = owner.and_then(|owner| self.owners.get_mut(owner)) else { return true };
-        let open = flight.pod == pod || now.duration_since(flight.asked) >= SETTLE;
-        if open {
+    /// Whether a look at this pod of this owner could lead to an eviction; if so, no other pod of the owner is looked at
+    /// until [`Pacing::asked`]. Of the many that may wait for one owner, one a second is let through.
+    pub fn ask(&mut self, owner: Option<&str>, pod: &str, now: Timestamp) -> bool {
+        let Some(owner) = owner else { return true };
+        if self.asking.get(owner).is_some_and(|other| other != pod) {
+            return false;
+        }
+        if let Some(flight) = self.owners.get_mut(owner) {
+            if flight.pod != pod && now.duration_since(flight.asked) < SETTLE {
+                return false;
+            }
             flight.asked = now;
         }
-        open
+        self.asking.insert(owner.to_owned(), pod.to_owned());
+        true
+    }
+
+    /// The look is over, whatever came of it.
+    pub fn asked(&mut self, owner: Option<&str>, pod: &str) {
+        if let Some(owner) = owner
+            && self.asking.get(owner).is_some_and(|asking| asking == pod)
+        {
+            self.asking.remove(owner);
+        }
     }
 
     /// Whether the pod may go now, where `state` is its owner's as of now, `is_ready` whether the pod counts as one of the
@@ -145,11 +162,22 @@ mod tests {
             !pacing.begin(Some(("o", Owner::Whole)), "b", true, at(0), at(500)),
             "its status is of the time before"
         );
-        assert!(!pacing.is_open(Some("o"), "b", at(500)) && pacing.is_open(Some("o"), "a", at(500)));
+        assert!(!pacing.ask(Some("o"), "b", at(500)) && pacing.ask(Some("o"), "a", at(500)));
         assert!(pacing.begin(Some(("other", Owner::Whole)), "c", true, at(0), at(500)));
         pacing.gone(Some("o"), "a");
         assert!(!pacing.begin(Some(("o", Owner::Short)), "b", true, at(0), at(2000)));
         assert!(pacing.begin(Some(("o", Owner::Whole)), "b", true, at(0), at(2000)));
+    }
+
+    #[test]
+    fn while_one_is_looked_at_nobody_asks_about_another_of_its_owner() {
+        let mut pacing = Pacing::default();
+        assert!(pacing.ask(Some("o"), "a", at(0)) && !pacing.ask(Some("o"), "b", at(0)));
+        assert!(pacing.ask(Some("other"), "c", at(0)) && pacing.ask(None, "d", at(0)));
+        pacing.asked(Some("o"), "b");
+        assert!(!pacing.ask(Some("o"), "b", at(60_000)), "only the one who asks can end it");
+        pacing.asked(Some("o"), "a");
+        assert!(pacing.ask(Some("o"), "b", at(0)));
     }
 
     #[test]
