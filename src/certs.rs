@@ -22,6 +22,7 @@ use jiff::{SignedDuration, Timestamp};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+pub mod announcement;
 pub mod authority;
 pub mod bundle;
 pub mod controller;

@@ -21,8 +21,9 @@ pub const INTERACTED: &str = "pristine/interacted";
 pub const INTERACTIONS: &str = "pristine/interactions";
 /// The annotation with the deadline, RFC 3339.
 pub const EVICT_AT: &str = "pristine/evict-at";
-/// The keys that users write: the eviction is put off until a time, or until somebody lets go; and by whom.
-pub const USERS_KEYS: [&str; 3] = ["pristine/extend-to", "pristine/hold", "pristine/extended-by"];
+/// The keys that users write: the eviction is put off until a time, or until somebody lets go; by whom, and why.
+pub const USERS_KEYS: [&str; 4] =
+    ["pristine/extend-to", "pristine/hold", "pristine/extended-by", "pristine/extend-reason"];
 /// The pod condition that tells the state of the mark to `kubectl describe` and `kubectl wait`.
 pub const CONDITION: &str = "pristine/Pristine";
 

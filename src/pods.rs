@@ -20,7 +20,7 @@ use kube::{
     Api, Client,
     api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     mark::{self, Found, Interaction, Mark, State, User},
@@ -207,6 +207,14 @@ impl Pods {
         Ok(true)
     }
 
+    /// Writes an annotation on a pod of our own.
+    ///
+    /// # Errors
+    /// What the API server says.
+    pub async fn announce(&self, namespace: &str, name: &str, key: &str, value: &str) -> Result<(), Error> {
+        self.patch_status(namespace, name, &json!({ "metadata": { "annotations": { key: value } } })).await
+    }
+
     async fn patch_status(&self, namespace: &str, name: &str, patch: &Value) -> Result<(), Error> {
         let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         let patched = self.api(namespace).patch_status(name, &params, &Patch::Strategic(patch)).await;
@@ -299,7 +307,6 @@ fn eviction_request(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn the_eviction_carries_the_uid_under_the_name_that_the_api_server_reads() {

@@ -14,6 +14,7 @@ use tokio::{
 
 use crate::{
     admission::{handler::Handler, http::Endpoint, turns::Turns},
+    announce,
     args::{Cli, Command, Serve},
     certs::{self, mounted::Mounted, objects::Objects, resolver::Resolver},
     clock::Clock,
@@ -126,6 +127,8 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
 
     let resolver = Resolver::default();
     let tls = server::tls_config(Arc::new(resolver.clone()))?;
+    let (namespace, name) = (args.namespace.clone(), args.pod_name.clone());
+    spawn("announcement", Box::pin(announce::run(pods.clone(), namespace, name, resolver.clone())));
     let objects = Objects::new(client.clone(), args.names());
     let ready = trusted;
     let certificates: Task = {

@@ -17,6 +17,8 @@ pub struct Extension {
     hold: Option<String>,
     /// `pristine/extended-by`
     by: Option<String>,
+    /// `pristine/extend-reason`: why, where `to` says until when.
+    reason: Option<String>,
 }
 
 /// What becomes of an extension.
@@ -34,8 +36,20 @@ impl Extension {
     /// Reads the users' keys.
     #[must_use]
     pub fn on(pod: &Pod) -> Self {
-        let [to, hold, by] = USERS_KEYS.map(|key| pod.metadata.annotations.as_ref()?.get(key).cloned());
-        Self { to, hold, by }
+        let [to, hold, by, reason] = USERS_KEYS.map(|key| pod.metadata.annotations.as_ref()?.get(key).cloned());
+        Self { to, hold, by, reason }
+    }
+
+    /// Whether anything is asked for.
+    #[must_use]
+    pub const fn asks(&self) -> bool {
+        self.hold.is_some() || self.to.is_some()
+    }
+
+    /// Whether somebody holds the pod, for as long as the configuration allows.
+    #[must_use]
+    pub const fn holds(&self) -> bool {
+        self.hold.is_some()
     }
 
     /// The deadline with this extension: never before the mark's own, and never later than `longest` after the first
@@ -72,7 +86,8 @@ impl Extension {
                 if deadline <= own {
                     return none(problem);
                 }
-                let words = format!("extended until {deadline} by {by:?}");
+                let why = self.reason.as_deref().map(|why| format!(" ({:?})", shorten(why, 256))).unwrap_or_default();
+                let words = format!("extended by {by:?}{why} until {deadline}");
                 Granted { deadline: Some(deadline), words: Some(words), problem }
             }
         }
@@ -103,7 +118,8 @@ mod tests {
     }
 
     fn ask(to: Option<&str>, hold: Option<&str>) -> Granted {
-        let extension = Extension { to: to.map(Into::into), hold: hold.map(Into::into), by: Some("ed".into()) };
+        let extension =
+            Extension { to: to.map(Into::into), hold: hold.map(Into::into), by: Some("ed".into()), reason: None };
         extension.grant(&mark(Some(600)), HOUR)
     }
 
@@ -113,7 +129,7 @@ mod tests {
         assert_eq!(granted.deadline.unwrap().to_string(), "2026-01-01T00:30:00Z");
         assert_eq!(
             (granted.words.unwrap().as_str(), granted.problem),
-            ("extended until 2026-01-01T00:30:00Z by \"ed\"", None)
+            ("extended by \"ed\" until 2026-01-01T00:30:00Z", None)
         );
         let granted = ask(Some("2099-01-01T00:00:00+01:00"), None);
         assert_eq!(granted.deadline.unwrap().to_string(), "2026-01-01T01:00:00Z");
@@ -142,7 +158,7 @@ mod tests {
             ttl in 1_u64..100_000, longest in 0_u64..100_000,
         ) {
             let (mark, longest) = (mark(Some(ttl)), Duration::from_secs(longest));
-            let deadline = Extension { to, hold, by: None }.grant(&mark, longest).deadline.unwrap();
+            let deadline = Extension { to, hold, by: None, reason: None }.grant(&mark, longest).deadline.unwrap();
             let own = mark.evict_at.unwrap();
             prop_assert!(deadline >= own);
             prop_assert!(deadline <= own.max(mark.first.at.checked_add(SignedDuration::try_from(longest).unwrap()).unwrap()));

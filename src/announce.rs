@@ -1,0 +1,40 @@
+//! Says on this replica's own pod what it serves. Nothing depends on it: `kubectl pristine certs` and people read it.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::{
+    certs::{
+        announcement::{Announcement, REPLICA},
+        resolver::Resolver,
+    },
+    error::chain,
+    pods::{Error, Pods},
+};
+
+/// A renewal is looked for this often.
+const LOOK: Duration = Duration::from_secs(1);
+/// After a failure.
+const PAUSE: Duration = Duration::from_secs(30);
+
+/// Runs until the process ends.
+pub async fn run(pods: Pods, namespace: String, name: String, resolver: Resolver) {
+    let mut said = None;
+    loop {
+        let now = resolver.current().map(|chain| Announcement::new(&chain).to_text());
+        let Some(text) = now.filter(|text| said.as_ref() != Some(text)) else {
+            sleep(LOOK).await;
+            continue;
+        };
+        match pods.announce(&namespace, &name, REPLICA, &text).await {
+            Ok(()) => said = Some(text),
+            // Outside a cluster there is no such pod.
+            Err(Error::Gone) => sleep(PAUSE).await,
+            Err(error) => {
+                tracing::debug!(error = %chain(&error), "cannot say on our own pod what is served");
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}

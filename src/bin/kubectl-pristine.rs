@@ -1,0 +1,7 @@
+//! The `kubectl pristine` plugin.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pristine::plugin::main(std::env::args_os().collect())
+}

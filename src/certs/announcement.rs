@@ -1,0 +1,58 @@
+//! What a replica says about itself on its own pod, for people and for `kubectl pristine`: its version, and the chain that
+//! it serves. Certificates are public; no key is here. Pure.
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use rustls_pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+
+/// The annotation of a replica's own pod. A policy in the API server lets nobody else write it.
+pub const REPLICA: &str = "pristine/replica";
+
+/// The annotation's value.
+#[derive(Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Announcement {
+    /// Of the program.
+    pub version: String,
+    /// What is served, leaf first; DER in base64.
+    chain: Vec<String>,
+}
+
+impl Announcement {
+    /// Of this program, serving this.
+    #[must_use]
+    pub fn new(chain: &[CertificateDer<'_>]) -> Self {
+        let chain = chain.iter().map(|der| BASE64_STANDARD.encode(der)).collect();
+        Self { version: env!("CARGO_PKG_VERSION").to_owned(), chain }
+    }
+
+    /// As it stands in the annotation.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        serde_json::to_string(self).expect("strings serialise")
+    }
+
+    /// Reads it.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+
+    /// What is served, leaf first.
+    #[must_use]
+    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
+        self.chain.iter().filter_map(|text| BASE64_STANDARD.decode(text).ok()).map(CertificateDer::from).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_read_again() {
+        let announcement = Announcement::new(&[CertificateDer::from(vec![1, 2]), CertificateDer::from(vec![3])]);
+        let read = Announcement::parse(&announcement.to_text()).unwrap();
+        assert_eq!(read.chain(), [CertificateDer::from(vec![1, 2]), CertificateDer::from(vec![3])]);
+        assert_eq!((read.version.as_str(), Announcement::parse("{}")), (env!("CARGO_PKG_VERSION"), None));
+    }
+}

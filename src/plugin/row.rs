@@ -1,0 +1,148 @@
+//! What there is to say about one marked pod. Pure: everything is read off the pod.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+
+use super::human::{clip, duration};
+use crate::{
+    eviction::{Next, Settings, plan},
+    mark::{self, Found, Mark, extension::Extension},
+};
+
+/// Characters of REASON where the terminal's width is not asked for more.
+const REASON: usize = 60;
+
+/// A marked pod.
+#[derive(Debug)]
+pub struct Row {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Its node.
+    pub node: String,
+    /// The mark; none if the pod carries our label and no mark of its own.
+    pub mark: Option<Mark>,
+    /// Where it stands, in one word.
+    pub state: &'static str,
+    /// Why, if there is more to say.
+    pub reason: String,
+    /// When it is to be evicted, with what its users asked for.
+    pub deadline: Option<Timestamp>,
+}
+
+impl Row {
+    /// Reads it off the pod; nothing if nobody interacted with it.
+    #[must_use]
+    pub fn of(pod: &Pod, settings: &Settings, now: Timestamp) -> Option<Self> {
+        let (mark, invalid) = match Found::on(pod) {
+            Found::None => return None,
+            Found::NotAMark(why) => (None, why),
+            Found::Mark(mark) => (Some(mark), String::new()),
+        };
+        let extension = Extension::on(pod);
+        let granted = mark.as_ref().map(|mark| extension.grant(mark, settings.max_extension)).unwrap_or_default();
+        let (told, message) = condition(pod);
+        let is_due = granted.deadline.is_some_and(|deadline| deadline <= now);
+        let (state, reason) = match (&mark, plan(pod, settings, now), told) {
+            (None, ..) => ("NotAMark", invalid),
+            (_, Next::Nothing("terminating"), _) => ("Terminating", String::new()),
+            (_, Next::Nothing("finished"), _) => ("Finished", "its containers have ended".to_owned()),
+            (_, Next::Nothing(_), _) => ("Recorded", "the rule only records".to_owned()),
+            (_, Next::NotEvictable(_, why), _) => ("NotEvictable", why.to_owned()),
+            (_, _, "NotEvictable") => ("NotEvictable", message.to_owned()),
+            (_, _, "EvictionBlocked") if is_due => ("Blocked", after(message, "tried again: ")),
+            (_, _, "EvictionQueued") if is_due => ("Queued", after(message, "It is due, and ")),
+            _ if is_due => ("Due", String::new()),
+            _ if granted.words.is_some() => {
+                let state = if extension.holds() { "Held" } else { "Extended" };
+                (state, granted.words.clone().unwrap_or_default())
+            }
+            _ => ("Marked", granted.problem.clone().unwrap_or_default()),
+        };
+        Some(Self {
+            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+            name: pod.metadata.name.clone().unwrap_or_default(),
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
+            deadline: if matches!(state, "NotEvictable" | "Finished" | "Terminating") {
+                None
+            } else {
+                granted.deadline
+            },
+            mark,
+            state,
+            reason,
+        })
+    }
+
+    /// Time to the eviction, as people read it.
+    #[must_use]
+    pub fn evicts_in(&self, now: Timestamp) -> String {
+        match self.deadline {
+            None => "<none>".to_owned(),
+            Some(at) if at <= now => format!("due {}", duration(now.duration_since(at))),
+            Some(at) => duration(at.duration_since(now)),
+        }
+    }
+
+    /// Who: the first user, and how many others are recorded.
+    #[must_use]
+    pub fn by(&self) -> String {
+        let Some(mark) = &self.mark else { return "<unknown>".to_owned() };
+        let mut others: Vec<&str> = mark.recent.iter().map(|act| act.user.name.as_str()).collect();
+        others.retain(|name| *name != mark.first.user.name);
+        others.sort_unstable();
+        others.dedup();
+        let more = if others.is_empty() { String::new() } else { format!(" +{}", others.len()) };
+        format!("{}{more}", clip(&mark.first.user.name, 80))
+    }
+
+    /// NAME, INTERACTIONS, BY, AGE, EVICTS-IN, STATE, REASON.
+    #[must_use]
+    pub fn cells(&self, is_wide: bool, now: Timestamp) -> [String; 7] {
+        let age = self
+            .mark
+            .as_ref()
+            .map_or_else(|| "<unknown>".to_owned(), |mark| duration(now.duration_since(mark.first.at)));
+        [
+            self.name.clone(),
+            self.mark.as_ref().map_or(0, |mark| mark.total).to_string(),
+            self.by(),
+            age,
+            self.evicts_in(now),
+            self.state.to_owned(),
+            clip(&self.reason, if is_wide { usize::MAX } else { REASON }),
+        ]
+    }
+
+    /// For programs: times in RFC 3339, nothing relative.
+    #[must_use]
+    pub fn value(&self) -> Value {
+        json!({
+            "metadata": {"namespace": self.namespace, "name": self.name, "uid": self.uid},
+            "state": self.state,
+            "reason": self.reason,
+            "evictAt": self.deadline,
+            "interactions": self.mark.as_ref().map_or(0, |mark| mark.total),
+            "first": self.mark.as_ref().map(|mark| &mark.first),
+            "recent": self.mark.as_ref().map_or(&[][..], |mark| &mark.recent),
+        })
+    }
+}
+
+/// What follows these words, or all of it.
+fn after(message: &str, words: &str) -> String {
+    message.split_once(words).map_or(message, |(_, rest)| rest).to_owned()
+}
+
+/// Reason and message of our condition.
+fn condition(pod: &Pod) -> (&str, &str) {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let ours = conditions.into_iter().find(|condition| condition.type_ == mark::CONDITION);
+    ours.map(|ours| (ours.reason.as_deref().unwrap_or_default(), ours.message.as_deref().unwrap_or_default()))
+        .unwrap_or_default()
+}
