@@ -49,6 +49,9 @@ pub fn explain(policy: &Policy, text: &[u8], pod: Option<&Pod>, now: Timestamp) 
         let what = match &decided.verdict {
             Verdict::Exempt => "exempt: admitted, and nothing is written".to_owned(),
             Verdict::Record => "recorded: admitted and marked, never evicted".to_owned(),
+            Verdict::Spare { ttl } => format!(
+                "recorded: admitted and marked, and evicted {ttl:?} after it only if a controller makes it anew by then"
+            ),
             Verdict::Evict { ttl } => format!("admitted and marked, and the pod evicted {ttl:?} after it"),
             Verdict::Deny { .. } if request.breaks_glass() => {
                 "break-glass: admitted and marked all the same".to_owned()

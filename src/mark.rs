@@ -12,6 +12,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::owner::controller;
+
 pub mod extension;
 
 /// The label of every marked pod, and the only selector. User names never go into labels: an e-mail address is not a
@@ -165,6 +167,27 @@ pub struct Mark {
     /// When the pod is to be evicted; none if a rule only records. Kept in an annotation of its own.
     #[serde(skip)]
     pub evict_at: Option<Timestamp>,
+    /// When it is to be evicted if by then it has a controller that makes it anew. Else the label by which a ReplicaSet
+    /// selects it could be taken off before an exec, and put back after it.
+    #[serde(default, rename = "onceOwned", skip_serializing_if = "Option::is_none")]
+    once_owned: Option<Timestamp>,
+}
+
+/// What an interaction leads to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Fate {
+    /// It is recorded, and that is all.
+    Recorded,
+    /// The pod is evicted after this, if it has a controller that makes it anew.
+    EvictedOnceOwned(Duration),
+    /// The pod is evicted after this.
+    Evicted(Duration),
+}
+
+impl From<Option<Duration>> for Fate {
+    fn from(ttl: Option<Duration>) -> Self {
+        ttl.map_or(Self::Recorded, Self::Evicted)
+    }
 }
 
 /// What a pod says about itself.
@@ -200,6 +223,9 @@ impl Found {
             Some(Ok(at)) => Some(at),
             Some(Err(error)) => return Self::NotAMark(format!("annotation {EVICT_AT}: {error}")),
         };
+        if is_made_anew(pod) {
+            mark.evict_at = mark.evict_at.into_iter().chain(mark.once_owned).min();
+        }
         Self::Mark(mark)
     }
 
@@ -213,36 +239,50 @@ impl Found {
     }
 }
 
+/// Whether somebody makes the pod anew when it is evicted. To a Job, an eviction is a failure.
+#[must_use]
+pub fn is_made_anew(pod: &Pod) -> bool {
+    controller(pod).is_some_and(|owner| owner.kind != "Job")
+}
+
 impl Mark {
     /// The mark after one more interaction, or `None` if the pod already has it and nothing must be written.
     ///
-    /// The deadline is the first interaction's plus `ttl`; a later interaction may only bring it forward.
+    /// The deadline is the first interaction's plus its time to live; a later interaction may only bring it forward.
     #[must_use]
     pub fn after(
         existing: Option<Self>,
         pod_uid: &str,
         interaction: Interaction,
-        ttl: Option<Duration>,
+        fate: impl Into<Fate>,
     ) -> Option<Self> {
-        let evict_at = ttl.map(|ttl| {
+        let after = |ttl: Duration| {
             SignedDuration::try_from(ttl)
                 .ok()
                 .and_then(|ttl| interaction.at.checked_add(ttl).ok())
                 // People read it, and the API has no fractions of seconds elsewhere; up, because never early.
                 .and_then(|at| at.round(TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Ceil)).ok())
                 .unwrap_or(Timestamp::MAX)
-        });
+        };
+        let (evict_at, once_owned) = match fate.into() {
+            Fate::Recorded => (None, None),
+            Fate::EvictedOnceOwned(ttl) => (None, Some(after(ttl))),
+            Fate::Evicted(ttl) => (Some(after(ttl)), None),
+        };
         let Some(mut mark) = existing else {
-            return Some(Self { pod: pod_uid.to_owned(), total: 1, first: interaction, recent: Vec::new(), evict_at });
+            let (pod, recent) = (pod_uid.to_owned(), Vec::new());
+            return Some(Self { pod, total: 1, first: interaction, recent, evict_at, once_owned });
         };
         let earliest = mark.evict_at.into_iter().chain(evict_at).min();
+        let once_owned = mark.once_owned.into_iter().chain(once_owned).min();
+        let is_as_strict = (earliest, once_owned) == (mark.evict_at, mark.once_owned);
         // A stricter rule that matched what is not recorded (another group, the words behind a mask) must not be lost.
-        if earliest == mark.evict_at && mark.latest().any(|known| known.same(&interaction)) {
+        if is_as_strict && mark.latest().any(|known| known.same(&interaction)) {
             return None;
         }
         mark.total = mark.total.saturating_add(1);
         mark.recent.push(interaction);
-        mark.evict_at = earliest;
+        (mark.evict_at, mark.once_owned) = (earliest, once_owned);
         let surplus = mark.recent.len().saturating_sub(MAX_RECENT);
         mark.recent.drain(..surplus);
         while mark.recent.len() > 1 && mark.record().len() > MAX_BYTES {

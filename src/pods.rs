@@ -23,7 +23,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::{
-    mark::{self, Found, Interaction, Mark, State, User},
+    mark::{self, Fate, Found, Interaction, Mark, State, User},
     owner::controller,
 };
 
@@ -154,11 +154,11 @@ impl Pods {
         Ok(answer.status.is_some_and(|status| status.allowed))
     }
 
-    /// Adds interactions to the mark of this pod as it was read; each with its time to live, or none to only record.
+    /// Adds interactions to the mark of this pod as it was read; each with what it leads to.
     ///
     /// # Errors
     /// [`Error::Conflict`] if the pod must be read again.
-    pub async fn mark(&self, pod: &Pod, interactions: Vec<(Interaction, Option<Duration>)>) -> Result<Marked, Error> {
+    pub async fn mark(&self, pod: &Pod, interactions: Vec<(Interaction, Fate)>) -> Result<Marked, Error> {
         let (Some(name), Some(namespace), Some(uid)) = (&pod.metadata.name, &pod.metadata.namespace, &pod.metadata.uid)
         else {
             return Err(Error::Gone);
@@ -166,8 +166,8 @@ impl Pods {
         let found = Found::on(pod).mark();
         let is_first = found.is_none();
         let mut written = false;
-        let mark = interactions.into_iter().fold(found, |mark, (interaction, ttl)| {
-            match Mark::after(mark.clone(), uid, interaction, ttl) {
+        let mark = interactions.into_iter().fold(found, |mark, (interaction, fate)| {
+            match Mark::after(mark.clone(), uid, interaction, fate) {
                 Some(next) => {
                     written = true;
                     Some(next)

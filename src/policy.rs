@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    mark::{Interaction, Operation, User},
+    mark::{Interaction, Operation, User, is_made_anew},
     owner::controller,
 };
 
@@ -26,6 +26,11 @@ pub enum Verdict {
     Exempt,
     /// Admitted and marked, never evicted.
     Record,
+    /// Admitted and marked by the default, and only evicted if it has a controller that makes it anew by then.
+    Spare {
+        /// From the interaction to the eviction.
+        ttl: Duration,
+    },
     /// Admitted, marked, and the pod is evicted after the time to live.
     Evict {
         /// From the interaction to the eviction.
@@ -129,8 +134,8 @@ impl Policy {
             Action::Exempt => Verdict::Exempt,
             Action::Record => Verdict::Record,
             // Nobody makes a bare pod anew, and an eviction is a failure to a Job: only a rule may ask for these.
-            Action::Evict(_) if matching.is_none() && matches!(owner_kind(pod), None | Some("Job")) => Verdict::Record,
             _ if matching.is_none() && !interaction.operation.enters() => Verdict::Record,
+            Action::Evict(ttl) if matching.is_none() && !is_made_anew(pod) => Verdict::Spare { ttl: *ttl },
             Action::Evict(ttl) => Verdict::Evict { ttl: *ttl },
             Action::Deny(message) => Verdict::Deny { message: message.clone() },
         };

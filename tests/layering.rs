@@ -12,7 +12,7 @@ use std::{
 const MAY_USE: &[(&str, &[&str])] = &[
     ("duration", &[]),
     ("error", &[]),
-    ("mark", &[]),
+    ("mark", &["owner"]),
     ("owner", &[]),
     ("redact", &["mark"]),
     ("policy", &["mark", "owner"]),

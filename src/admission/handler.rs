@@ -18,7 +18,7 @@ use crate::{
     error::chain,
     events::{EventType, Events},
     journal::{Entry, Journal},
-    mark::{Interaction, Operation},
+    mark::{Fate, Interaction, Operation},
     pods::{self, Marked, Pods},
     policy::{Policy, Verdict},
     telemetry::{Admission, Decision, Metrics},
@@ -127,13 +127,9 @@ impl Handler {
         }
     }
 
-    /// What the rules say of this pod: what to record, each with its time to live, and what they exempt.
+    /// What the rules say of this pod: what to record, each with what it leads to, and what they exempt.
     #[allow(clippy::type_complexity, reason = "a list of pairs, and the last of those left out")]
-    fn decide(
-        &self,
-        request: &Request,
-        pod: &Pod,
-    ) -> Result<(Vec<(Interaction, Option<Duration>)>, Option<Interaction>), Refused> {
+    fn decide(&self, request: &Request, pod: &Pod) -> Result<(Vec<(Interaction, Fate)>, Option<Interaction>), Refused> {
         let policy = self.policy.borrow().clone();
         let (mut to_mark, mut exempt) = (Vec::new(), None);
         for act in &request.acts {
@@ -143,9 +139,10 @@ impl Handler {
             interaction.rule.clone_from(&decided.rule);
             match decided.verdict {
                 Verdict::Exempt => exempt = Some(interaction),
-                Verdict::Record => to_mark.push((interaction, None)),
-                Verdict::Evict { ttl } => to_mark.push((interaction, Some(ttl))),
-                Verdict::Deny { .. } if request.breaks_glass() => to_mark.push((interaction, None)),
+                Verdict::Record => to_mark.push((interaction, Fate::Recorded)),
+                Verdict::Spare { ttl } => to_mark.push((interaction, Fate::EvictedOnceOwned(ttl))),
+                Verdict::Evict { ttl } => to_mark.push((interaction, Fate::Evicted(ttl))),
+                Verdict::Deny { .. } if request.breaks_glass() => to_mark.push((interaction, Fate::Recorded)),
                 Verdict::Deny { message } => {
                     let message = format!("rule {:?}: {message}", decided.rule);
                     return Err(Refused::Rule(Denial { code: 403, reason: "Forbidden", message }));

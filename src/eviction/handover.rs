@@ -65,7 +65,7 @@ impl Handover {
             return Ok(false);
         }
         let Inheritance { interaction, ttl, .. } = inheritance;
-        let marked = self.pods.mark(&successor, vec![(interaction.clone(), *ttl)]).await?;
+        let marked = self.pods.mark(&successor, vec![(interaction.clone(), (*ttl).into())]).await?;
         if marked.written {
             let message =
                 "the pod of this name was deleted so soon after the interaction that it may have reached its successor";

@@ -71,7 +71,8 @@ fn bare_and_job_pods_are_evicted_by_a_rule_only() {
         rules: vec![Rule { name: "r".into(), matches: Match::default(), action: EVICT }],
     };
     for owner in [None, Some("Job")] {
-        assert_eq!(by_default.decide(&interaction(), &interaction().user, &[], &pod(owner)).verdict, Verdict::Record);
+        let spared = by_default.decide(&interaction(), &interaction().user, &[], &pod(owner)).verdict;
+        assert_eq!(spared, Verdict::Spare { ttl: Duration::from_secs(60) });
         assert_eq!(
             by_rule.decide(&interaction(), &interaction().user, &[], &pod(owner)).verdict,
             Verdict::Evict { ttl: Duration::from_secs(60) }
