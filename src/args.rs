@@ -48,6 +48,23 @@ pub enum Command {
     },
     /// Print the JSON Schema of the configuration file.
     Schema,
+    /// Print a page of docs/.
+    #[command(hide = true)]
+    Reference {
+        /// Which one.
+        page: Page,
+    },
+}
+
+/// The pages of docs/ that are made by the program.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Page {
+    /// docs/configuration.md
+    Configuration,
+    /// docs/metrics.md
+    Metrics,
+    /// docs/flags.md
+    Flags,
 }
 
 /// Flags of `serve`.

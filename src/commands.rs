@@ -4,14 +4,18 @@
 use std::{fs, path::Path};
 
 use anyhow::Context as _;
+use clap::CommandFactory as _;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::{
-    args::Command,
+    args::{Cli, Command, Page},
     clock::Clock,
     config,
     explain::explain,
+    plugin,
     policy::{conditions, overlap},
+    reference,
+    telemetry::Metrics,
 };
 
 /// Runs one of them.
@@ -22,6 +26,11 @@ pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(_) => unreachable!("it does not only print"),
         Command::Schema => print!("{}", config::schema()),
+        Command::Reference { page: Page::Configuration } => print!("{}", reference::configuration(&config::schema())),
+        Command::Reference { page: Page::Metrics } => print!("{}", reference::metrics(&Metrics::default().render())),
+        Command::Reference { page: Page::Flags } => {
+            print!("{}", reference::flags(&mut Cli::command(), &mut plugin::Cli::command()));
+        }
         Command::CheckConfig { file } => {
             let policy = config::load(&file)?.policy;
             for dead in overlap::dead(&policy.rules) {

@@ -75,6 +75,9 @@ struct RawEviction {
     /// Evictions of a minute, a tenth of them at once. 600 if absent.
     #[schemars(range(min = 1, max = 60000))]
     per_minute: Option<u32>,
+    /// Whether a pod of a ReplicaSet loses the labels that its ReplicaSet and its Services select it by, so that a fresh
+    /// one takes its place at once, and stays until its deadline. Needs the component `quarantine`. false if absent.
+    quarantine: bool,
 }
 
 /// What the file says.
@@ -240,6 +243,7 @@ pub fn parse(name: &str, text: &str) -> Result<Configuration, Error> {
         max_grace_period: raw.max_grace_period.map(|Ttl(longest)| longest),
         warn_before: raw.warn_before.map(|Ttl(before)| before),
         per_minute,
+        quarantine: raw.quarantine,
     };
     Ok(Configuration { policy: Policy { default: file.default, rules: file.rules }, eviction })
 }

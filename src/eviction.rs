@@ -15,6 +15,7 @@ pub mod controller;
 pub mod handover;
 pub mod lease;
 pub mod pacing;
+pub mod quarantine;
 
 /// What the configuration says of evictions.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -27,12 +28,14 @@ pub struct Settings {
     pub warn_before: Option<Duration>,
     /// Evictions of a minute, a tenth of them at once.
     pub per_minute: u32,
+    /// Whether touched pods are taken out of service before.
+    pub quarantine: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let day = Duration::from_secs(24 * 60 * 60);
-        Self { max_extension: day, max_grace_period: None, warn_before: None, per_minute: 600 }
+        Self { max_extension: day, max_grace_period: None, warn_before: None, per_minute: 600, quarantine: false }
     }
 }
 
@@ -47,6 +50,8 @@ pub enum Next {
     NotEvictable(Mark, &'static str),
     /// Not before this.
     Wait {
+        /// The mark.
+        mark: Mark,
         /// The deadline, with what users asked for.
         until: Timestamp,
     },
@@ -77,7 +82,7 @@ pub fn plan(pod: &Pod, settings: &Settings, now: Timestamp) -> Next {
         return Next::Nothing("finished");
     }
     if now < due {
-        return Next::Wait { until: due };
+        return Next::Wait { mark, until: due };
     }
     if pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key("kubernetes.io/config.mirror")) {
         // Seen on a real cluster: a new mirror pod without the mark comes within a minute, and the container runs on.

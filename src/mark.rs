@@ -4,17 +4,18 @@
 //! derived from it. The surprise: a mark names the UID of its pod. A copied pod, a template or a restore brings the
 //! annotation along, but cannot know the UID that the API server will give it, so a mark with another UID is no mark.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use jiff::{RoundMode, SignedDuration, Timestamp, TimestampRound, Unit};
 use k8s_openapi::api::core::v1::Pod;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::owner::controller;
 
 pub mod extension;
+mod interaction;
+pub use interaction::{Interaction, Operation, User};
 
 /// The label of every marked pod, and the only selector. User names never go into labels: an e-mail address is not a
 /// valid label value, and a mark that is refused is no mark.
@@ -26,6 +27,9 @@ pub const EVICT_AT: &str = "pristine/evict-at";
 /// The keys that users write: the eviction is put off until a time, or until somebody lets go; by whom, and why.
 pub const USERS_KEYS: [&str; 4] =
     ["pristine/extend-to", "pristine/hold", "pristine/extended-by", "pristine/extend-reason"];
+/// The annotation with the labels that were taken off a pod in quarantine, JSON: whoever wants it back in service finds
+/// them there.
+pub const QUARANTINED: &str = "pristine/quarantined";
 /// The pod condition that tells the state of the mark to `kubectl describe` and `kubectl wait`.
 pub const CONDITION: &str = "pristine/Pristine";
 
@@ -38,119 +42,6 @@ pub const FOLD: SignedDuration = SignedDuration::from_secs(10);
 const MAX_RECENT: usize = 10;
 /// Bytes of the annotation, whatever anybody does in a loop. Kubernetes allows 256 KiB for all annotations of an object.
 const MAX_BYTES: usize = 16 * 1024;
-
-/// How somebody got at a running container.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Operation {
-    /// `CONNECT pods/attach`
-    Attach,
-    /// `UPDATE pods/ephemeralcontainers`, what `kubectl debug` does to a running pod
-    Debug,
-    /// `CONNECT pods/exec`, also `kubectl cp`
-    Exec,
-    /// `CONNECT pods/portforward`
-    PortForward,
-    /// `CONNECT pods/proxy`
-    Proxy,
-}
-
-impl Operation {
-    /// The word used in configuration, records and metrics.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Attach => "attach",
-            Self::Debug => "debug",
-            Self::Exec => "exec",
-            Self::PortForward => "port-forward",
-            Self::Proxy => "proxy",
-        }
-    }
-
-    /// Every one.
-    pub const ALL: [Self; 5] = [Self::Attach, Self::Debug, Self::Exec, Self::PortForward, Self::Proxy];
-
-    /// Whether it starts something inside a container. The others reach a port that the container offers.
-    #[must_use]
-    pub const fn enters(self) -> bool {
-        matches!(self, Self::Attach | Self::Debug | Self::Exec)
-    }
-}
-
-/// The user as the API server authenticated (or impersonated) them.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub struct User {
-    /// `userInfo.username`
-    pub name: String,
-    /// `userInfo.uid`
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub uid: String,
-    /// `userInfo.groups`
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub groups: Vec<String>,
-    /// `userInfo.extra`
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub extra: BTreeMap<String, Vec<String>>,
-}
-
-/// One interaction of one user with one container.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Interaction {
-    /// When it was admitted.
-    pub at: Timestamp,
-    /// What was asked of the API server.
-    pub operation: Operation,
-    /// The container, by name.
-    pub container: String,
-    /// The command of an exec or of an added container, redacted and bounded.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub command: Vec<String>,
-    /// Whether standard input was connected.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub stdin: bool,
-    /// Whether a terminal was asked for.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub tty: bool,
-    /// Who.
-    pub user: User,
-    /// UID of the admission review, also in the API server's audit log.
-    pub review: String,
-    /// Name of the rule that decided.
-    pub rule: String,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
-fn is_false(value: &bool) -> bool {
-    !value
-}
-
-impl Interaction {
-    /// Who did what, in a few words for people.
-    #[must_use]
-    pub fn summary(&self) -> String {
-        let Self { operation, container, user, .. } = self;
-        let into = if container.is_empty() { String::new() } else { format!(" into container {container}") };
-        format!("{}{into} by {:?}", operation.as_str(), shorten(&user.name, 256))
-    }
-
-    /// Whether `other` reports the same act: same user, operation, container, command and streams, within [`FOLD`].
-    ///
-    /// Every HTTP request through `pods/proxy` is reviewed. One record of a user's visits is enough, else a dashboard
-    /// would push everything else off the pod.
-    fn same(&self, other: &Self) -> bool {
-        let is_same = self.user.name == other.user.name && self.operation == other.operation;
-        if !self.operation.enters() {
-            return is_same;
-        }
-        is_same
-            && self.container == other.container
-            && self.command == other.command
-            && (self.stdin, self.tty) == (other.stdin, other.tty)
-            // Absolute, because two replicas report with two clocks.
-            && self.at.duration_since(other.at).abs() <= FOLD
-    }
-}
 
 /// What a pod carries once somebody has interacted with it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -357,6 +248,8 @@ pub enum State {
     EvictionQueued,
     /// A user has put the eviction off.
     Extended,
+    /// It is out of service until its deadline.
+    Quarantined,
     /// It will not be evicted, and the message says why.
     NotEvictable,
 }
@@ -370,6 +263,7 @@ impl State {
             Self::EvictionBlocked => "EvictionBlocked",
             Self::EvictionQueued => "EvictionQueued",
             Self::Extended => "Extended",
+            Self::Quarantined => "Quarantined",
             Self::NotEvictable => "NotEvictable",
         }
     }

@@ -4,21 +4,21 @@
 //! Every write carries the UID and the resourceVersion that were read, so that it can only hit the pod and the state
 //! that the decision was about.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         apps::v1::{DaemonSet, ReplicaSet, StatefulSet},
         authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
-        core::v1::Pod,
+        core::v1::{Pod, Service},
         policy::v1::Eviction,
     },
-    apimachinery::pkg::apis::meta::v1::{DeleteOptions, Preconditions},
+    apimachinery::pkg::apis::meta::v1::{DeleteOptions, LabelSelector, Preconditions},
 };
 use kube::{
     Api, Client,
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
@@ -205,6 +205,43 @@ impl Pods {
         let version = metadata.resource_version.as_deref().unwrap_or_default();
         self.patch_status(namespace, name, &mark::condition_patch(uid, version, since, state, message)).await?;
         Ok(true)
+    }
+
+    /// The selector of the pod's ReplicaSet, and the Services of its namespace.
+    ///
+    /// # Errors
+    /// What the API server says.
+    pub async fn selectors(&self, pod: &Pod) -> Result<(LabelSelector, Vec<Service>), Error> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let owner = controller(pod).ok_or(Error::Conflict)?;
+        let sets: Api<ReplicaSet> = Api::namespaced(self.client.clone(), namespace);
+        let set = sets.get(&owner.name).await.map_err(Error::of("get the controller of a pod"))?;
+        let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
+        let services = services.list(&ListParams::default()).await.map_err(Error::of("list services"))?;
+        Ok((set.spec.map(|spec| spec.selector).unwrap_or_default(), services.items))
+    }
+
+    /// Takes these labels off the pod, as it was read, and says so on it.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if the pod must be read again.
+    pub async fn quarantine(
+        &self,
+        pod: &Pod,
+        since: Timestamp,
+        labels: &BTreeMap<String, String>,
+        message: &str,
+    ) -> Result<(), Error> {
+        let metadata = &pod.metadata;
+        let (Some(name), Some(namespace), Some(uid)) = (&metadata.name, &metadata.namespace, &metadata.uid) else {
+            return Err(Error::Gone);
+        };
+        let version = metadata.resource_version.as_deref().unwrap_or_default();
+        let mut patch = mark::condition_patch(uid, version, since, State::Quarantined, message);
+        let off: BTreeMap<&String, Value> = labels.keys().map(|key| (key, Value::Null)).collect();
+        patch["metadata"]["labels"] = json!(off);
+        patch["metadata"]["annotations"] = json!({ mark::QUARANTINED: json!(labels).to_string() });
+        self.patch_status(namespace, name, &patch).await
     }
 
     /// Writes an annotation on a pod of our own.

@@ -36,9 +36,11 @@ use crate::{
 /// What went wrong, for `main` to print.
 pub fn main(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
-        Command::CheckConfig { .. } | Command::Explain { .. } | Command::MatchConditions { .. } | Command::Schema => {
-            commands::run(cli.command)
-        }
+        Command::CheckConfig { .. }
+        | Command::Explain { .. }
+        | Command::MatchConditions { .. }
+        | Command::Schema
+        | Command::Reference { .. } => commands::run(cli.command),
         Command::Serve(args) => {
             init_logs(args.log_format, &args.log_level)?;
             // Two workers: the work is waiting for the API server, and each worker costs memory.

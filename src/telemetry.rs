@@ -56,6 +56,9 @@ pub enum Decision {
 }
 
 impl Decision {
+    /// Every one.
+    pub const ALL: [Self; 6] = [Self::Marked, Self::Folded, Self::Exempt, Self::Denied, Self::Failed, Self::Unrecorded];
+
     /// The word used in the audit log.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -72,7 +75,7 @@ impl Decision {
 /// Labels of `pristine_admission_requests_total`.
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
 pub struct Admission {
-    /// `exec`, `attach`, `debug`, or `none`.
+    /// `exec`, `attach`, `debug`, `port-forward`, `proxy`, or `none`.
     pub operation: &'static str,
     /// How it was answered.
     pub decision: Decision,
@@ -213,7 +216,38 @@ impl Default for Metrics {
         let help = "1 while the configuration file as it is now is in force";
         r.register("configuration_valid", help, all.configuration_valid.clone());
         r.register("events_dropped", "Events that could not be published", all.events_dropped.clone());
+        all.begin_at_zero();
         all
+    }
+}
+
+/// The words of labels whose series begin at zero, so that the first event is seen as an increase.
+const EVICTIONS: [&str; 9] =
+    ["evicted", "blocked", "queued", "quarantined", "put_off", "replaced", "handed_over", "not_evictable", "error"];
+const REJECTIONS: [&str; 8] = ["path", "method", "busy", "slow", "too_large", "broken_body", "not_a_review", "panic"];
+
+impl Metrics {
+    fn begin_at_zero(&self) {
+        for operation in ["exec", "attach", "debug", "port-forward", "proxy"] {
+            for decision in Decision::ALL {
+                drop(self.admissions.get_or_create(&Admission { operation, decision }));
+            }
+        }
+        for result in EVICTIONS {
+            drop(self.evictions.get_or_create(&Outcome { result }));
+        }
+        for reason in REJECTIONS {
+            drop(self.rejected.get_or_create(&Reason { reason }));
+        }
+        for result in ["refused", "unreadable"] {
+            drop(self.certificate_steps.get_or_create(&Outcome { result }));
+        }
+        for result in ["accepted", "refused"] {
+            drop(self.reloads.get_or_create(&Outcome { result }));
+        }
+        for result in ["ok", "alert", "invalid", "closed", "timeout"] {
+            drop(self.handshakes.get_or_create(&Outcome { result }));
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use common::{
     cluster::{now, until},
-    replicas::{Replicas, SYSTEM, client, setting},
+    replicas::{Replicas, SYSTEM, client, get, setting},
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
@@ -201,5 +201,33 @@ async fn pods_that_are_overdue_at_a_fresh_install_are_paced_like_any_others() {
     );
     assert_eq!(by_owner.len(), 10);
     assert!(closest >= SignedDuration::from_millis(950), "{closest}");
+    remove(&client, &namespace).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs two API servers: hack/test"]
+async fn a_replica_whose_clock_is_two_minutes_ahead_says_so_and_evicts_nothing_early() {
+    let client = client(1).await;
+    let namespace = namespace(&client).await;
+    let replica = Replicas::start_one_at("+120s").await;
+    assert_eq!(leader(&client).await, 0);
+    // By its own clock these are overdue from the moment they are there.
+    let due = in_seconds(15);
+    for n in 0..3 {
+        marked(&client, &namespace, &format!("pod-{n}"), None, due).await;
+    }
+    until("the evictions", 60, || async { (terminating(&client, &namespace).await.len() == 3).then_some(()) }).await;
+    for (pod, requests) in evictions(&namespace) {
+        for (at, code) in requests {
+            let late = at.duration_since(due).as_secs_f64();
+            // Below it is the API server's Date, cut to a second.
+            assert!((-0.6..10.0).contains(&late), "{pod}: {late} s after its deadline ({code})");
+        }
+    }
+    let log = std::fs::read_to_string(replica.log(0)).unwrap();
+    assert!(log.contains("this clock is ahead of the API server's"), "{log}");
+    let metrics = get(0, "/metrics").await.unwrap();
+    let ahead = metrics.lines().find_map(|line| line.strip_prefix("pristine_clock_ahead_seconds ")).unwrap();
+    assert!((118.0..122.0).contains(&ahead.parse::<f64>().unwrap()), "{ahead}");
     remove(&client, &namespace).await;
 }

@@ -13,7 +13,7 @@ use super::{
     agenda::{Standing, Tracked},
     grace_period,
     pacing::{Owner, Pacing},
-    plan, standing,
+    plan, quarantine, standing,
 };
 use crate::{
     clock::Clock,
@@ -88,7 +88,7 @@ impl Attempt<'_> {
         let Tracked { namespace, name, owner, deadline, .. } = self.tracked;
         let (owner, now) = (owner.as_deref(), self.clock.never_ahead());
         // Nobody needs to be asked while another one of its owner is looked at, or has just gone.
-        if *deadline <= now && !lock(self.pacing).ask(owner, self.uid, now) {
+        if (*deadline <= now || self.settings.quarantine) && !lock(self.pacing).ask(owner, self.uid, now) {
             return Ok(Self::queued());
         }
         let pod = self.pods.get(namespace, name).await?;
@@ -99,7 +99,14 @@ impl Attempt<'_> {
         }
         match plan(&pod, &self.settings, self.clock.never_ahead()) {
             Next::Nothing(_) | Next::Ignore(_) => Ok(End::Done),
-            Next::Wait { until } => self.wait(&pod, until).await,
+            Next::Wait { mark, .. } if self.settings.quarantine && quarantine::is_wanted(&pod) => {
+                let end = self.quarantine(&pod, &mark, owner).await;
+                if end.is_err() {
+                    lock(self.pacing).abandon(owner, self.uid);
+                }
+                end
+            }
+            Next::Wait { until, .. } => self.wait(&pod, until).await,
             Next::NotEvictable(mark, why) => {
                 if self.pods.tell(&pod, mark.first.at, State::NotEvictable, why).await? {
                     self.count("not_evictable");
@@ -123,6 +130,33 @@ impl Attempt<'_> {
                 end
             }
         }
+    }
+
+    /// Takes the pod out of service, in its owner's turn.
+    async fn quarantine(&self, pod: &Pod, mark: &Mark, owner: Option<&str>) -> Result<End, pods::Error> {
+        if !self.in_turn(pod, mark, owner, mark.first.at).await? {
+            return Ok(Self::queued());
+        }
+        let (selector, services) = self.pods.selectors(pod).await?;
+        let labels = quarantine::labels(pod, &selector, &services);
+        let names = labels.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let message = format!("{}; until then it is out of service, without the labels {names}", mark.summary());
+        let now = self.clock.now();
+        self.pods.quarantine(pod, now, &labels, &message).await?;
+        // Its owner does not count it any more, and makes the next one.
+        lock(self.pacing).gone(owner, self.uid);
+        self.count("quarantined");
+        tracing::info!(
+            namespace = self.tracked.namespace,
+            pod = self.tracked.name,
+            uid = self.uid,
+            names,
+            "quarantined"
+        );
+        self.events.pod(pod, EventType::Normal, "PodQuarantined", "Quarantine", &message);
+        let note = format!("pod {}: {message}", self.tracked.name);
+        self.events.owner(pod, EventType::Normal, "PodQuarantined", "Quarantine", &note);
+        Ok(End::Again(now))
     }
 
     /// Answers what users ask for, and warns.
@@ -161,7 +195,7 @@ impl Attempt<'_> {
         };
         let now = self.clock.never_ahead();
         let begun = lock(self.pacing).begin(Some((owner, state)), self.uid, is_ready(pod), due, now);
-        if !begun && self.tracked.standing != Standing::Queued {
+        if !begun && due <= now && self.tracked.deadline <= now && self.tracked.standing != Standing::Queued {
             let message =
                 format!("{}. It is due, and waits until another pod of its controller is replaced", mark.summary());
             self.pods.tell(pod, mark.first.at, State::EvictionQueued, &message).await?;

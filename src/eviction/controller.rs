@@ -29,7 +29,7 @@ use super::{
     handover::Handover,
     inheritance,
     pacing::Pacing,
-    plan, standing,
+    plan, quarantine, standing,
 };
 use crate::{
     clock::Clock,
@@ -189,25 +189,27 @@ impl Controller {
                 tracing::warn!(namespace, pod = name, uid, why, "not a mark");
                 return drop(agenda.remove(uid));
             }
-            Next::Wait { until } => until,
+            Next::Wait { until, .. } => until,
             Next::Evict { due, .. } => due,
             Next::NotEvictable(mark, _) => mark.evict_at.unwrap_or(now),
         };
         let asked = Extension::on(pod);
         let known = agenda.get(uid);
         // Our own writes come back as events: they must not undo the wait after a refusal.
-        if known.is_some_and(|known| known.deadline == deadline && known.asked == asked) {
+        let owner = controller(pod).map(|owner| owner.uid.clone());
+        if known.is_some_and(|known| known.deadline == deadline && known.asked == asked && known.owner == owner) {
             return;
         }
         // What users ask for is answered on the pod at once; and so is what they take back.
         let answer = standing(pod, &settings).is_some_and(|(state, ..)| state == State::Extended);
         let answer = answer || asked != known.map_or_else(Extension::default, |known| known.asked.clone());
         let warn = settings.warn_before.and_then(|before| deadline.checked_sub(before).ok()).filter(|at| now < *at);
-        let next = if answer { now } else { warn.unwrap_or(deadline) };
+        let takes_out = settings.quarantine && quarantine::is_wanted(pod);
+        let next = if answer || takes_out { now } else { warn.unwrap_or(deadline) };
         let tracked = Tracked {
             namespace: namespace.clone(),
             name: name.clone(),
-            owner: controller(pod).map(|owner| owner.uid.clone()),
+            owner,
             next,
             deadline,
             asked,
@@ -229,7 +231,9 @@ impl Controller {
             End::Accepted => (now.checked_add(RECHECK).unwrap_or(Timestamp::MAX), Standing::Evicting, 0),
             End::Refused(after) => {
                 let wait = after.unwrap_or(Duration::ZERO).max(backoff(old.refusals, rand::random()));
-                (later(wait), Standing::Blocked, old.refusals.saturating_add(1))
+                // What failed before the deadline must not make the eviction late.
+                let next = if old.deadline > now { later(wait).min(old.deadline) } else { later(wait) };
+                (next, Standing::Blocked, old.refusals.saturating_add(1))
             }
         };
         let tracked = Tracked { next, refusals, standing, ..old.clone() };

@@ -49,14 +49,18 @@ pub struct Pacing {
 
 impl Pacing {
     /// Whether a look at this pod of this owner could lead to an eviction; if so, no other pod of the owner is looked at
-    /// until [`Pacing::asked`]. Of the many that may wait for one owner, one a second is let through.
+    /// until [`Pacing::asked`]. Of the many that may wait for one owner, one is let through now and then.
     pub fn ask(&mut self, owner: Option<&str>, pod: &str, now: Timestamp) -> bool {
         let Some(owner) = owner else { return true };
         if self.asking.get(owner).is_some_and(|other| other != pod) {
             return false;
         }
         if let Some(flight) = self.owners.get_mut(owner) {
-            if flight.pod != pod && now.duration_since(flight.asked) < SETTLE {
+            // The longer it takes, the less often: a look costs two calls of the API server.
+            let pause = SETTLE.max(flight.asked.duration_since(flight.since) / 2);
+            // Until the pod counts no more, no look could lead to anything.
+            let is_early = !flight.gone && now.duration_since(flight.since) < BLIND;
+            if flight.pod != pod && (is_early || now.duration_since(flight.asked) < pause) {
                 return false;
             }
             flight.asked = now;
@@ -164,7 +168,13 @@ mod tests {
         );
         assert!(!pacing.ask(Some("o"), "b", at(500)) && pacing.ask(Some("o"), "a", at(500)));
         assert!(pacing.begin(Some(("other", Owner::Whole)), "c", true, at(0), at(500)));
+        pacing.asked(Some("o"), "a");
+        assert!(!pacing.ask(Some("o"), "b", at(29_000)), "it is not gone yet");
         pacing.gone(Some("o"), "a");
+        assert!(pacing.ask(Some("o"), "b", at(2000)));
+        pacing.asked(Some("o"), "b");
+        assert!(!pacing.ask(Some("o"), "c", at(2900)) && pacing.ask(Some("o"), "c", at(3000)));
+        pacing.asked(Some("o"), "c");
         assert!(!pacing.begin(Some(("o", Owner::Short)), "b", true, at(0), at(2000)));
         assert!(pacing.begin(Some(("o", Owner::Whole)), "b", true, at(0), at(2000)));
     }

@@ -3,10 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
-use k8s_openapi::api::{
-    authentication::v1::SelfSubjectReview,
-    core::v1::{ConfigMap, Pod},
-};
+use k8s_openapi::api::{authentication::v1::SelfSubjectReview, core::v1::Pod};
 use kube::{
     Api, Client, Config,
     api::PostParams,
@@ -14,7 +11,7 @@ use kube::{
 };
 
 use super::Failure;
-use crate::{config, error::chain, eviction::Settings};
+use crate::error::chain;
 
 /// The flags that every kubectl command has.
 #[derive(Args, Clone, Debug, Default)]
@@ -41,6 +38,15 @@ pub struct Global {
     /// Bearer token for the API server.
     #[arg(long, global = true)]
     pub token: Option<String>,
+    /// Path of a client certificate, PEM.
+    #[arg(long, global = true)]
+    pub client_certificate: Option<PathBuf>,
+    /// Path of the key of the client certificate, PEM.
+    #[arg(long, global = true)]
+    pub client_key: Option<PathBuf>,
+    /// The name that the API server's certificate is checked for, instead of the host's.
+    #[arg(long, global = true)]
+    pub tls_server_name: Option<String>,
     /// Path of a file with the certificates to trust, PEM.
     #[arg(long, global = true)]
     pub certificate_authority: Option<PathBuf>,
@@ -127,7 +133,8 @@ impl Connection {
         }
         // A 429 to an eviction is an answer.
         config.default_retry = false;
-        config.connect_timeout = global.request_timeout.0.or(config.connect_timeout);
+        // Ours is the timeout that is told of; this one only ends what nobody waits for any more.
+        config.connect_timeout = global.request_timeout.0.map(|limit| limit * 2).or(config.connect_timeout);
         let namespace = global.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let url = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         let client = Client::try_from(config).map_err(|error| wrong(&error))?;
@@ -154,11 +161,19 @@ impl Connection {
     pub fn explain(&self, what: &str, error: &kube::Error) -> Failure {
         match error {
             // Names verb, resource and namespace by itself, if it is for want of a permission.
-            kube::Error::Api(status) => Failure {
-                code: status.code,
-                message: format!("Error from server ({}): {}", status.reason, status.message),
-            },
-            error => Failure::new(format!("cannot {what}: {}: {}", self.url, chain(error))),
+            kube::Error::Api(status) => {
+                // An eviction's refusal names the disruption budget here.
+                let causes = status.details.iter().flat_map(|details| &details.causes);
+                let causes = causes.filter(|_| status.code == 429).map(|cause| format!(" {}", cause.message));
+                let message =
+                    format!("Error from server ({}): {}{}", status.reason, status.message, causes.collect::<String>());
+                Failure { code: status.code, message }
+            }
+            error => {
+                let text = chain(error);
+                let text = text.strip_prefix("ServiceError: ").unwrap_or(&text);
+                Failure::new(format!("cannot {what}: {}: {text}", self.url))
+            }
         }
     }
 
@@ -194,20 +209,13 @@ impl Connection {
         let user = answer.status.and_then(|status| status.user_info).and_then(|user| user.username);
         user.ok_or_else(|| Failure::new("the API server does not say who we are".to_owned()))
     }
-
-    /// What Pristine's configuration says of evictions; the defaults, if it is not ours to read.
-    pub async fn settings(&self) -> Settings {
-        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.pristine);
-        let read = self.call("get configmaps", api.get_opt("pristine")).await.ok().flatten();
-        let text = read.and_then(|map| map.data).and_then(|mut data| data.remove("pristine.yaml"));
-        text.and_then(|text| config::parse("pristine.yaml", &text).ok()).map(|read| read.eviction).unwrap_or_default()
-    }
 }
 
 impl Global {
     /// Puts what was typed over what the file says.
     fn amend(&self, kubeconfig: &mut Kubeconfig) {
         for cluster in kubeconfig.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
+            cluster.tls_server_name = self.tls_server_name.clone().or_else(|| cluster.tls_server_name.take());
             cluster.server = self.server.clone().or_else(|| cluster.server.take());
             if let Some(path) = &self.certificate_authority {
                 cluster.certificate_authority_data = None;
@@ -217,9 +225,16 @@ impl Global {
                 cluster.insecure_skip_tls_verify = Some(true);
             }
         }
-        if let Some(token) = &self.token {
-            for user in kubeconfig.auth_infos.iter_mut().filter_map(|named| named.auth_info.as_mut()) {
+        let path = |path: &PathBuf| Some(path.display().to_string());
+        for user in kubeconfig.auth_infos.iter_mut().filter_map(|named| named.auth_info.as_mut()) {
+            if let Some(token) = &self.token {
                 user.token = Some(token.clone().into());
+            }
+            if let Some(certificate) = &self.client_certificate {
+                (user.client_certificate, user.client_certificate_data) = (path(certificate), None);
+            }
+            if let Some(key) = &self.client_key {
+                (user.client_key, user.client_key_data) = (path(key), None);
             }
         }
     }

@@ -31,11 +31,10 @@ pub struct Arguments {
 /// # Errors
 /// What the API server says.
 pub async fn run(connection: &Connection, clock: &Clock, arguments: &Arguments) -> Result<(), Failure> {
-    let settings = connection.settings().await;
     let mut is_first = true;
     each(&arguments.pods, async |name| {
         let pod = connection.pod(name).await?;
-        let row = Row::of(&pod, &settings, clock.now()).ok_or_else(|| connection.unmarked(name))?;
+        let row = Row::of(&pod, clock.now()).ok_or_else(|| connection.unmarked(name))?;
         // Asked whatever its deadline is: what would hold it up then holds it up now.
         let eviction = match row.state {
             "Terminating" | "Finished" | "NotEvictable" | "NotAMark" | "Recorded" => None,

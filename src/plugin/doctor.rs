@@ -35,6 +35,8 @@ const ENTRIES: [(&str, &str); 4] = [
     ("connect.pods.pristine", "Ignore"),
 ];
 const POLICIES: [&str; 3] = ["mark.pods.pristine", "self.pods.pristine", "witness.pods.pristine"];
+/// The policy of manifests/components/nodes-proxy-guard.
+const NODES_PROXY: &str = "nodes-proxy.pristine";
 const REAPPLY: &str = "kubectl apply -f manifests/install.yaml (of the version that runs)";
 
 /// What came of one question.
@@ -50,7 +52,7 @@ enum Finding {
 use Finding::{Broken, Fine, Warning};
 
 /// A question that could not be asked, because its user may not.
-fn unknown(failure: Failure) -> Finding {
+fn unknown(failure: &Failure) -> Finding {
     Warning(format!("cannot be checked: {}", failure.message), "ask somebody who may, or be granted that".to_owned())
 }
 
@@ -59,6 +61,8 @@ fn unknown(failure: Failure) -> Finding {
 /// # Errors
 /// That something is broken.
 pub async fn run(connection: &Connection, clock: &Clock) -> Result<(), Failure> {
+    // Without an answer to this there is nothing to be found out.
+    connection.call("get the version of Kubernetes", connection.client.apiserver_version()).await?;
     let mut broken = 0;
     let trust = Trust::read(connection).await;
     let mut tell = |what: &str, finding: Finding| {
@@ -81,16 +85,18 @@ pub async fn run(connection: &Connection, clock: &Clock) -> Result<(), Failure> 
             tell("replicas", replicas(trust, &connection.pristine))?;
             tell("certificates", certificates(trust, clock.now()))?;
         }
-        Err(failure) => tell("certificates", unknown(Failure::new(failure.message.clone())))?,
+        Err(failure) => tell("certificates", unknown(failure))?,
     }
-    tell("admission", admission(connection, trust.as_ref().ok()).await)?;
+    tell("admission", admission(connection, trust.as_ref()).await)?;
     tell("eviction", leader(connection, clock.now()).await)?;
     tell("policies", policies(connection).await)?;
     tell("configuration", configuration(connection).await)?;
     match rbac(connection).await {
-        Err(failure) => tell("ways around it", unknown(failure))?,
+        Err(failure) => tell("ways around it", unknown(&failure))?,
         Ok(rbac) => {
-            for (what, finding) in around(&rbac) {
+            let api: Api<ValidatingAdmissionPolicyBinding> = Api::all(connection.client.clone());
+            let guard = connection.call("get validatingadmissionpolicybindings", api.get_opt(NODES_PROXY)).await;
+            for (what, finding) in around(&rbac, guard.is_ok_and(|found| found.is_some())) {
                 tell(&what, finding)?;
             }
         }
@@ -108,7 +114,7 @@ async fn entries(connection: &Connection) -> Finding {
                 REAPPLY.into(),
             );
         }
-        Err(failure) => return unknown(failure),
+        Err(failure) => return unknown(&failure),
     };
     for (name, policy) in ENTRIES {
         let Some(entry) = found.iter().find(|entry| entry.name == name) else {
@@ -161,8 +167,12 @@ fn certificates(trust: &Trust, now: Timestamp) -> Finding {
 }
 
 /// The API server calls the webhook for this, as for an exec, and nothing is written: it is a dry run that adds nothing.
-async fn admission(connection: &Connection, trust: Option<&Trust>) -> Finding {
-    let Some(replica) = trust.and_then(|trust| trust.replicas.first()) else {
+async fn admission(connection: &Connection, trust: Result<&Trust, &Failure>) -> Finding {
+    let replica = match trust {
+        Ok(trust) => trust.replicas.first(),
+        Err(failure) => return unknown(failure),
+    };
+    let Some(replica) = replica else {
         return Warning("there is no pod of Pristine to try it on".to_owned(), REAPPLY.to_owned());
     };
     let api: Api<Pod> = Api::namespaced(connection.client.clone(), &connection.pristine);
@@ -175,7 +185,7 @@ async fn admission(connection: &Connection, trust: Option<&Trust>) -> Finding {
             failure.message,
             "kubectl pristine certs; does a NetworkPolicy or a firewall keep the API server from port 10250 of the pods?".to_owned(),
         ),
-        Err(failure) => unknown(failure),
+        Err(failure) => unknown(&failure),
     }
 }
 
@@ -183,7 +193,7 @@ async fn leader(connection: &Connection, now: Timestamp) -> Finding {
     let api: Api<Lease> = Api::namespaced(connection.client.clone(), &connection.pristine);
     let found = match connection.call("get leases", api.get_opt("pristine")).await {
         Ok(found) => found.and_then(|lease| lease.spec).unwrap_or_default(),
-        Err(failure) => return unknown(failure),
+        Err(failure) => return unknown(&failure),
     };
     let logs = format!("kubectl -n {} logs deployment/pristine", connection.pristine);
     match (found.holder_identity.filter(|holder| !holder.is_empty()), found.renew_time) {
@@ -209,7 +219,7 @@ async fn policies(connection: &Connection) -> Finding {
             Ok(None) => {
                 return Broken(format!("the binding {name} is missing: marks can be faked or wiped"), REAPPLY.into());
             }
-            Err(failure) => return unknown(failure),
+            Err(failure) => return unknown(&failure),
         }
     }
     Fine("marks are guarded, and Pristine's own account is confined".to_owned())
@@ -219,7 +229,7 @@ async fn configuration(connection: &Connection) -> Finding {
     let api: Api<ConfigMap> = Api::namespaced(connection.client.clone(), &connection.pristine);
     let found = match connection.call("get configmaps", api.get_opt("pristine")).await {
         Ok(found) => found.and_then(|map| map.data).and_then(|mut data| data.remove("pristine.yaml")),
-        Err(failure) => return unknown(failure),
+        Err(failure) => return unknown(&failure),
     };
     let edit = format!("kubectl -n {} edit configmap pristine", connection.pristine);
     let Some(text) = found else {
@@ -248,7 +258,7 @@ async fn rbac(connection: &Connection) -> Result<Rbac, Failure> {
     })
 }
 
-fn around(rbac: &Rbac) -> Vec<(String, Finding)> {
+fn around(rbac: &Rbac, nodes_proxy_is_guarded: bool) -> Vec<(String, Finding)> {
     let mut all = Vec::new();
     for right in RIGHTS {
         let holders = rbac.holders(right);
@@ -258,7 +268,12 @@ fn around(rbac: &Rbac) -> Vec<(String, Finding)> {
         let what = format!("{} {}", right.verbs.join("/"), right.resource);
         let who: Vec<String> =
             holders.iter().map(|holder| format!("{} ({})", holder.subject, holder.binding)).collect();
-        all.push((what, Warning(format!("{} may {}", who.join(", "), right.leads_to), right.fix.to_owned())));
+        let who = who.join(", ");
+        all.push(if right.resource == "nodes/proxy" && nodes_proxy_is_guarded {
+            (what, Fine(format!("{who} may, and {NODES_PROXY} leaves metrics and lists of it, but for who reaches port 10250 of a node")))
+        } else {
+            (what, Warning(format!("{who} may {}", right.leads_to), right.fix.to_owned()))
+        });
     }
     let masters: Vec<String> = rbac.masters().into_iter().map(|holder| holder.subject).collect();
     let masters = if masters.is_empty() { "nobody that RBAC names".to_owned() } else { masters.join(", ") };

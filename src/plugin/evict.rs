@@ -4,7 +4,6 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{DryRun, Failure, connection::Connection, each, row::Row};
-use crate::eviction::Settings;
 
 /// `evict`
 #[derive(Args, Debug)]
@@ -64,7 +63,7 @@ pub async fn run(connection: &Connection, arguments: &Arguments) -> Result<(), F
     let dry_run = arguments.dry_run;
     each(&arguments.pods, async |name| {
         let pod = connection.pod(name).await?;
-        let row = Row::of(&pod, &Settings::default(), jiff::Timestamp::UNIX_EPOCH);
+        let row = Row::of(&pod, jiff::Timestamp::UNIX_EPOCH);
         let row = row.filter(|row| row.mark.is_some()).ok_or_else(|| {
             let Failure { message, .. } = connection.unmarked(name);
             Failure::new(format!("{message}; to replace it all the same, use kubectl delete pod"))

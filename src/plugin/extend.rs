@@ -7,11 +7,11 @@ use jiff::{RoundMode, SignedDuration, Timestamp, TimestampRound, Unit};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
 
 use super::{DryRun, Failure, connection::Connection, each, human::duration as human, row::Row};
 use crate::{
     clock::Clock,
-    eviction::Settings,
     mark::{USERS_KEYS, extension::Extension},
 };
 
@@ -61,54 +61,32 @@ fn duration(text: &str) -> Result<Duration, String> {
     if duration.is_zero() { Err("must be more than zero".to_owned()) } else { Ok(duration) }
 }
 
-/// What is to be done with the users' keys of one pod.
+/// How long Pristine is waited for: it answers on the pod, within a fraction of a second.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What is to be done with the users' keys of pods.
 struct Change<'a> {
     connection: &'a Connection,
     clock: &'a Clock,
-    settings: Settings,
     user: String,
     dry_run: DryRun,
 }
 
 impl<'a> Change<'a> {
     async fn new(connection: &'a Connection, clock: &'a Clock, pods: &Pods) -> Result<Self, Failure> {
-        let (user, settings) = (connection.whoami().await?, connection.settings().await);
-        Ok(Self { connection, clock, settings, user, dry_run: pods.dry_run })
+        Ok(Self { connection, clock, user: connection.whoami().await?, dry_run: pods.dry_run })
     }
 
-    /// Sets the keys, `None` to take one away, under the user's own name; and the row as it then is.
-    async fn write(&self, pod: &Pod, row: &Row, keys: [Option<&str>; 3]) -> Result<Row, Failure> {
-        let [to, hold, reason] = keys;
-        let values = [to, hold, Some(self.user.as_str()), reason];
-        let annotations: Value =
-            USERS_KEYS.iter().zip(values).map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
-        // The UID, because a pod of a StatefulSet may have a successor of its name by now.
-        let patch = Patch::Merge(json!({"metadata": {"uid": row.uid, "annotations": annotations}}));
-        let mut after = pod.clone();
-        if self.dry_run == DryRun::Client {
-            let all = after.metadata.annotations.get_or_insert_default();
-            for (key, value) in USERS_KEYS.iter().zip(values) {
-                match value {
-                    Some(value) => drop(all.insert((*key).to_owned(), value.to_owned())),
-                    None => drop(all.remove(*key)),
-                }
-            }
-        } else {
-            let params = PatchParams {
-                dry_run: self.dry_run == DryRun::Server,
-                field_manager: Some("kubectl-pristine".to_owned()),
-                ..PatchParams::default()
-            };
-            let pods = self.connection.pods();
-            after = self.connection.call("patch pods", pods.patch(&row.name, &params, &patch)).await?;
-        }
-        Row::of(&after, &self.settings, self.clock.now()).ok_or_else(|| self.connection.unmarked(&row.name))
-    }
-
-    /// The pod, if it is marked and to be evicted.
-    async fn find(&self, name: &str) -> Result<(Pod, Row, Timestamp), Failure> {
+    async fn find(&self, name: &str) -> Result<(Pod, Row), Failure> {
         let pod = self.connection.pod(name).await?;
-        let row = Row::of(&pod, &self.settings, self.clock.now()).ok_or_else(|| self.connection.unmarked(name))?;
+        let row = Row::of(&pod, self.clock.now()).ok_or_else(|| self.connection.unmarked(name))?;
+        Ok((pod, row))
+    }
+
+    /// The same, with its deadline.
+    async fn find_due(&self, name: &str) -> Result<(Pod, Row, Timestamp), Failure> {
+        let (pod, row) = self.find(name).await?;
         match row.deadline {
             Some(deadline) => Ok((pod, row, deadline)),
             None => {
@@ -117,13 +95,53 @@ impl<'a> Change<'a> {
         }
     }
 
-    fn said(&self, row: &Row, what: &str) -> String {
-        let now = self.clock.now();
-        let until = row
-            .deadline
-            .map_or_else(String::new, |at| format!(" until {at:.0} (in {})", human(at.duration_since(now))));
-        format!("pod/{} {what}{until}{}\n", row.name, self.dry_run.suffix())
+    /// Sets the keys, `None` to take one away, under the user's own name.
+    async fn write(&self, row: &Row, keys: [Option<&str>; 3]) -> Result<(), Failure> {
+        let [to, hold, reason] = keys;
+        let values = USERS_KEYS.iter().zip([to, hold, Some(self.user.as_str()), reason]);
+        let annotations: Value = values.map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
+        // The UID, because a pod of a StatefulSet may have a successor of its name by now.
+        let patch = Patch::Merge(json!({"metadata": {"uid": row.uid, "annotations": annotations}}));
+        if self.dry_run == DryRun::Client {
+            return Ok(());
+        }
+        let params = PatchParams {
+            dry_run: self.dry_run == DryRun::Server,
+            field_manager: Some("kubectl-pristine".to_owned()),
+            ..PatchParams::default()
+        };
+        let pods = self.connection.pods();
+        self.connection.call("patch pods", pods.patch(&row.name, &params, &patch)).await.map(drop)
     }
+
+    /// The row once Pristine has answered so, or as it is after a while.
+    async fn answer(&self, row: &Row, is_answer: impl Fn(&Row) -> bool) -> Result<Row, Failure> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let (_, after) = self.find(&row.name).await?;
+            if after.uid != row.uid {
+                return Err(Failure::new(format!("pod/{} was replaced meanwhile", row.name)));
+            }
+            if is_answer(&after) || Instant::now() >= end {
+                return Ok(after);
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    fn said(&self, name: &str, what: &str, until: Timestamp) -> String {
+        let left = human(until.duration_since(self.clock.now()));
+        format!("pod/{name} {what} until {until:.0} (in {left}){}\n", self.dry_run.suffix())
+    }
+}
+
+fn not_granted(row: &Row) -> Failure {
+    let at = row.deadline.map_or_else(String::new, |at| format!(" at {at:.0}"));
+    Failure::new(format!(
+        "pod/{} is to be evicted{at} as before: Pristine grants no more; its Events say why (eviction.maxExtension of the \
+         configuration is the longest time after the first interaction)",
+        row.name
+    ))
 }
 
 /// Puts evictions off.
@@ -134,24 +152,24 @@ pub async fn extend(connection: &Connection, clock: &Clock, arguments: &Extend) 
     let change = Change::new(connection, clock, &arguments.pods).await?;
     let by = SignedDuration::try_from(arguments.by).unwrap_or(SignedDuration::MAX);
     each(&arguments.pods.pods, async |name| {
-        let (pod, row, deadline) = change.find(name).await?;
+        let (pod, row, deadline) = change.find_due(name).await?;
         if Extension::on(&pod).holds() {
             return Err(Failure::new(format!("pod/{} is held, which is longer; release it first", row.name)));
         }
         let seconds = TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Ceil);
         let to = deadline.max(clock.now()).checked_add(by).and_then(|to| to.round(seconds));
         let to = to.map_err(|_| Failure::new(format!("--for {:?} is beyond all calendars", arguments.by)))?;
-        let text = to.to_string();
-        let after = change.write(&pod, &row, [Some(&text), None, arguments.reason.as_deref()]).await?;
-        if after.deadline.is_some_and(|after| after <= deadline) {
-            let most = SignedDuration::try_from(change.settings.max_extension).unwrap_or(SignedDuration::MAX);
-            return Err(Failure::new(format!(
-                "pod/{} stays due at {deadline:.0}: no eviction is put off for more than {} after the first interaction (eviction.maxExtension)",
-                row.name, human(most)
-            )));
+        change.write(&row, [Some(&to.to_string()), None, arguments.reason.as_deref()]).await?;
+        if change.dry_run != DryRun::None {
+            return Ok(change.said(&row.name, "extended", to));
         }
-        let short = if after.deadline.is_some_and(|after| after < to) { ", the longest that is allowed," } else { "" };
-        Ok(change.said(&after, &format!("extended{short}")))
+        match change.answer(&row, |after| after.deadline > Some(deadline)).await?.deadline {
+            Some(after) if after == to => Ok(change.said(&row.name, "extended", to)),
+            Some(after) if after > deadline => {
+                Ok(change.said(&row.name, "extended, the longest that is allowed,", after))
+            }
+            _ => Err(not_granted(&row)),
+        }
     })
     .await
 }
@@ -163,9 +181,16 @@ pub async fn extend(connection: &Connection, clock: &Clock, arguments: &Extend) 
 pub async fn hold(connection: &Connection, clock: &Clock, arguments: &Hold) -> Result<(), Failure> {
     let change = Change::new(connection, clock, &arguments.pods).await?;
     each(&arguments.pods.pods, async |name| {
-        let (pod, row, _) = change.find(name).await?;
-        let after = change.write(&pod, &row, [None, Some(&arguments.reason), None]).await?;
-        Ok(change.said(&after, "held"))
+        let (_, row, _) = change.find_due(name).await?;
+        change.write(&row, [None, Some(&arguments.reason), None]).await?;
+        if change.dry_run != DryRun::None {
+            return Ok(format!("pod/{} held{}\n", row.name, change.dry_run.suffix()));
+        }
+        let after = change.answer(&row, |after| after.state == "Held").await?;
+        match after.deadline.filter(|_| after.state == "Held") {
+            Some(until) => Ok(change.said(&row.name, "held", until)),
+            None => Err(not_granted(&row)),
+        }
     })
     .await
 }
@@ -177,17 +202,18 @@ pub async fn hold(connection: &Connection, clock: &Clock, arguments: &Hold) -> R
 pub async fn release(connection: &Connection, clock: &Clock, arguments: &Release) -> Result<(), Failure> {
     let change = Change::new(connection, clock, &arguments.pods).await?;
     each(&arguments.pods.pods, async |name| {
-        let (pod, row, _) = change.find(name).await?;
+        let (pod, row) = change.find(name).await?;
         if !Extension::on(&pod).asks() {
             return Err(Failure::new(format!("pod/{} is neither held nor extended", row.name)));
         }
-        let after = change.write(&pod, &row, [None, None, None]).await?;
+        change.write(&row, [None, None, None]).await?;
         let now = clock.now();
-        let when = match after.deadline {
+        // Its own deadline holds again, whatever Pristine says of it.
+        let when = match row.mark.as_ref().and_then(|mark| mark.evict_at) {
             Some(at) if at > now => format!("to be evicted at {at:.0} (in {})", human(at.duration_since(now))),
             _ => "due now".to_owned(),
         };
-        Ok(format!("pod/{} released, {when}{}\n", after.name, arguments.pods.dry_run.suffix()))
+        Ok(format!("pod/{} released, {when}{}\n", row.name, change.dry_run.suffix()))
     })
     .await
 }

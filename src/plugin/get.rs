@@ -14,7 +14,7 @@ use kube::{
 use serde_json::json;
 
 use super::{Failure, complain, connection::Connection, each, emit, human::table, row::Row};
-use crate::{clock::Clock, error::chain, eviction::Settings, mark::INTERACTED};
+use crate::{clock::Clock, error::chain, mark::INTERACTED};
 
 const HEADER: [&str; 7] = ["NAME", "INTERACTIONS", "BY", "AGE", "EVICTS-IN", "STATE", "REASON"];
 
@@ -98,11 +98,10 @@ impl View {
 /// # Errors
 /// What the API server says.
 pub async fn run(connection: &Connection, clock: &Clock, arguments: Arguments) -> Result<(), Failure> {
-    let settings = connection.settings().await;
     let view =
         View { output: arguments.output, with_namespace: arguments.all_namespaces, with_header: !arguments.no_headers };
     if !arguments.pods.is_empty() {
-        return named(connection, clock, &arguments.pods, &settings, view).await;
+        return named(connection, clock, &arguments.pods, view).await;
     }
     let api: Api<Pod> = if arguments.all_namespaces { Api::all(connection.client.clone()) } else { connection.pods() };
     let selector = [&format!("{INTERACTED}=true"), arguments.selector.as_str()];
@@ -110,7 +109,7 @@ pub async fn run(connection: &Connection, clock: &Clock, arguments: Arguments) -
     let params = ListParams::default().labels(&selector);
     let listed = connection.call("list pods", api.list(&params)).await?;
     let now = clock.now();
-    let mut rows: Vec<Row> = listed.iter().filter_map(|pod| Row::of(pod, &settings, now)).collect();
+    let mut rows: Vec<Row> = listed.iter().filter_map(|pod| Row::of(pod, now)).collect();
     rows.sort_by(|one, other| (&one.namespace, &one.name).cmp(&(&other.namespace, &other.name)));
     if rows.is_empty() && !matches!(view.output, Output::Json | Output::Yaml) && !arguments.watch {
         complain(&if arguments.all_namespaces {
@@ -121,20 +120,14 @@ pub async fn run(connection: &Connection, clock: &Clock, arguments: Arguments) -
         return Ok(());
     }
     emit(&view.show(&rows, now)?)?;
-    if arguments.watch { watch(clock, api, &selector, &settings, rows, view).await } else { Ok(()) }
+    if arguments.watch { watch(clock, api, &selector, rows, view).await } else { Ok(()) }
 }
 
-async fn named(
-    connection: &Connection,
-    clock: &Clock,
-    names: &[String],
-    settings: &Settings,
-    view: View,
-) -> Result<(), Failure> {
+async fn named(connection: &Connection, clock: &Clock, names: &[String], view: View) -> Result<(), Failure> {
     let mut rows = Vec::new();
     let found = each(names, async |name| {
         let pod = connection.pod(name).await?;
-        rows.push(Row::of(&pod, settings, clock.now()).ok_or_else(|| connection.unmarked(name))?);
+        rows.push(Row::of(&pod, clock.now()).ok_or_else(|| connection.unmarked(name))?);
         Ok(String::new())
     })
     .await;
@@ -145,14 +138,7 @@ async fn named(
 }
 
 /// A line for each change that can be seen in it; until interrupted.
-async fn watch(
-    clock: &Clock,
-    api: Api<Pod>,
-    selector: &str,
-    settings: &Settings,
-    rows: Vec<Row>,
-    view: View,
-) -> Result<(), Failure> {
+async fn watch(clock: &Clock, api: Api<Pod>, selector: &str, rows: Vec<Row>, view: View) -> Result<(), Failure> {
     let view = View { with_header: false, ..view };
     // What a line shows, without what only time changes.
     let essence = |row: &Row| (row.state, row.reason.clone(), row.deadline, row.mark.as_ref().map(|mark| mark.total));
@@ -176,7 +162,7 @@ async fn watch(
             watcher::Event::Init | watcher::Event::InitDone => continue,
         };
         let now = clock.now();
-        if let Some(row) = Row::of(&pod, settings, now)
+        if let Some(row) = Row::of(&pod, now)
             && shown.insert(row.uid.clone(), essence(&row)).as_ref() != Some(&essence(&row))
         {
             emit(&view.show(&[row], now)?)?;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::human::{clip, duration};
 use crate::{
     eviction::{Next, Settings, plan},
-    mark::{self, Found, Mark, extension::Extension},
+    mark::{self, Found, Mark, QUARANTINED, State, extension::Extension},
 };
 
 /// Characters of REASON where the terminal's width is not asked for more.
@@ -36,18 +36,24 @@ pub struct Row {
 
 impl Row {
     /// Reads it off the pod; nothing if nobody interacted with it.
+    ///
+    /// How long an eviction may be put off stands in a configuration that most users cannot read. So what they asked for
+    /// counts when the pod's condition says that it was granted, and until when.
     #[must_use]
-    pub fn of(pod: &Pod, settings: &Settings, now: Timestamp) -> Option<Self> {
+    pub fn of(pod: &Pod, now: Timestamp) -> Option<Self> {
         let (mark, invalid) = match Found::on(pod) {
             Found::None => return None,
             Found::NotAMark(why) => (None, why),
             Found::Mark(mark) => (Some(mark), String::new()),
         };
         let extension = Extension::on(pod);
-        let granted = mark.as_ref().map(|mark| extension.grant(mark, settings.max_extension)).unwrap_or_default();
         let (told, message) = condition(pod);
-        let is_due = granted.deadline.is_some_and(|deadline| deadline <= now);
-        let (state, reason) = match (&mark, plan(pod, settings, now), told) {
+        let granted = if extension.asks() && told == State::Extended.reason() { until(message) } else { None };
+        let deadline = granted.or_else(|| mark.as_ref()?.evict_at);
+        let annotations = pod.metadata.annotations.as_ref();
+        let is_quarantined = annotations.is_some_and(|all| all.contains_key(QUARANTINED));
+        let is_due = deadline.is_some_and(|deadline| deadline <= now);
+        let (state, reason) = match (&mark, plan(pod, &Settings::default(), now), told) {
             (None, ..) => ("NotAMark", invalid),
             (_, Next::Nothing("terminating"), _) => ("Terminating", String::new()),
             (_, Next::Nothing("finished"), _) => ("Finished", "its containers have ended".to_owned()),
@@ -57,22 +63,17 @@ impl Row {
             (_, _, "EvictionBlocked") if is_due => ("Blocked", after(message, "tried again: ")),
             (_, _, "EvictionQueued") if is_due => ("Queued", after(message, "It is due, and ")),
             _ if is_due => ("Due", String::new()),
-            _ if granted.words.is_some() => {
-                let state = if extension.holds() { "Held" } else { "Extended" };
-                (state, granted.words.clone().unwrap_or_default())
-            }
-            _ => ("Marked", granted.problem.clone().unwrap_or_default()),
+            _ if granted.is_some() => (if extension.holds() { "Held" } else { "Extended" }, after_last(message, "; ")),
+            _ if is_quarantined => ("Quarantined", "out of service until its eviction".to_owned()),
+            _ if extension.asks() => ("Marked", "more time was asked for and not granted, see its Events".to_owned()),
+            _ => ("Marked", String::new()),
         };
         Some(Self {
             namespace: pod.metadata.namespace.clone().unwrap_or_default(),
             name: pod.metadata.name.clone().unwrap_or_default(),
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
-            deadline: if matches!(state, "NotEvictable" | "Finished" | "Terminating") {
-                None
-            } else {
-                granted.deadline
-            },
+            deadline: if matches!(state, "NotEvictable" | "Finished" | "Terminating") { None } else { deadline },
             mark,
             state,
             reason,
@@ -137,6 +138,17 @@ impl Row {
 /// What follows these words, or all of it.
 fn after(message: &str, words: &str) -> String {
     message.split_once(words).map_or(message, |(_, rest)| rest).to_owned()
+}
+
+/// What follows these words where they stand last.
+fn after_last(message: &str, words: &str) -> String {
+    message.rsplit_once(words).map_or(message, |(_, rest)| rest).to_owned()
+}
+
+/// The time that a message names as the end of an extension.
+fn until(message: &str) -> Option<Timestamp> {
+    let (_, rest) = message.rsplit_once(" until ")?;
+    rest.split_whitespace().next()?.parse().ok()
 }
 
 /// Reason and message of our condition.

@@ -5,5 +5,6 @@ pub mod cluster;
 pub mod fake;
 pub mod https;
 pub mod load;
+pub mod plugin;
 pub mod replicas;
 pub mod webhook;

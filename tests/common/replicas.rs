@@ -41,6 +41,8 @@ pub struct Replicas {
     folder: tempfile::TempDir,
     /// How they reach the API server.
     kubeconfig: String,
+    /// How far their clock is off, in the words of faketime(1).
+    clock: Option<&'static str>,
 }
 
 pub fn webhook_port(n: usize) -> usize {
@@ -66,6 +68,15 @@ impl Replicas {
         this
     }
 
+    /// One that nobody calls, and whose wall clock is off by this.
+    pub async fn start_one_at(clock: &'static str) -> Self {
+        let mut this = Self::prepare(kubeconfig(1)).await;
+        this.clock = Some(clock);
+        let process = this.spawn(0);
+        this.processes.push(process);
+        this
+    }
+
     async fn prepare(kubeconfig: String) -> Self {
         let address = setting("PRISTINE_HOST_ADDRESS").expect("an address that is not loopback");
         let client = client(1).await;
@@ -73,14 +84,20 @@ impl Replicas {
         let rules =
             "apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\ndefault: {action: Evict, ttl: 8784h}\n";
         std::fs::write(folder.path().join("pristine.yaml"), rules).unwrap();
-        let this = Self { client, address, processes: Vec::new(), folder, kubeconfig };
+        let this = Self { client, address, processes: Vec::new(), folder, kubeconfig, clock: None };
         this.objects().await;
         this
     }
 
     fn spawn(&self, n: usize) -> Child {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log(n)).unwrap();
-        Command::new(env!("CARGO_BIN_EXE_pristine"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pristine"));
+        if let Some(clock) = self.clock {
+            // The wall clock alone: nobody sets the monotonic one.
+            let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketime.so.1", std::env::consts::ARCH);
+            command.env("LD_PRELOAD", library).env("FAKETIME", clock).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
+        command
             .args([
                 "serve",
                 "--log-format=text",
@@ -193,9 +210,15 @@ pub async fn readyz(n: usize) -> Option<u16> {
 
 /// The whole answer of /readyz.
 pub async fn ready_text(n: usize) -> Option<String> {
+    get(n, "/readyz").await
+}
+
+/// What the plain port answers, with its head.
+pub async fn get(n: usize, path: &str) -> Option<String> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", u16::try_from(18_080 + n).unwrap())).await.ok()?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).await.ok()?;
     Some(text)

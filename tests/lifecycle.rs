@@ -1,0 +1,315 @@
+//! What comes after the install, while people exec all the time: applying it again, rolling it, taking it away.
+//!
+//! `last_`, because no other test can run meanwhile. Each leaves Pristine installed, with the rules that it found.
+#![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a test says so by its name")]
+
+mod common;
+
+use std::{
+    io::Write as _,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use common::{
+    cluster::{Namespace, attempt, client, is_marked, run, uid_of, until},
+    replicas::SYSTEM,
+};
+use k8s_openapi::{
+    ByteString,
+    api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Pod},
+};
+use kube::{Api, api::ListParams};
+use serde_json::{Value, json};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until},
+};
+
+const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/install.yaml");
+/// More would take the two cores from what they are to observe.
+const USERS: usize = 2;
+/// A user's rest between two execs; each takes about as long by itself.
+const REST: Duration = Duration::from_millis(100);
+
+struct Exec {
+    start: Instant,
+    /// What kubectl said, if it failed.
+    error: Option<String>,
+}
+
+/// Users who exec, one time after the other, each in a pod of their own.
+struct Users {
+    ns: Namespace,
+    stop: Arc<AtomicBool>,
+    all: Vec<JoinHandle<Vec<Exec>>>,
+}
+
+/// What became of their execs.
+struct Tally {
+    execs: usize,
+    failures: Vec<String>,
+    /// The longest that one user had no success, from the start of the first failure to the start of the next success.
+    outage: Duration,
+}
+
+impl Users {
+    async fn start() -> Self {
+        installed().await;
+        // Recorded only: no eviction ends an exec.
+        let ns = Namespace::new("t-record-").await;
+        ns.workload("StatefulSet", USERS).await;
+        let stop = Arc::new(AtomicBool::new(false));
+        let user = |n: usize| tokio::spawn(execs(ns.name.clone(), format!("web-{n}"), stop.clone()));
+        let all: Vec<_> = (0..USERS).map(user).collect();
+        // All is well before.
+        sleep(Duration::from_secs(3)).await;
+        Self { ns, stop, all }
+    }
+
+    async fn end(self, what: &str) -> Tally {
+        // All is well again.
+        sleep(Duration::from_secs(3)).await;
+        self.stop.store(true, Ordering::Relaxed);
+        let mut tally = Tally { execs: 0, failures: Vec::new(), outage: Duration::ZERO };
+        for user in self.all {
+            tally.add(&user.await.unwrap());
+        }
+        for n in 0..USERS {
+            assert!(is_marked(&self.ns.pod(&format!("web-{n}")).await), "Pristine was asked");
+        }
+        println!(
+            "TOTALS: {what}: {} execs, {} failed, for {:.1} s at the longest",
+            tally.execs,
+            tally.failures.len(),
+            tally.outage.as_secs_f64()
+        );
+        tally
+    }
+}
+
+async fn execs(namespace: String, pod: String, stop: Arc<AtomicBool>) -> Vec<Exec> {
+    let mut all = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let start = Instant::now();
+        let output = attempt(&["-n", &namespace, "exec", &pod, "--", "true"]).await;
+        let error = (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned());
+        all.push(Exec { start, error });
+        sleep(REST).await;
+    }
+    all
+}
+
+impl Tally {
+    /// The execs of one user, in their order.
+    fn add(&mut self, execs: &[Exec]) {
+        self.execs += execs.len();
+        let mut failing: Option<Instant> = None;
+        for exec in execs {
+            let since = *failing.get_or_insert(exec.start);
+            self.outage = self.outage.max(exec.start - since);
+            match &exec.error {
+                Some(error) => self.failures.push(error.clone()),
+                None => failing = None,
+            }
+        }
+        if let Some(since) = failing {
+            self.outage = self.outage.max(since.elapsed());
+        }
+    }
+
+    fn none_failed(&self) {
+        assert!(self.failures.is_empty(), "{} of {} failed: {:?}", self.failures.len(), self.execs, self.failures);
+        assert!(self.execs > 50, "only {} execs", self.execs);
+    }
+
+    /// As long as an uninstall may interrupt them.
+    fn none_failed_for_long(&self) {
+        assert!(self.outage < Duration::from_secs(2), "for {:?}: {:?}", self.outage, self.failures);
+        assert!(self.execs > 50, "only {} execs", self.execs);
+    }
+}
+
+async fn rolled_out() {
+    run(&["-n", SYSTEM, "rollout", "status", "deployment/pristine", "--timeout=120s"]).await;
+}
+
+/// A test before may have failed half way.
+async fn installed() {
+    let status = ["-n", SYSTEM, "rollout", "status", "deployment/pristine", "--timeout=90s"];
+    if !attempt(&status).await.status.success() {
+        run(&["apply", "-f", MANIFEST]).await;
+    }
+    settled().await;
+}
+
+/// Until what was rolled out serves, and what it replaces has drained; the replicas.
+async fn settled() -> Vec<Pod> {
+    rolled_out().await;
+    let pods: Api<Pod> = Api::namespaced(client().await, SYSTEM);
+    let selector = ListParams::default().labels("app.kubernetes.io/component=webhook");
+    until("the old replicas gone", 90, || async {
+        let found = pods.list(&selector).await.unwrap().items;
+        (found.len() == 2).then_some(found)
+    })
+    .await
+}
+
+/// The rules in force, as a patch that brings them back.
+async fn rules() -> String {
+    let map = run(&["-n", SYSTEM, "get", "configmap", "pristine", "-o", "json"]).await;
+    let map: Value = serde_json::from_str(&map).unwrap();
+    json!({"data": map["data"]}).to_string()
+}
+
+/// Installs, with these rules instead of the shipped ones.
+async fn install(rules: &str) {
+    run(&["apply", "-f", MANIFEST]).await;
+    rolled_out().await;
+    run(&["-n", SYSTEM, "patch", "configmap", "pristine", "--type=merge", "-p", rules]).await;
+    run(&["-n", SYSTEM, "rollout", "restart", "deployment/pristine"]).await;
+    settled().await;
+}
+
+async fn an_exec_is_marked() {
+    let ns = Namespace::new("t-mark-").await;
+    ns.workload("StatefulSet", 1).await;
+    ns.run(&["exec", "web-0", "--", "true"]).await;
+    assert!(is_marked(&ns.pod("web-0").await));
+}
+
+/// What is in the cluster, and in no namespace, by our names.
+async fn left() -> Vec<String> {
+    let kinds = "validatingwebhookconfigurations,validatingadmissionpolicies,validatingadmissionpolicybindings,clusterroles,clusterrolebindings,namespaces";
+    let names = run(&["get", kinds, "-o", "name"]).await;
+    let is_ours = |line: &&str| {
+        let name = line.rsplit('/').next().unwrap();
+        // That one is of hack/cluster: with it, the API server reaches the kubelet.
+        (name.starts_with("pristine") || name.ends_with(".pristine")) && name != "pristine:kubelet-api-admin"
+    };
+    names.lines().filter(is_ours).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn last_an_uninstall_leaves_nothing_interrupts_no_exec_for_long_and_is_undone_by_an_install() {
+    let users = Users::start().await;
+    let rules = rules().await;
+    assert!(left().await.len() > 10, "what is looked for is there before");
+    // Waits until the namespace is gone.
+    let deleted = attempt(&["delete", "--timeout=180s", "-f", MANIFEST]).await;
+    let left = left().await;
+    let tally = users.end("delete -f install.yaml").await;
+    // Installed again before anything is found wrong, for the tests after this one.
+    install(&rules).await;
+    assert!(deleted.status.success(), "{}", String::from_utf8_lossy(&deleted.stderr));
+    assert!(left.is_empty(), "{left:?}");
+    tally.none_failed_for_long();
+    an_exec_is_marked().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn last_deleting_only_the_namespace_interrupts_no_exec_for_long_and_is_undone_by_an_install() {
+    let users = Users::start().await;
+    let rules = rules().await;
+    run(&["delete", "namespace", "--timeout=180s", SYSTEM]).await;
+    let left = left().await;
+    let tally = users.end("delete namespace").await;
+    install(&rules).await;
+    assert!(!left.iter().any(|name| name.starts_with("validatingwebhookconfiguration")), "{left:?}");
+    tally.none_failed_for_long();
+    an_exec_is_marked().await;
+}
+
+/// The manifest without its ConfigMap, which would put the shipped rules in force.
+fn without_rules() -> tempfile::NamedTempFile {
+    let text = std::fs::read_to_string(MANIFEST).unwrap();
+    let is_rules = |document: &&str| document.lines().any(|line| line == "kind: ConfigMap");
+    let (rules, rest): (Vec<&str>, Vec<&str>) = text.split("\n---\n").partition(is_rules);
+    assert_eq!(rules.len(), 1);
+    let mut file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+    file.write_all(rest.join("\n---\n").as_bytes()).unwrap();
+    file
+}
+
+async fn apply(manifest: &Path, how: &[&str]) {
+    run(&[&["apply", "-f", manifest.to_str().unwrap()][..], how].concat()).await;
+}
+
+/// The caBundle of each entry that has a path of ours, too.
+async fn trusted(api: &Api<ValidatingWebhookConfiguration>) -> Vec<ByteString> {
+    let entries = api.get("pristine").await.unwrap().webhooks.unwrap_or_default();
+    let whole = entries.into_iter().map(|entry| entry.client_config).filter(|config| {
+        let path = config.service.as_ref().and_then(|service| service.path.as_deref());
+        path.is_some_and(|path| path.starts_with("/review/"))
+    });
+    whole.filter_map(|config| config.ca_bundle).collect()
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn last_applying_again_fails_no_exec_and_never_takes_the_ca_bundle_away() {
+    let users = Users::start().await;
+    let manifest = without_rules();
+    let api: Api<ValidatingWebhookConfiguration> = Api::all(client().await);
+    let before = trusted(&api).await;
+    assert!(before.len() == 4 && before.iter().all(|bundle| !bundle.0.is_empty()), "{before:?}");
+    let stop = Arc::new(AtomicBool::new(false));
+    let looks = tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            let (mut count, mut wrong) = (0, Vec::new());
+            while !stop.load(Ordering::Relaxed) {
+                let found = trusted(&api).await;
+                count += 1;
+                if found != before {
+                    wrong.push(found);
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+            (count, wrong)
+        }
+    });
+    let server_side = ["--server-side", "--force-conflicts"];
+    for _ in 0..5 {
+        apply(manifest.path(), &[]).await;
+    }
+    for _ in 0..5 {
+        apply(manifest.path(), &server_side).await;
+    }
+    // What a GitOps controller does all day.
+    let start = Instant::now();
+    for round in 0..10 {
+        sleep_until(start + Duration::from_secs(2) * round).await;
+        apply(manifest.path(), &[&server_side[..], &["--field-manager=argocd-controller"]].concat()).await;
+    }
+    rolled_out().await;
+    let tally = users.end("20 applies").await;
+    stop.store(true, Ordering::Relaxed);
+    let (count, wrong) = looks.await.unwrap();
+    assert!(wrong.is_empty() && count > 100, "{} of {count} looks: {:?}", wrong.len(), wrong.first());
+    tally.none_failed();
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn last_rolling_updates_fail_no_exec() {
+    let users = Users::start().await;
+    let before = settled().await;
+    for change in [&["rollout", "restart"][..], &["rollout", "restart"], &["set", "env"]] {
+        let more: &[&str] = if change[0] == "set" { &["UNRELATED=yes"] } else { &[] };
+        run(&[&["-n", SYSTEM][..], change, &["deployment/pristine"], more].concat()).await;
+        rolled_out().await;
+    }
+    run(&["-n", SYSTEM, "set", "env", "deployment/pristine", "UNRELATED-"]).await;
+    // The last connections are closed when the old replicas have drained.
+    let after = settled().await;
+    let tally = users.end("4 rolling updates").await;
+    assert!(after.iter().all(|pod| before.iter().all(|old| uid_of(old) != uid_of(pod))), "all replaced");
+    tally.none_failed();
+}

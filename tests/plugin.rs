@@ -1,0 +1,397 @@
+//! `kubectl pristine` as its users run it: through stock kubectl, on a real cluster. What it prints is compared whole, but
+//! for what differs from one run to the next.
+#![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
+
+mod common;
+
+use std::{net::TcpListener, time::Duration};
+
+use common::{
+    cluster::{IMAGE, apply, deadline, is_marked, now, run, uid_of, until},
+    plugin::{Stage, mask, same, shown},
+};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    time::{Instant, sleep, timeout},
+};
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn marked_pods_are_listed_in_every_format_and_others_are_not() {
+    let stage = Stage::with_pods("t-mark-", 2).await;
+    same(&stage.sees("get").await, "! No resources found in <NAMESPACE> namespace.\n");
+    same(&stage.sees("get -A -l nobody=here").await, "! No resources found\n");
+    stage.touch("alice", &["true"]).await;
+    stage.touch("bob", &["echo", "a b"]).await;
+    // Other tests mark pods, too.
+    stage.ns.run(&["label", "pod", "web-0", "web-1", &format!("test={}", stage.ns.name)]).await;
+    let table = "
+NAME   INTERACTIONS   BY   AGE   EVICTS-IN   STATE   REASON
+web-0   2   alice +1   <AGE>   <AGE>   Marked
+";
+    same(&stage.sees("get").await, table);
+    same(&stage.sees("get web-0").await, table);
+    same(&stage.sees("get --no-headers -l app=web").await, "web-0   2   alice +1   <AGE>   <AGE>   Marked\n");
+    same(&stage.sees("get -o name").await, "pod/web-0\n");
+    let namespaced = stage.sees(&format!("get -A -l test={}", stage.ns.name)).await;
+    same(
+        &namespaced,
+        "
+NAMESPACE   NAME   INTERACTIONS   BY   AGE   EVICTS-IN   STATE   REASON
+<NAMESPACE>   web-0   2   alice +1   <AGE>   <AGE>   Marked
+",
+    );
+    same(
+        &stage.sees("get -o wide").await,
+        "
+NAMESPACE   NODE   NAME   INTERACTIONS   BY   AGE   EVICTS-IN   STATE   REASON
+<NAMESPACE>   node   web-0   2   alice +1   <AGE>   <AGE>   Marked
+",
+    );
+    // One that is wrong does not keep the others back.
+    same(
+        &stage.sees("get web-1 absent web-0 --no-headers").await,
+        r#"
+web-0   2   alice +1   <AGE>   <AGE>   Marked
+! error: nobody has interacted with pod "web-1" in namespace "<NAMESPACE>"
+! Error from server (NotFound): pods "absent" not found
+exit 1
+"#,
+    );
+    same(&stage.sees("get absent").await, "! Error from server (NotFound): pods \"absent\" not found\nexit 1\n");
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn programs_read_marked_pods_as_json_or_yaml_with_absolute_times() {
+    let stage = Stage::with_pods("t-mark-", 1).await;
+    let none: Value = serde_json::from_slice(&stage.pristine("get -o json").await.stdout).unwrap();
+    assert_eq!((none["kind"].as_str(), none["items"].as_array().unwrap().len()), (Some("MarkedPodList"), 0));
+    stage.touch("alice", &["true"]).await;
+    let text = String::from_utf8(stage.pristine("get -o json").await.stdout).unwrap();
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(text, format!("{json:#}\n"));
+    let user = r#"{"groups":["system:masters","system:authenticated"],"name":"alice"}"#;
+    let first = format!(
+        r#"{{"at":"<TIME>","command":["true"],"container":"app","operation":"exec","review":"<UID>","rule":"default","user":{user}}}"#
+    );
+    let metadata = r#"{"name":"web-0","namespace":"<NAMESPACE>","uid":"<UID>"}"#;
+    let item = format!(
+        r#"{{"evictAt":"<TIME>","first":{first},"interactions":1,"metadata":{metadata},"reason":"","recent":[],"state":"Marked"}}"#
+    );
+    let list = format!(r#"{{"apiVersion":"pristine/v1alpha1","items":[{item}],"kind":"MarkedPodList"}}"#);
+    same(&mask(&json.to_string().replace(&stage.ns.name, "<NAMESPACE>")), &list);
+    let yaml = stage.pristine("get -o yaml").await;
+    let yaml: Value = serde_saphyr::from_str(&String::from_utf8(yaml.stdout).unwrap()).unwrap();
+    assert_eq!(json, yaml);
+    let pod = stage.ns.pod("web-0").await;
+    let item = &json["items"][0];
+    assert_eq!(item["metadata"]["uid"], uid_of(&pod));
+    let times = [&item["first"]["at"], &item["evictAt"]];
+    let [first, evict_at]: [Timestamp; 2] = times.map(|at| at.as_str().unwrap().parse().unwrap());
+    assert!(first < evict_at && evict_at == deadline(&pod), "{item}");
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn a_watch_prints_a_pod_again_when_somebody_interacts_with_it() {
+    let stage = Stage::with_pods("t-mark-", 1).await;
+    stage.touch("alice", &["true"]).await;
+    let mut child = stage.kubectl(&["pristine", "get", "--watch", "-n", &stage.ns.name]).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = async || {
+        let line = timeout(Duration::from_secs(10), lines.next_line()).await.expect("a line in time");
+        mask(&line.unwrap().expect("still watching"))
+    };
+    same(&next().await, "NAME   INTERACTIONS   BY   AGE   EVICTS-IN   STATE   REASON");
+    same(&next().await, "web-0   1   alice   <AGE>   <AGE>   Marked");
+    stage.touch("bob", &["true"]).await;
+    same(&next().await, "web-0   2   alice +1   <AGE>   <AGE>   Marked");
+    assert!(child.try_wait().unwrap().is_none(), "until it is interrupted");
+    child.kill().await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn a_description_shows_every_interaction_what_holds_up_the_eviction_and_what_outlives_the_pod() {
+    let stage = Stage::new("t-mark-").await;
+    let yaml = format!(
+        "apiVersion: apps/v1
+kind: StatefulSet
+metadata: {{name: web}}
+spec:
+  serviceName: web
+  selector: {{matchLabels: {{app: web}}}}
+  template:
+    metadata: {{labels: {{app: web}}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      volumes: [{{name: logs, hostPath: {{path: /var/log}}}}, {{name: scratch, emptyDir: {{}}}}]
+      containers: [{{name: app, image: {IMAGE}}}]
+"
+    );
+    apply(&stage.ns.name, &yaml).await;
+    stage.ns.ready(1).await;
+    stage.budget().await;
+    stage.touch("alice", &["true"]).await;
+    stage.touch("bob", &["echo", "a b"]).await;
+    let refused = stage.sees("describe web-0").await;
+    let eviction = refused.lines().find(|line| line.starts_with("Eviction:")).unwrap();
+    let why = "would be refused now (dry run): Cannot evict pod as it would violate the pod's disruption budget";
+    assert!(eviction.contains(why) && eviction.contains("keep-all"), "{eviction}");
+    stage.ns.run(&["delete", "pdb", "keep-all"]).await;
+    let allowed = "Eviction:   nothing holds it up (dry run)";
+    same(&stage.sees("describe web-0").await, &refused.replace(eviction, allowed));
+    same(
+        &refused.replace(eviction, allowed),
+        r#"
+Name:   web-0
+Namespace:   <NAMESPACE>
+UID:   <UID>
+Node:   node
+Controlled By:   StatefulSet/web
+State:   Marked
+Interactions:   2
+First:   <TIME> (<AGE> ago)
+Last:   <TIME> (<AGE> ago)
+Evict At:   <TIME> (in <AGE>)
+Eviction:   nothing holds it up (dry run)
+Outlives Pod:   what was written there stays after the eviction
+  logs   hostPath /var/log
+Interactions:
+  TIME   OPERATION   CONTAINER   STREAMS   RULE   USER   COMMAND
+  <TIME>   exec   app   <none>   default   alice   true
+  <TIME>   exec   app   <none>   default   bob   echo "a b"
+"#,
+    );
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn an_eviction_is_put_off_until_the_longest_that_is_allowed_and_that_is_taken_back() {
+    let stage = Stage::with_pods("t-fast-", 1).await;
+    // Or it may be gone before all is asked.
+    stage.budget().await;
+    stage.bind("ed", "--clusterrole=edit", "patch").await;
+    stage.touch("alice", &["true"]).await;
+    let own = deadline(&stage.ns.pod("web-0").await);
+    let ed = "extend web-0 --for=8s --reason=look --as=ed";
+    let extended = "pod/web-0 extended until <TIME> (in <AGE>)";
+    same(&stage.sees(&format!("{ed} --dry-run=client")).await, &format!("{extended} (dry run)\n"));
+    same(&stage.sees(&format!("{ed} --dry-run=server")).await, &format!("{extended} (server dry run)\n"));
+    assert_eq!(stage.asked().await, [""; 0]);
+    same(&stage.sees(ed).await, &format!("{extended}\n"));
+    assert_eq!(stage.asked().await, ["pristine/extend-to", "pristine/extended-by", "pristine/extend-reason"]);
+    same(
+        &stage.sees("get --no-headers -o wide").await,
+        "<NAMESPACE>   node   web-0   1   alice   <AGE>   <AGE>   Extended   extended by \"ed\" (\"look\") until <TIME>\n",
+    );
+    // 20 s after the first interaction, by the rules of the tests.
+    let longest = "pod/web-0 extended, the longest that is allowed, until <TIME> (in <AGE>)\n";
+    same(&stage.sees("extend web-0 --for=1h").await, longest);
+    let beyond = stage.pristine("extend web-0 --for=1h").await;
+    let said = shown(&beyond);
+    assert!(said.starts_with("! error: pod/web-0 is to be evicted at ") && said.ends_with("exit 1\n"), "{said}");
+    assert!(said.contains("grants no more") && said.contains("eviction.maxExtension"), "{said}");
+    let left = own.duration_since(now()).as_millis() + 1000;
+    sleep(Duration::from_millis(u64::try_from(left).unwrap_or(0))).await;
+    same(&stage.sees("release web-0 --as=ed").await, "pod/web-0 released, due now\n");
+    same(&stage.sees("release web-0 --as=ed").await, "! error: pod/web-0 is neither held nor extended\nexit 1\n");
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn a_pod_is_held_until_it_is_released() {
+    let stage = Stage::with_pods("t-late-", 1).await;
+    stage.bind("ed", "--clusterrole=edit", "patch").await;
+    stage.touch("alice", &["true"]).await;
+    let (asked, held) = ("hold web-0 --reason=look --as=ed", "pod/web-0 held until <TIME> (in <AGE>)");
+    same(&stage.sees(&format!("{asked} --dry-run=client")).await, "pod/web-0 held (dry run)\n");
+    same(&stage.sees(&format!("{asked} --dry-run=server")).await, "pod/web-0 held (server dry run)\n");
+    assert_eq!(stage.asked().await, [""; 0]);
+    same(&stage.sees(asked).await, &format!("{held}\n"));
+    assert_eq!(stage.asked().await, ["pristine/hold", "pristine/extended-by"]);
+    same(
+        &stage.sees("get --no-headers -o wide").await,
+        "<NAMESPACE>   node   web-0   1   alice   <AGE>   <AGE>   Held   held by \"ed\" (\"look\"), until <TIME> at the longest\n",
+    );
+    let longer = "! error: pod/web-0 is held, which is longer; release it first\nexit 1\n";
+    same(&stage.sees("extend web-0 --for=1m --as=ed").await, longer);
+    let released = "pod/web-0 released, to be evicted at <TIME> (in <AGE>)";
+    same(&stage.sees("release web-0 --as=ed --dry-run=client").await, &format!("{released} (dry run)\n"));
+    same(&stage.sees("release web-0 --as=ed --dry-run=server").await, &format!("{released} (server dry run)\n"));
+    assert_eq!(stage.asked().await, ["pristine/hold", "pristine/extended-by"]);
+    same(&stage.sees("release web-0 --as=ed").await, &format!("{released}\n"));
+    assert_eq!(stage.asked().await, ["pristine/extended-by"]);
+    same(&stage.sees("get --no-headers").await, "web-0   1   alice   <AGE>   <AGE>   Marked\n");
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn who_may_not_is_told_so_by_the_api_server() {
+    let stage = Stage::with_pods("t-mark-", 1).await;
+    stage.touch("alice", &["true"]).await;
+    for (user, verbs) in [("carol", "get,list"), ("mallory", "get,list,patch")] {
+        stage.ns.run(&["create", "role", user, &format!("--verb={verbs}"), "--resource=pods"]).await;
+        stage.bind(user, &format!("--role={user}"), "list").await;
+    }
+    let forbidden = "! Error from server (Forbidden): pods \"web-0\" is forbidden: ";
+    let patch =
+        "User \"carol\" cannot patch resource \"pods\" in API group \"\" in the namespace \"<NAMESPACE>\"\nexit 1\n";
+    let policy = "ValidatingAdmissionPolicy 'mark.pods.pristine' with binding 'mark.pods.pristine' denied request: to set pristine/extend-to or pristine/hold, be allowed to 'extend' 'interactions.pristine' in this namespace, and put your own user name into pristine/extended-by\nexit 1\n";
+    for command in ["extend web-0 --for=1m", "hold web-0 --reason=look", "extend web-0 --for=1m --dry-run=server"] {
+        same(&stage.sees(&format!("{command} --as=carol")).await, &format!("{forbidden}{patch}"));
+        same(&stage.sees(&format!("{command} --as=mallory")).await, &format!("{forbidden}{policy}"));
+    }
+    assert_eq!(stage.asked().await, [""; 0]);
+    let evict =
+        "User \"carol\" cannot create resource \"pods/eviction\" in API group \"\" in the namespace \"<NAMESPACE>\"";
+    same(&stage.sees("evict web-0 --as=carol").await, &format!("{forbidden}{evict}\nexit 1\n"));
+    // Whoever may not evict can still read the rest.
+    let described = stage.sees("describe web-0 --as=carol").await;
+    assert!(described.contains(&format!("cannot be tried (dry run): {}{evict}\n", &forbidden[2..])), "{described}");
+    let all = "! Error from server (Forbidden): pods is forbidden: User \"carol\" cannot list resource \"pods\" in API group \"\" at the cluster scope\nexit 1\n";
+    same(&stage.sees("get -A --as=carol").await, all);
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn an_eviction_now_is_within_budgets_and_of_marked_pods_only() {
+    let stage = Stage::with_pods("t-mark-", 2).await;
+    stage.budget().await;
+    stage.touch("alice", &["true"]).await;
+    let before = stage.ns.pod("web-0").await;
+    let refused = "! error: pod/web-0 is not evicted: Cannot evict pod as it would violate the pod's disruption budget";
+    for command in ["evict web-0", "evict web-0 --dry-run=server"] {
+        let said = stage.sees(command).await;
+        assert!(said.starts_with(refused) && said.ends_with("\nexit 1\n") && said.lines().count() == 2, "{said}");
+    }
+    stage.ns.run(&["delete", "pdb", "keep-all"]).await;
+    same(&stage.sees("evict web-0 --dry-run=client").await, "pod/web-0 evicted (dry run)\n");
+    same(&stage.sees("evict web-0 --dry-run=server").await, "pod/web-0 evicted (server dry run)\n");
+    let after = stage.ns.pod("web-0").await;
+    assert_eq!((uid_of(&after), after.metadata.deletion_timestamp.is_none()), (uid_of(&before), true));
+    same(
+        &stage.sees("evict web-1").await,
+        "! error: nobody has interacted with pod \"web-1\" in namespace \"<NAMESPACE>\"; to replace it all the same, use kubectl delete pod\nexit 1\n",
+    );
+    same(&stage.sees("evict web-0").await, "pod/web-0 evicted\n");
+    until("the eviction", 10, || async {
+        let found = stage.ns.pods().get_opt("web-0").await.unwrap();
+        let goes = |pod: &Pod| uid_of(pod) != uid_of(&before) || pod.metadata.deletion_timestamp.is_some();
+        found.as_ref().is_none_or(goes).then_some(())
+    })
+    .await;
+    assert!(!is_marked(&stage.ns.pod("web-1").await));
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn certificates_and_versions_of_all_replicas_are_shown() {
+    let stage = Stage::new("t-mark-").await;
+    same(
+        &stage.sees_of_replicas("certs").await,
+        "
+AUTHORITY   VALID UNTIL   EXPIRES-IN   TRUSTED BY   SIGNED FOR
+<SERIAL>   <TIME>   <AGE>   4 of 4 entries   2 of 2 replicas
+
+REPLICA   SERVING   VALID UNTIL   EXPIRES-IN   TRUSTED
+<REPLICA>   <SERIAL>   <TIME>   <AGE>   yes
+<REPLICA>   <SERIAL>   <TIME>   <AGE>   yes
+
+caBundle is the same and not empty in all 4 entries: yes
+",
+    );
+    let versions = shown(&stage.pristine("version").await);
+    same(&mask(&versions), "Plugin:   <VERSION>\nPristine:   <VERSION>\nKubernetes:   <VERSION>\n");
+    assert_eq!(versions.matches(concat!("v", env!("CARGO_PKG_VERSION"), "\n")).count(), 2, "{versions}");
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn the_doctor_finds_all_well_and_names_who_can_get_around_the_webhook() {
+    let stage = Stage::new("t-mark-").await;
+    // The warning is of hack/cluster's own making: with it, the API server reaches the kubelet.
+    same(
+        &stage.sees_of_replicas("doctor").await,
+        "
+OK   webhook configuration: 4 entries, as installed
+OK   replicas: 2 of 2 are Ready
+OK   certificates: caBundle trusts every replica, until <TIME> at least; renewed before
+OK   admission: the API server calls the webhook and trusts it (<N> ms, dry run)
+OK   eviction: <REPLICA> evicts what is due
+OK   policies: marks are guarded, and Pristine's own account is confined
+OK   configuration: <N> rules and a default
+WARNING  get/create nodes/proxy: User kube-apiserver-kubelet-client (clusterrolebinding/pristine:kubelet-api-admin) may exec through the kubelet's API, which no admission webhook and no audit policy for execs sees
+         to fix it: kubectl apply -k manifests/components/nodes-proxy-guard, or grant nodes/metrics, nodes/stats and nodes/log instead
+OK   ways around it: everything may be done by Group kubeadm:cluster-admins, Group system:masters
+",
+    );
+    let name = &stage.ns.name;
+    run(&["create", "clusterrole", name, "--verb=get", "--resource=nodes/proxy"]).await;
+    run(&["create", "clusterrolebinding", name, &format!("--clusterrole={name}"), "--user=eve"]).await;
+    let warned = shown(&stage.pristine("doctor").await);
+    run(&["delete", "clusterrolebinding", name]).await;
+    run(&["delete", "clusterrole", name]).await;
+    let warning = format!("WARNING  get/create nodes/proxy: User eve (clusterrolebinding/{name}), User kube-apiserver");
+    assert!(warned.contains(&warning) && !warned.contains("\nexit "), "{warned}");
+    assert!(!shown(&stage.pristine("doctor").await).contains("eve ("));
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn kubectl_completes_commands_and_marked_pods() {
+    let stage = Stage::with_pods("t-mark-", 2).await;
+    stage.touch("alice", &["true"]).await;
+    let complete = async |words: &[&str]| {
+        let output = stage.kubectl(&[&["__complete", "pristine"][..], words].concat()).output().await.unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let ns = stage.ns.name.as_str();
+    assert_eq!(complete(&["get", "-n", ns, ""]).await, "web-0\n:4\n");
+    assert_eq!(complete(&["extend", "--namespace", ns, "--for", "1h", "we"]).await, "web-0\n:4\n");
+    assert_eq!(complete(&["get", "-n", &ns[..ns.len() - 1]]).await, format!("{ns}\n:4\n"));
+    let commands = complete(&[""]).await;
+    let names: Vec<&str> = commands.lines().map(|line| line.split('\t').next().unwrap()).collect();
+    let expected = "get describe extend hold release evict certs doctor version completion :4";
+    assert_eq!(names.join(" "), expected);
+    let script = stage.pristine("completion bash").await;
+    assert!(script.status.success() && shown(&script).contains("kubectl-pristine"));
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn words_that_are_not_understood_and_an_api_server_that_never_answers_are_errors_in_time() {
+    let stage = Stage::new("t-mark-").await;
+    let usage = "Usage: kubectl pristine get [OPTIONS] [PODS]...";
+    let tip = "  tip: to pass '--froo' as a value, use '-- --froo'";
+    let expected = format!(
+        "! error: unexpected argument '--froo' found\n!\n! {tip}\n!\n! {usage}\n!\n! For more information, try '--help'.\nexit 1\n"
+    );
+    same(&stage.sees("get --froo").await, &expected);
+    let unknown = shown(&stage.pristine("froo").await);
+    assert!(unknown.starts_with("! error: unrecognized subcommand 'froo'\n") && unknown.ends_with("\nexit 1\n"));
+    // The kernel accepts; nobody reads.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = format!("https://{}", listener.local_addr().unwrap());
+    let mut wrong = Vec::new();
+    for (server, limit) in [("https://127.0.0.1:1", 5.0), (silent.as_str(), 4.0)] {
+        for command in
+            ["get", "get web-0", "describe web-0", "extend web-0 --for=1m", "evict web-0", "certs", "version", "doctor"]
+        {
+            let asked = Instant::now();
+            let said = shown(&stage.pristine(&format!("{command} --server={server} --request-timeout=2s")).await);
+            let time = asked.elapsed().as_secs_f64();
+            let said = said.strip_prefix(concat!("Plugin:       v", env!("CARGO_PKG_VERSION"), "\n")).unwrap_or(&said);
+            let is_one_error = said.starts_with("! error: cannot ") && said.lines().count() == 2;
+            let is_ours = !said.contains("panicked") && !said.contains("stack");
+            if !(is_one_error && is_ours && said.ends_with("\nexit 1\n") && time < limit) {
+                wrong.push(format!("{command} ({server}), {time:.1} s:\n{said}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
