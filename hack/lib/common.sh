@@ -17,6 +17,30 @@ die() {
 	exit 1
 }
 
+# install_debian PACKAGE...: as root. Nobody asked for the services of a package, so that none of them is started.
+install_debian() {
+	local output policy=/usr/sbin/policy-rc.d made_policy=0 failed=0 package
+	output=$(mktemp)
+	if [[ ! -e $policy ]]; then
+		# 101 is "do not start services".
+		printf '#!/bin/sh\nexit 101\n' >"$policy"
+		chmod 755 "$policy"
+		made_policy=1
+	fi
+	{ DEBIAN_FRONTEND=noninteractive apt-get update -q &&
+		DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"; } >"$output" 2>&1 </dev/null || failed=1
+	if ((made_policy)); then rm -f "$policy"; fi
+	if ((failed)); then
+		tail -n 20 "$output" | sed 's/^/       | /' >&2
+		die "could not install $* (log: $output)"
+	fi
+	rm -f "$output"
+	# Nor at the next boot, where there is systemd. Most packages have no service at all.
+	if [[ -d /run/systemd/system ]]; then
+		for package in "$@"; do systemctl disable --now --quiet "$package" 2>/dev/null || true; done
+	fi
+}
+
 # need PROGRAM: installs the Debian package of that name if there is no such program.
 need() {
 	if command -v "$1" >/dev/null; then return; fi
@@ -24,8 +48,7 @@ need() {
 		die "$1 is missing" 'Install it with the package manager of this machine; as root on Debian it is done here.'
 	fi
 	log "installing $1"
-	apt-get update -qq >/dev/null
-	DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends "$1" >/dev/null
+	install_debian "$1"
 }
 
 # die_with_log COMPONENT MESSAGE

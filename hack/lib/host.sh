@@ -44,24 +44,8 @@ install_packages() {
 	command -v apt-get >/dev/null || die "a node needs these, and there is no apt-get to install them with: ${missing[*]}" \
 		"install them, or use --control-plane-only, which does without them"
 	log "installing Debian packages: ${missing[*]}"
-	local output policy=/usr/sbin/policy-rc.d made_policy=0
-	output=$(mktemp)
-	# The package would start a containerd of its own, which nobody needs: 101 is "do not start services".
-	if [[ ! -e $policy ]]; then
-		printf '#!/bin/sh\nexit 101\n' >"$policy"
-		chmod 755 "$policy"
-		made_policy=1
-	fi
-	if ! { DEBIAN_FRONTEND=noninteractive apt-get update -q &&
-		DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"; } >"$output" 2>&1 </dev/null; then
-		if ((made_policy)); then rm -f "$policy"; fi
-		tail -n 20 "$output" | sed 's/^/       | /' >&2
-		die "could not install ${missing[*]} (log: $output)"
-	fi
-	if ((made_policy)); then rm -f "$policy"; fi
-	# Nor at the next boot, where there is systemd.
-	if [[ -d /run/systemd/system && " ${missing[*]} " == *' containerd '* ]]; then systemctl disable --now --quiet containerd || true; fi
-	rm -f "$output"
+	# The package would start a containerd of its own, which nobody needs: install_debian starts none.
+	install_debian "${missing[@]}"
 	mapfile -t missing < <(missing_packages | sort -u)
 	((${#missing[@]} == 0)) || die "installed, but the programs are still not there: ${missing[*]}"
 }
