@@ -14,7 +14,7 @@ pub const TOLERATED: SignedDuration = SignedDuration::from_secs(5);
 #[derive(Clone)]
 pub struct Clock {
     time: Arc<dyn Fn() -> Timestamp + Send + Sync>,
-    /// Seconds that it is ahead of the API server's, as last seen.
+    /// Milliseconds that it is ahead of the API server's, as last seen.
     ahead: Arc<AtomicI64>,
 }
 
@@ -42,16 +42,18 @@ impl Clock {
     /// must not be done early.
     #[must_use]
     pub fn never_ahead(&self) -> Timestamp {
-        let ahead = SignedDuration::from_secs(self.ahead.load(Ordering::Relaxed));
+        let ahead = SignedDuration::from_millis(self.ahead.load(Ordering::Relaxed));
         let now = self.now();
         if ahead > TOLERATED { now.checked_sub(ahead).unwrap_or(now) } else { now }
     }
 
-    /// The API server's clock showed `its` when ours did `ours`. Says how far ahead ours is, and whether that is news.
+    /// The API server's clock showed `its`, cut to a second, when ours did `ours`. Says how far ahead ours is at the most, and
+    /// whether that is news.
     #[must_use]
     pub fn compare(&self, its: Timestamp, ours: Timestamp) -> (SignedDuration, bool) {
         let ahead = ours.duration_since(its);
-        let before = SignedDuration::from_secs(self.ahead.swap(ahead.as_secs(), Ordering::Relaxed));
+        let milliseconds = i64::try_from(ahead.as_millis()).unwrap_or(i64::MAX);
+        let before = SignedDuration::from_millis(self.ahead.swap(milliseconds, Ordering::Relaxed));
         (ahead, (ahead.abs() > TOLERATED) != (before.abs() > TOLERATED))
     }
 }

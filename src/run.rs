@@ -218,7 +218,8 @@ async fn ready(
         let known =
             if *synced.borrow_and_update() { Ok(()) } else { Err("not all marked pods are known yet".to_owned()) };
         // The certificates' reason first: it says what the API server said, if it refuses to be asked at all.
-        let now = match (*stopping.borrow_and_update(), trusted.borrow_and_update().clone(), known) {
+        let (is_stopping, trusted_now) = (*stopping.borrow_and_update(), trusted.borrow_and_update().clone());
+        let now = match (is_stopping, trusted_now, known) {
             (true, ..) => Err("stopping".to_owned()),
             (_, Err(one), Err(other)) => Err(format!("{one}; {other}")),
             (_, trusted, known) => trusted.and(known),

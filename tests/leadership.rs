@@ -147,7 +147,7 @@ async fn no_eviction_is_lost_and_none_is_early_when_the_leader_is_killed_or_susp
         );
         assert_eq!((asked.len(), early), (PODS, 0));
         // What was under way when it stopped may be asked for once more, by UID; nothing else.
-        assert!(accepted <= PODS + 16, "{accepted}");
+        assert!(accepted <= PODS + 64, "{accepted}");
         remove(&client, &namespace).await;
     }
 }
@@ -210,7 +210,7 @@ async fn a_replica_whose_clock_is_two_minutes_ahead_says_so_and_evicts_nothing_e
     let client = client(1).await;
     let namespace = namespace(&client).await;
     let replica = Replicas::start_one_at("+120s").await;
-    assert_eq!(leader(&client).await, 0);
+    until("its lead", 40, async || (leader(&client).await == 0).then_some(())).await;
     // By its own clock these are overdue from the moment they are there.
     let due = in_seconds(15);
     for n in 0..3 {
@@ -220,8 +220,7 @@ async fn a_replica_whose_clock_is_two_minutes_ahead_says_so_and_evicts_nothing_e
     for (pod, requests) in evictions(&namespace) {
         for (at, code) in requests {
             let late = at.duration_since(due).as_secs_f64();
-            // Below it is the API server's Date, cut to a second.
-            assert!((-0.6..10.0).contains(&late), "{pod}: {late} s after its deadline ({code})");
+            assert!((0.0..10.0).contains(&late), "{pod}: {late} s after its deadline ({code})");
         }
     }
     let log = std::fs::read_to_string(replica.log(0)).unwrap();

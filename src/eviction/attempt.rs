@@ -119,7 +119,9 @@ impl Attempt<'_> {
                     return Ok(Self::queued());
                 }
                 let now = self.clock.never_ahead();
-                if let Err(wait) = lock(self.pacing).spend(self.settings.per_minute, now) {
+                // Not in one with the `if`: the lock would be held to the end of it.
+                let spent = lock(self.pacing).spend(self.settings.per_minute, now);
+                if let Err(wait) = spent {
                     lock(self.pacing).abandon(owner, self.uid);
                     return Ok(End::Queued(wait));
                 }

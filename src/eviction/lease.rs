@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use http_body_util::BodyExt as _;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::MicroTime,
@@ -147,9 +147,7 @@ impl Candidate {
         // HTTP's date is RFC 2822's but for the name of its zone.
         let its = date.and_then(|text| jiff::fmt::rfc2822::parse(&text.replace("GMT", "+0000")).ok());
         if let Some(its) = its {
-            // It is cut to whole seconds.
-            let its = its.timestamp().checked_add(SignedDuration::from_millis(500)).unwrap_or(ours);
-            let (ahead, is_news) = self.clock.compare(its, ours);
+            let (ahead, is_news) = self.clock.compare(its.timestamp(), ours);
             self.metrics.clock_ahead.set(ahead.as_secs_f64());
             if is_news {
                 let seconds = ahead.as_secs_f64();

@@ -12,8 +12,6 @@ use kube::{
 use serde_json::json;
 use tokio::process::{Child, Command};
 
-use super::cluster::until;
-
 pub const SYSTEM: &str = "pristine-system";
 
 #[allow(clippy::disallowed_methods, reason = "how hack/test says where the cluster is")]
@@ -165,7 +163,16 @@ impl Replicas {
             // A negative control may never be ready; what it loses is to be counted all the same.
             tokio::time::sleep(Duration::from_secs(3)).await;
         } else {
-            until("ready", 30, || async { (readyz(n).await == Some(200)).then_some(()) }).await;
+            let wait = async {
+                while readyz(n).await != Some(200) {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            };
+            if tokio::time::timeout(Duration::from_secs(30), wait).await.is_err() {
+                let log = std::fs::read_to_string(self.log(n)).unwrap_or_default();
+                let last: Vec<&str> = log.lines().rev().take(40).collect();
+                panic!("replica {n} is not ready within 30 s: {:?}\n{}", ready_text(n).await, last.join("\n"));
+            }
         }
         self.slice(n, true).await;
     }
