@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::{
     args::{Cli, Command, Page},
+    certs::{rotation::STEPS, secret::PHASES},
     clock::Clock,
     config,
     explain::explain,
@@ -27,7 +28,9 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Serve(_) => unreachable!("it does not only print"),
         Command::Schema => print!("{}", config::schema()),
         Command::Reference { page: Page::Configuration } => print!("{}", reference::configuration(&config::schema())),
-        Command::Reference { page: Page::Metrics } => print!("{}", reference::metrics(&Metrics::default().render())),
+        Command::Reference { page: Page::Metrics } => {
+            print!("{}", reference::metrics(&Metrics::complete(&PHASES, &STEPS).render()))
+        }
         Command::Reference { page: Page::Flags } => {
             print!("{}", reference::flags(&mut Cli::command(), &mut plugin::Cli::command()));
         }

@@ -54,7 +54,8 @@ fn fields(root: &Value, object: &Value, before: &str, page: &mut String) {
         };
         let kind = if required.contains(&name.as_str()) { format!("{kind}, required") } else { kind };
         let (own, of_type) = (text(&field["description"]), text(&inner["description"]));
-        let meaning = if own.is_empty() || inner["properties"].is_object() { own } else { format!("{own} {of_type}") };
+        let says_it_all = own == of_type || inner["properties"].is_object();
+        let meaning = if says_it_all { own } else { format!("{own} {of_type}") };
         let _ = writeln!(page, "| `{path}` | {kind} | {} |", meaning.trim().replace('|', "\\|"));
         fields(root, inner, &format!("{path}."), page);
     }
@@ -101,6 +102,9 @@ fn labels(lines: &[&str], name: &str) -> String {
             }
         }
     }
+    // In no order as they are told.
+    all.sort_unstable();
+    all.iter_mut().for_each(|(_, words)| words.sort_unstable());
     let shown = all.iter().map(|(label, words)| format!("`{label}`: {}", words.join(", ")));
     shown.collect::<Vec<_>>().join("; ")
 }

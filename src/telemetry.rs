@@ -252,6 +252,25 @@ impl Metrics {
 }
 
 impl Metrics {
+    /// With a series for every word of every label, also of those that have a value only once there is one: for the reference.
+    #[must_use]
+    pub fn complete(phases: &[&'static str], steps: &[&'static str]) -> Self {
+        let all = Self::default();
+        for state in ["marked", "queued", "blocked", "evicting"] {
+            drop(all.marked.get_or_create(&State { state }));
+        }
+        for certificate in ["active", "next", "serving"] {
+            drop(all.not_after.get_or_create(&Certificate { certificate }));
+        }
+        for phase in phases {
+            drop(all.phase.get_or_create(&Phase { phase }));
+        }
+        for result in steps {
+            drop(all.certificate_steps.get_or_create(&Outcome { result }));
+        }
+        all
+    }
+
     /// The `OpenMetrics` text.
     #[must_use]
     pub fn render(&self) -> String {

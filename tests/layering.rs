@@ -53,7 +53,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("announce", &["certs", "error", "pods"]),
     ("plugin", &["certs", "clock", "config", "duration", "error", "eviction", "mark", "owner"]),
     ("reference", &[]),
-    ("commands", &["args", "clock", "config", "explain", "plugin", "policy", "reference", "telemetry"]),
+    ("commands", &["args", "certs", "clock", "config", "explain", "plugin", "policy", "reference", "telemetry"]),
     ("args", &["certs", "duration", "telemetry"]),
     // Wiring.
     (

@@ -108,6 +108,21 @@ impl Step {
     }
 }
 
+/// The words of the steps that are taken, as [`Step::as_str`] has them.
+pub const STEPS: [&str; 11] = [
+    "create",
+    "restore",
+    "adopt",
+    "stage",
+    "publish",
+    "begin_hold",
+    "break_hold",
+    "activate",
+    "retire",
+    "issue",
+    "withdraw",
+];
+
 /// How long a replica that knows no authority waits for one that does to put the Secret back, when the webhook
 /// configuration shows that there was one. Longer than twice the 30 s after which a replica looks without being woken: its
 /// watch may be interrupted at that very moment, and the Secret may be damaged again as soon as it is put back.
