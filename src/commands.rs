@@ -29,7 +29,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Schema => print!("{}", config::schema()),
         Command::Reference { page: Page::Configuration } => print!("{}", reference::configuration(&config::schema())),
         Command::Reference { page: Page::Metrics } => {
-            print!("{}", reference::metrics(&Metrics::complete(&PHASES, &STEPS).render()))
+            print!("{}", reference::metrics(&Metrics::complete(&PHASES, &STEPS).render()));
         }
         Command::Reference { page: Page::Flags } => {
             print!("{}", reference::flags(&mut Cli::command(), &mut plugin::Cli::command()));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
-use crate::mark::{Found, Interaction, Mark, State, extension::Extension};
+use crate::mark::{Fate, Found, Interaction, Mark, State, extension::Extension};
 
 pub mod agenda;
 pub mod attempt;
@@ -132,8 +132,8 @@ pub const HANDOVER: SignedDuration = SignedDuration::from_secs(35);
 pub struct Inheritance {
     /// The last interaction, which may arrive late.
     pub interaction: Interaction,
-    /// Time to live, from the interaction; none if it is only recorded.
-    pub ttl: Option<Duration>,
+    /// What the interaction leads to.
+    pub fate: Fate,
     /// After this the interaction cannot arrive any more.
     pub until: Timestamp,
 }
@@ -153,8 +153,13 @@ pub fn inheritance(deleted: &Pod, now: Timestamp) -> Option<Inheritance> {
         return None;
     }
     // Not before it is certain that nothing arrives any more: else the eviction of one heir would make the next one.
-    let ttl = mark.evict_at.map(|at| at.max(until).duration_since(interaction.at));
-    Some(Inheritance { ttl: ttl.and_then(|ttl| Duration::try_from(ttl).ok()), interaction, until })
+    let ttl = |at: Timestamp| Duration::try_from(at.max(until).duration_since(interaction.at)).unwrap_or_default();
+    let fate = match (mark.evict_at, mark.once_owned()) {
+        (Some(at), _) => Fate::Evicted(ttl(at)),
+        (None, Some(at)) => Fate::EvictedOnceOwned(ttl(at)),
+        (None, None) => Fate::Recorded,
+    };
+    Some(Inheritance { interaction, fate, until })
 }
 
 /// How long to wait after the n-th refusal in a row (the first is 0), where `random` is in `0.0..1.0`: 2 s, doubling to

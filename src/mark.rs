@@ -104,10 +104,13 @@ impl Found {
         };
         let mut mark: Mark = match serde_json::from_str(text) {
             Ok(mark) => mark,
-            Err(error) => return Self::NotAMark(format!("annotation {INTERACTIONS}: {error}")),
+            Err(error) => {
+                return Self::NotAMark(shorten(&format!("annotation {INTERACTIONS}: {error}"), MAX_MESSAGE));
+            }
         };
         if Some(&mark.pod) != pod.metadata.uid.as_ref() {
-            return Self::NotAMark(format!("annotation {INTERACTIONS} is of another pod, with UID {}", mark.pod));
+            let other = shorten(&mark.pod, 64);
+            return Self::NotAMark(format!("annotation {INTERACTIONS} is of another pod, with UID {other:?}"));
         }
         mark.evict_at = match annotation(EVICT_AT).map(|text| text.parse()) {
             None => None,
@@ -182,6 +185,12 @@ impl Mark {
         Some(mark)
     }
 
+    /// When it is to be evicted if it has a controller that makes it anew by then.
+    #[must_use]
+    pub const fn once_owned(&self) -> Option<Timestamp> {
+        self.once_owned
+    }
+
     /// The interactions still listed, latest first.
     fn latest(&self) -> impl Iterator<Item = &Interaction> {
         self.recent.iter().rev().chain(std::iter::once(&self.first))
@@ -216,7 +225,8 @@ impl Mark {
     /// `uid` keeps it off a pod of the same name, `resourceVersion` keeps it from losing the mark that another replica
     /// writes at the same moment (without it, 20 of 20 concurrent marks lost one).
     ///
-    /// The first mark clears the users' keys: nobody guards the creation of pods, so they may have been planted there.
+    /// The first mark clears the users' keys, and the one that says that the pod is out of service: nobody guards the creation
+    /// of pods, so they may have been planted there.
     #[must_use]
     pub fn patch(&self, resource_version: &str, is_first: bool) -> Value {
         let mut patch = condition_patch(&self.pod, resource_version, self.first.at, State::Marked, &self.summary());
@@ -226,7 +236,7 @@ impl Mark {
             EVICT_AT: self.evict_at.map(|at| at.to_string()),
         });
         if is_first {
-            for key in USERS_KEYS {
+            for key in USERS_KEYS.into_iter().chain([QUARANTINED]) {
                 patch["metadata"]["annotations"][key] = Value::Null;
             }
         }

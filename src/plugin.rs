@@ -116,11 +116,8 @@ impl Failure {
     }
 
     fn show(&self) -> String {
-        if self.message.starts_with("Error from server") {
-            self.message.clone()
-        } else {
-            format!("error: {}", self.message)
-        }
+        let message = human::plain(&self.message);
+        if message.starts_with("Error from server") { message } else { format!("error: {message}") }
     }
 }
 

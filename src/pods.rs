@@ -207,18 +207,19 @@ impl Pods {
         Ok(true)
     }
 
-    /// The selector of the pod's ReplicaSet, and the Services of its namespace.
+    /// The selector of the pod's ReplicaSet, if that is there, and the Services of its namespace.
     ///
     /// # Errors
     /// What the API server says.
-    pub async fn selectors(&self, pod: &Pod) -> Result<(LabelSelector, Vec<Service>), Error> {
+    pub async fn selectors(&self, pod: &Pod) -> Result<Option<(LabelSelector, Vec<Service>)>, Error> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let owner = controller(pod).ok_or(Error::Conflict)?;
+        let Some(owner) = controller(pod) else { return Ok(None) };
         let sets: Api<ReplicaSet> = Api::namespaced(self.client.clone(), namespace);
-        let set = sets.get(&owner.name).await.map_err(Error::of("get the controller of a pod"))?;
+        let set = sets.get_opt(&owner.name).await.map_err(Error::of("get the controller of a pod"))?;
+        let Some(set) = set.filter(|set| set.metadata.uid.as_ref() == Some(&owner.uid)) else { return Ok(None) };
         let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
         let services = services.list(&ListParams::default()).await.map_err(Error::of("list services"))?;
-        Ok((set.spec.map(|spec| spec.selector).unwrap_or_default(), services.items))
+        Ok(Some((set.spec.map(|spec| spec.selector).unwrap_or_default(), services.items)))
     }
 
     /// Takes these labels off the pod, as it was read, and says so on it.
@@ -228,7 +229,7 @@ impl Pods {
     pub async fn quarantine(
         &self,
         pod: &Pod,
-        since: Timestamp,
+        mark: &Mark,
         labels: &BTreeMap<String, String>,
         message: &str,
     ) -> Result<(), Error> {
@@ -237,10 +238,14 @@ impl Pods {
             return Err(Error::Gone);
         };
         let version = metadata.resource_version.as_deref().unwrap_or_default();
-        let mut patch = mark::condition_patch(uid, version, since, State::Quarantined, message);
+        let mut patch = mark::condition_patch(uid, version, mark.first.at, State::Quarantined, message);
         let off: BTreeMap<&String, Value> = labels.keys().map(|key| (key, Value::Null)).collect();
         patch["metadata"]["labels"] = json!(off);
-        patch["metadata"]["annotations"] = json!({ mark::QUARANTINED: json!(labels).to_string() });
+        // The deadline too: without a controller from now on, it would have none if it was bare at the exec.
+        patch["metadata"]["annotations"] = json!({
+            mark::QUARANTINED: json!(labels).to_string(),
+            mark::EVICT_AT: mark.evict_at.map(|at| at.to_string()),
+        });
         self.patch_status(namespace, name, &patch).await
     }
 
@@ -289,12 +294,19 @@ impl Pods {
         }
     }
 
-    /// Evicts the pod of this name if it still has this UID.
+    /// Evicts the pod of this name if it still has this UID; or, in a dry run, only asks whether that would be done.
     ///
     /// # Errors
     /// [`Error::Conflict`] if another pod has the name now, [`Error::Gone`] if none has.
-    pub async fn evict(&self, namespace: &str, name: &str, uid: &str, grace: Option<i64>) -> Result<Outcome, Error> {
-        let request = eviction_request(namespace, name, uid, grace)?;
+    pub async fn evict(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        grace: Option<i64>,
+        is_dry: bool,
+    ) -> Result<Outcome, Error> {
+        let request = eviction_request(namespace, name, uid, grace, is_dry)?;
         let action = "create pods/eviction";
         let sent = tokio::time::timeout(EVICTION_TIMEOUT, self.client.request::<Value>(request)).await;
         match sent {
@@ -321,6 +333,7 @@ fn eviction_request(
     name: &str,
     uid: &str,
     grace: Option<i64>,
+    is_dry: bool,
 ) -> Result<http::Request<Vec<u8>>, Error> {
     let eviction = Eviction {
         metadata: ObjectMeta {
@@ -331,11 +344,14 @@ fn eviction_request(
         delete_options: Some(DeleteOptions {
             preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
             grace_period_seconds: grace,
+            dry_run: is_dry.then(|| vec!["All".to_owned()]),
             ..DeleteOptions::default()
         }),
     };
     let body = serde_json::to_vec(&eviction).expect("an Eviction serialises");
-    http::Request::post(format!("/api/v1/namespaces/{namespace}/pods/{name}/eviction?fieldValidation=Strict"))
+    // In the query as well: webhooks are told from there whether it is a dry run.
+    let dry = if is_dry { "&dryRun=All" } else { "" };
+    http::Request::post(format!("/api/v1/namespaces/{namespace}/pods/{name}/eviction?fieldValidation=Strict{dry}"))
         .header(http::header::CONTENT_TYPE, "application/json")
         .body(body)
         .map_err(|error| Error::Api { action: "create pods/eviction", source: Box::new(kube::Error::HttpError(error)) })
@@ -347,7 +363,7 @@ mod tests {
 
     #[test]
     fn the_eviction_carries_the_uid_under_the_name_that_the_api_server_reads() {
-        let request = eviction_request("ns", "web-0", "the-uid", None).unwrap();
+        let request = eviction_request("ns", "web-0", "the-uid", None, false).unwrap();
         assert_eq!(request.method(), "POST");
         assert_eq!(request.uri(), "/api/v1/namespaces/ns/pods/web-0/eviction?fieldValidation=Strict");
         let body: Value = serde_json::from_slice(request.body()).unwrap();

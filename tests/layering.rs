@@ -137,7 +137,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("clap_complete", &["plugin::completion"]),
     ("tracing_subscriber", &["telemetry"]),
     ("prometheus_client", &["telemetry", "telemetry::process"]),
-    ("serde_saphyr", &["config", "plugin::get"]),
+    ("serde_saphyr", &["config", "plugin::doctor", "plugin::get"]),
     ("anyhow", &["commands", "run", "telemetry", "main"]),
     ("arc_swap", &["certs::resolver"]),
     ("std::fs", &["commands", "config", "certs::mounted", "telemetry::process"]),

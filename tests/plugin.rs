@@ -318,7 +318,7 @@ async fn the_doctor_finds_all_well_and_names_who_can_get_around_the_webhook() {
     same(
         &stage.sees_of_replicas("doctor").await,
         "
-OK   webhook configuration: 4 entries, as installed
+OK   webhook configuration: 4 entries, as shipped
 OK   replicas: 2 of 2 are Ready
 OK   certificates: caBundle trusts every replica, until <TIME> at least; renewed before
 OK   admission: the API server calls the webhook and trusts it (<N> ms, dry run)

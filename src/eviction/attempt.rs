@@ -88,7 +88,7 @@ impl Attempt<'_> {
         let Tracked { namespace, name, owner, deadline, .. } = self.tracked;
         let (owner, now) = (owner.as_deref(), self.clock.never_ahead());
         // Nobody needs to be asked while another one of its owner is looked at, or has just gone.
-        if (*deadline <= now || self.settings.quarantine) && !lock(self.pacing).ask(owner, self.uid, now) {
+        if *deadline <= now && !lock(self.pacing).ask(owner, self.uid, now) {
             return Ok(Self::queued());
         }
         let pod = self.pods.get(namespace, name).await?;
@@ -99,14 +99,14 @@ impl Attempt<'_> {
         }
         match plan(&pod, &self.settings, self.clock.never_ahead()) {
             Next::Nothing(_) | Next::Ignore(_) => Ok(End::Done),
-            Next::Wait { mark, .. } if self.settings.quarantine && quarantine::is_wanted(&pod) => {
-                let end = self.quarantine(&pod, &mark, owner).await;
-                if end.is_err() {
-                    lock(self.pacing).abandon(owner, self.uid);
+            Next::Wait { mark, until } => {
+                // First, so that whoever asks for more time is answered whatever comes of the rest.
+                let waiting = self.wait(&pod, until).await?;
+                if !self.settings.quarantine || !quarantine::is_wanted(&pod) {
+                    return Ok(waiting);
                 }
-                end
+                Ok(End::Again(until.min(self.quarantine(&pod, &mark).await)))
             }
-            Next::Wait { until, .. } => self.wait(&pod, until).await,
             Next::NotEvictable(mark, why) => {
                 if self.pods.tell(&pod, mark.first.at, State::NotEvictable, why).await? {
                     self.count("not_evictable");
@@ -134,31 +134,55 @@ impl Attempt<'_> {
         }
     }
 
-    /// Takes the pod out of service, in its owner's turn.
-    async fn quarantine(&self, pod: &Pod, mark: &Mark, owner: Option<&str>) -> Result<End, pods::Error> {
-        if !self.in_turn(pod, mark, owner, mark.first.at).await? {
-            return Ok(Self::queued());
+    /// Takes the pod out of service, if its owner can spare it; when to look again. Nothing of this keeps an eviction waiting.
+    async fn quarantine(&self, pod: &Pod, mark: &Mark) -> Timestamp {
+        let (owner, now) = (self.tracked.owner.as_deref(), self.clock.never_ahead());
+        let later = |wait: Duration| now.checked_add(wait).unwrap_or(Timestamp::MAX);
+        if !lock(self.pacing).ask(owner, self.uid, now) {
+            return later(Duration::from_secs(1).mul_f64(rand::random_range(1.0..2.0)));
         }
-        let (selector, services) = self.pods.selectors(pod).await?;
+        match self.take_out(pod, mark, now).await {
+            Ok(true) => now,
+            Ok(false) => later(Duration::from_secs(2).mul_f64(rand::random_range(1.0..2.0))),
+            Err(error) => {
+                lock(self.pacing).abandon(owner, self.uid);
+                if matches!(error, pods::Error::Conflict | pods::Error::Gone) {
+                    return later(Duration::from_secs(1));
+                }
+                let Tracked { namespace, name, .. } = self.tracked;
+                tracing::warn!(namespace, pod = name, uid = self.uid, error = %chain(&error), "cannot quarantine, will try again");
+                later(Duration::from_secs(30))
+            }
+        }
+    }
+
+    /// Whether it was done. Only where nothing is missing, and where the disruption budgets would let the pod be evicted: it
+    /// leaves them with its labels.
+    async fn take_out(&self, pod: &Pod, mark: &Mark, now: Timestamp) -> Result<bool, pods::Error> {
+        let Tracked { namespace, name, owner: Some(owner), .. } = self.tracked else { return Ok(false) };
+        if self.pods.owner_is_whole(pod).await? != Some(true)
+            || !lock(self.pacing).begin_quarantine(owner, self.uid, now)
+        {
+            return Ok(false);
+        }
+        let spent = lock(self.pacing).spend(self.settings.per_minute, now);
+        let is_allowed =
+            spent.is_ok() && matches!(self.pods.evict(namespace, name, self.uid, None, true).await?, Outcome::Accepted);
+        let Some((selector, services)) = self.pods.selectors(pod).await?.filter(|_| is_allowed) else {
+            lock(self.pacing).abandon(Some(owner), self.uid);
+            return Ok(false);
+        };
         let labels = quarantine::labels(pod, &selector, &services);
         let names = labels.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         let message = format!("{}; until then it is out of service, without the labels {names}", mark.summary());
-        let now = self.clock.now();
-        self.pods.quarantine(pod, now, &labels, &message).await?;
+        self.pods.quarantine(pod, mark, &labels, &message).await?;
         // Its owner does not count it any more, and makes the next one.
-        lock(self.pacing).gone(owner, self.uid);
+        lock(self.pacing).gone(Some(owner), self.uid);
         self.count("quarantined");
-        tracing::info!(
-            namespace = self.tracked.namespace,
-            pod = self.tracked.name,
-            uid = self.uid,
-            names,
-            "quarantined"
-        );
+        tracing::info!(namespace, pod = name, uid = self.uid, names, "quarantined");
         self.events.pod(pod, EventType::Normal, "PodQuarantined", "Quarantine", &message);
-        let note = format!("pod {}: {message}", self.tracked.name);
-        self.events.owner(pod, EventType::Normal, "PodQuarantined", "Quarantine", &note);
-        Ok(End::Again(now))
+        self.events.owner(pod, EventType::Normal, "PodQuarantined", "Quarantine", &format!("pod {name}: {message}"));
+        Ok(true)
     }
 
     /// Answers what users ask for, and warns.
@@ -197,7 +221,7 @@ impl Attempt<'_> {
         };
         let now = self.clock.never_ahead();
         let begun = lock(self.pacing).begin(Some((owner, state)), self.uid, is_ready(pod), due, now);
-        if !begun && due <= now && self.tracked.deadline <= now && self.tracked.standing != Standing::Queued {
+        if !begun && self.tracked.standing != Standing::Queued {
             let message =
                 format!("{}. It is due, and waits until another pod of its controller is replaced", mark.summary());
             self.pods.tell(pod, mark.first.at, State::EvictionQueued, &message).await?;
@@ -209,7 +233,7 @@ impl Attempt<'_> {
     async fn evict(&self, pod: &Pod, mark: &Mark, due: Timestamp) -> Result<End, pods::Error> {
         let Tracked { namespace, name, refusals, .. } = self.tracked;
         let grace = grace_period(pod, &self.settings);
-        let (why, after) = match self.pods.evict(namespace, name, self.uid, grace).await {
+        let (why, after) = match self.pods.evict(namespace, name, self.uid, grace, false).await {
             Ok(Outcome::Accepted) => {
                 self.accepted(pod, mark, due);
                 return Ok(End::Accepted);

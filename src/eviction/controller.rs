@@ -111,7 +111,7 @@ impl Controller {
                     Ok(None) => return,
                     Err(error) => tracing::warn!(error = %chain(&error), "the watch of marked pods was interrupted"),
                 },
-                Some((uid, end)) = attempts.next() => self.settle(&mut agenda, uid, end),
+                Some((uid, before, end)) = attempts.next() => self.settle(&mut agenda, uid, &before, end),
                 () = tokio::time::sleep(wait) => lock(&pacing).sweep(now),
             }
         }
@@ -219,9 +219,14 @@ impl Controller {
         agenda.put(uid.clone(), tracked);
     }
 
-    fn settle(&self, agenda: &mut Agenda, uid: String, end: End) {
+    /// Puts the pod back on the agenda, where it was before the attempt.
+    fn settle(&self, agenda: &mut Agenda, uid: String, before: &Tracked, end: End) {
         agenda.done(&uid);
         let Some(old) = agenda.get(&uid) else { return };
+        // What was observed during the attempt is newer than what came of it.
+        if (old.deadline, &old.asked, &old.owner) != (before.deadline, &before.asked, &before.owner) {
+            return;
+        }
         let now = self.clock.never_ahead();
         let later = |wait: Duration| now.checked_add(wait).unwrap_or(Timestamp::MAX);
         let (next, standing, refusals) = match end {
@@ -231,16 +236,14 @@ impl Controller {
             End::Accepted => (now.checked_add(RECHECK).unwrap_or(Timestamp::MAX), Standing::Evicting, 0),
             End::Refused(after) => {
                 let wait = after.unwrap_or(Duration::ZERO).max(backoff(old.refusals, rand::random()));
-                // What failed before the deadline must not make the eviction late.
-                let next = if old.deadline > now { later(wait).min(old.deadline) } else { later(wait) };
-                (next, Standing::Blocked, old.refusals.saturating_add(1))
+                (later(wait), Standing::Blocked, old.refusals.saturating_add(1))
             }
         };
         let tracked = Tracked { next, refusals, standing, ..old.clone() };
         agenda.put(uid, tracked);
     }
 
-    async fn attempt(&self, uid: String, tracked: Tracked, pacing: Arc<Mutex<Pacing>>) -> (String, End) {
+    async fn attempt(&self, uid: String, tracked: Tracked, pacing: Arc<Mutex<Pacing>>) -> (String, Tracked, End) {
         let attempt = Attempt {
             pods: &self.pods,
             clock: &self.clock,
@@ -260,7 +263,7 @@ impl Controller {
             End::Refused(None)
         };
         lock(&pacing).asked(tracked.owner.as_deref(), &uid);
-        (uid, end)
+        (uid, tracked, end)
     }
 }
 

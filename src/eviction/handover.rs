@@ -64,8 +64,8 @@ impl Handover {
         if successor.metadata.uid == deleted.metadata.uid || successor.metadata.deletion_timestamp.is_some() {
             return Ok(false);
         }
-        let Inheritance { interaction, ttl, .. } = inheritance;
-        let marked = self.pods.mark(&successor, vec![(interaction.clone(), (*ttl).into())]).await?;
+        let Inheritance { interaction, fate, .. } = inheritance;
+        let marked = self.pods.mark(&successor, vec![(interaction.clone(), *fate)]).await?;
         if marked.written {
             let message =
                 "the pod of this name was deleted so soon after the interaction that it may have reached its successor";

@@ -108,6 +108,17 @@ impl Pacing {
         true
     }
 
+    /// Whether the pod may be taken out of service now, of an owner that has all it wants. There is no bound to this wait: the
+    /// pod keeps its place in quotas and on its node, so that its replacement may never come.
+    pub fn begin_quarantine(&mut self, owner: &str, pod: &str, now: Timestamp) -> bool {
+        let flight = self.owners.get(owner).filter(|flight| flight.pod != pod);
+        if flight.is_some_and(|flight| !flight.gone || now.duration_since(flight.since) < SETTLE) {
+            return false;
+        }
+        self.owners.insert(owner.to_owned(), Flight { pod: pod.to_owned(), since: now, asked: now, gone: false });
+        true
+    }
+
     /// The eviction was refused, or came to nothing.
     pub fn abandon(&mut self, owner: Option<&str>, pod: &str) {
         if let Some(owner) = owner
@@ -188,6 +199,15 @@ mod tests {
         assert!(!pacing.ask(Some("o"), "b", at(60_000)), "only the one who asks can end it");
         pacing.asked(Some("o"), "a");
         assert!(pacing.ask(Some("o"), "b", at(0)));
+    }
+
+    #[test]
+    fn nothing_is_taken_out_of_service_before_the_last_one_is_replaced_however_long_that_takes() {
+        let mut pacing = Pacing::default();
+        assert!(pacing.begin_quarantine("o", "a", at(0)));
+        assert!(!pacing.begin_quarantine("o", "b", at(3_600_000)), "the first one still counts");
+        pacing.gone(Some("o"), "a");
+        assert!(pacing.begin_quarantine("o", "b", at(3_600_000)));
     }
 
     #[test]

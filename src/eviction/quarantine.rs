@@ -19,7 +19,9 @@ use crate::{mark::QUARANTINED, owner::controller};
 pub fn is_wanted(pod: &Pod) -> bool {
     let annotations = pod.metadata.annotations.as_ref();
     let is_done = annotations.is_some_and(|all| all.contains_key(QUARANTINED));
-    !is_done && controller(pod).is_some_and(|owner| owner.kind == "ReplicaSet")
+    !is_done
+        && controller(pod)
+            .is_some_and(|owner| (owner.api_version.as_str(), owner.kind.as_str()) == ("apps/v1", "ReplicaSet"))
 }
 
 /// The labels that this selector, and those of the Services that select the pod, look at.

@@ -109,11 +109,14 @@ proptest! {
 fn a_pod_deleted_right_after_an_interaction_leaves_its_mark_to_its_successor_once() {
     let interacted = at(1000);
     let left = inheritance(&pod("u", Some(600), |_| ()), at(1010)).unwrap();
-    assert_eq!((left.interaction.at, left.ttl, left.until), (interacted, Some(Duration::from_secs(600)), at(1035)));
+    assert_eq!(
+        (left.interaction.at, left.fate, left.until),
+        (interacted, Fate::Evicted(Duration::from_secs(600)), at(1035))
+    );
     // With a deadline that is over before nothing can arrive any more, the heir of the heir would be the next.
     let left = inheritance(&pod("u", Some(5), |_| ()), at(1010)).unwrap();
-    assert_eq!(left.ttl, Some(Duration::from_secs(35)));
-    assert_eq!(inheritance(&pod("u", None, |_| ()), at(1010)).unwrap().ttl, None);
+    assert_eq!(left.fate, Fate::Evicted(Duration::from_secs(35)));
+    assert_eq!(inheritance(&pod("u", None, |_| ()), at(1010)).unwrap().fate, Fate::Recorded);
     assert_eq!(inheritance(&pod("u", Some(600), |_| ()), at(1035)), None, "nothing arrives any more");
     assert_eq!(inheritance(&pod("other", Some(600), |_| ()), at(1010)), None, "a mark of another pod");
     for kind in ["ReplicaSet", "DaemonSet", "Job"] {

@@ -64,6 +64,42 @@ pub const RIGHTS: &[Right] = &[
         fix: NARROW,
     },
     Right {
+        leads_to: "switch off the policies that keep marks from being faked or wiped",
+        verbs: &["update", "patch", "delete", "deletecollection"],
+        group: "admissionregistration.k8s.io",
+        resource: "validatingadmissionpolicies",
+        name: Some("mark.pods.pristine"),
+        is_ours: false,
+        fix: NARROW,
+    },
+    Right {
+        leads_to: "write marks as Pristine's ServiceAccount, by impersonating it",
+        verbs: &["impersonate"],
+        group: "",
+        resource: "serviceaccounts",
+        name: Some("pristine"),
+        is_ours: true,
+        fix: NARROW,
+    },
+    Right {
+        leads_to: "delete Pristine's namespace, and Pristine with it",
+        verbs: &["delete"],
+        group: "",
+        resource: "namespaces",
+        name: Some("pristine-system"),
+        is_ours: false,
+        fix: NARROW,
+    },
+    Right {
+        leads_to: "run pods as Pristine's ServiceAccount",
+        verbs: &["create", "update", "patch"],
+        group: "apps",
+        resource: "deployments",
+        name: None,
+        is_ours: true,
+        fix: NARROW,
+    },
+    Right {
         leads_to: "read the key of the authority, and answer admission reviews in Pristine's place",
         verbs: &["get", "list", "watch"],
         group: "",
@@ -253,10 +289,13 @@ mod tests {
         let named = |name| json!({"verbs": ["impersonate"], "apiGroups": [""], "resources": ["groups"], "resourceNames": [name]});
         assert_eq!(found(named("pristine:break-glass"), sre.clone()), ["groups"]);
         assert_eq!(found(named("other"), sre.clone()), [""; 0]);
-        let other_group = json!({"verbs": ["*"], "apiGroups": ["apps"], "resources": ["*"]});
+        let other_group = json!({"verbs": ["*"], "apiGroups": ["storage.k8s.io"], "resources": ["*"]});
         assert_eq!(found(other_group, sre.clone()), [""; 0]);
         let any = json!({"verbs": ["*"], "apiGroups": ["admissionregistration.k8s.io"], "resources": ["*"]});
-        assert_eq!(found(any, sre), ["validatingwebhookconfigurations", "validatingadmissionpolicybindings"]);
+        assert_eq!(
+            found(any, sre),
+            ["validatingwebhookconfigurations", "validatingadmissionpolicybindings", "validatingadmissionpolicies",]
+        );
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub struct Trust {
     pub entries: Vec<(String, Vec<u8>)>,
     /// The replicas.
     pub replicas: Vec<Replica>,
+    /// Whether `kubectl debug` is refused when the webhook fails.
+    pub is_closed: bool,
     dns: String,
 }
 
@@ -52,6 +54,8 @@ impl Trust {
     pub async fn read(connection: &Connection) -> Result<Self, Failure> {
         let api: Api<ValidatingWebhookConfiguration> = Api::all(connection.client.clone());
         let found = connection.call("get validatingwebhookconfigurations", api.get(NAME)).await?;
+        let debug = found.webhooks.iter().flatten().find(|entry| entry.name == "debug.pods.pristine");
+        let is_closed = debug.is_some_and(|entry| entry.failure_policy.as_deref() == Some("Fail"));
         let entries = found.webhooks.into_iter().flatten().filter(|entry| {
             entry.client_config.service.as_ref().is_some_and(|service| service.namespace == connection.pristine)
         });
@@ -62,7 +66,7 @@ impl Trust {
         let pods = connection.call("list pods", api.list(&params)).await?;
         let mut replicas: Vec<Replica> = pods.into_iter().filter_map(replica).collect();
         replicas.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(Self { entries, replicas, dns: format!("{NAME}.{}.svc", connection.pristine) })
+        Ok(Self { entries, replicas, is_closed, dns: format!("{NAME}.{}.svc", connection.pristine) })
     }
 
     /// Whether every entry has the same caBundle, and it is not empty.

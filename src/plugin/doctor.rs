@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::{
-    admissionregistration::v1::{ValidatingAdmissionPolicyBinding, ValidatingWebhookConfiguration},
+    admissionregistration::v1::{
+        ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingWebhook, ValidatingWebhookConfiguration,
+    },
     coordination::v1::Lease,
     core::v1::{ConfigMap, Pod},
     rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
@@ -22,18 +24,11 @@ use super::{
     certs::{NAME, Trust},
     connection::Connection,
     emit,
-    human::duration,
+    human::{duration, plain},
     is_colourful,
 };
 use crate::{clock::Clock, config};
 
-/// The entries of the webhook configuration, and whether they may let anybody by.
-const ENTRIES: [(&str, &str); 4] = [
-    ("exec.pods.pristine", "Fail"),
-    ("debug.pods.pristine", "Fail"),
-    ("break-glass.pods.pristine", "Ignore"),
-    ("connect.pods.pristine", "Ignore"),
-];
 const POLICIES: [&str; 3] = ["mark.pods.pristine", "self.pods.pristine", "witness.pods.pristine"];
 /// The policy of manifests/components/nodes-proxy-guard.
 const NODES_PROXY: &str = "nodes-proxy.pristine";
@@ -76,8 +71,8 @@ pub async fn run(connection: &Connection, clock: &Clock) -> Result<(), Failure> 
         };
         let padded = format!("{word:7}");
         let word = if is_colourful() { format!("\x1b[{colour}m{padded}\x1b[0m") } else { padded };
-        let fix = fix.map(|fix| format!("         to fix it: {fix}\n")).unwrap_or_default();
-        emit(&format!("{word}  {what}: {text}\n{fix}"))
+        let fix = fix.map(|fix| format!("         to fix it: {}\n", plain(&fix))).unwrap_or_default();
+        emit(&format!("{word}  {what}: {}\n{fix}", plain(&text)))
     };
     tell("webhook configuration", entries(connection).await)?;
     match &trust {
@@ -104,6 +99,13 @@ pub async fn run(connection: &Connection, clock: &Clock) -> Result<(), Failure> 
     if broken == 0 { Ok(()) } else { Err(Failure::new(format!("{broken} of the above are broken"))) }
 }
 
+/// What was installed.
+fn shipped() -> Vec<ValidatingWebhook> {
+    let text = include_str!("../../manifests/base/webhook.yaml");
+    let found: ValidatingWebhookConfiguration = serde_saphyr::from_str(text).unwrap_or_default();
+    found.webhooks.unwrap_or_default()
+}
+
 async fn entries(connection: &Connection) -> Finding {
     let api: Api<ValidatingWebhookConfiguration> = Api::all(connection.client.clone());
     let found = match connection.call("get validatingwebhookconfigurations", api.get_opt(NAME)).await {
@@ -116,25 +118,48 @@ async fn entries(connection: &Connection) -> Finding {
         }
         Err(failure) => return unknown(&failure),
     };
-    for (name, policy) in ENTRIES {
-        let Some(entry) = found.iter().find(|entry| entry.name == name) else {
-            return Broken(format!("the entry {name} is missing"), REAPPLY.into());
+    let shipped = shipped();
+    let (mut broken, mut changed) = (Vec::new(), Vec::new());
+    for entry in &shipped {
+        let name = &entry.name;
+        let Some(live) = found.iter().find(|live| live.name == *name) else {
+            broken.push(format!("{name} is missing"));
+            continue;
         };
-        if entry.object_selector.as_ref().is_some_and(|selector| *selector != LabelSelector::default()) {
-            return Broken(
-                format!("{name} has an objectSelector: an exec has no labels, so it is never seen"),
-                REAPPLY.into(),
-            );
+        let is_empty =
+            |selector: &Option<LabelSelector>| selector.as_ref().is_none_or(|it| *it == LabelSelector::default());
+        if !is_empty(&live.object_selector) {
+            broken.push(format!("{name} has an objectSelector, and an exec has no labels, so it is never seen"));
         }
-        if entry.failure_policy.as_deref() != Some(policy) {
-            let has = entry.failure_policy.as_deref().unwrap_or("Fail");
-            return Warning(format!("{name} has failurePolicy {has}, and was installed with {policy}"), REAPPLY.into());
+        if live.rules != entry.rules {
+            broken.push(format!("{name} has other rules"));
         }
-        if entry.namespace_selector.as_ref().is_some_and(|selector| *selector != LabelSelector::default()) {
-            return Warning(format!("{name} has a namespaceSelector: execs elsewhere are not seen"), REAPPLY.into());
+        let service = |entry: &ValidatingWebhook| {
+            entry.client_config.service.as_ref().map(|service| (service.name.clone(), service.namespace.clone()))
+        };
+        if service(live) != service(entry) {
+            broken.push(format!("{name} calls something else"));
+        }
+        if !is_empty(&live.namespace_selector) {
+            changed.push(format!("{name} has a namespaceSelector: execs elsewhere are not seen"));
+        }
+        if live.match_conditions != entry.match_conditions {
+            changed.push(format!("{name} has other matchConditions: whoever they leave out is not seen"));
+        }
+        if live.failure_policy != entry.failure_policy {
+            let has = live.failure_policy.as_deref().unwrap_or("Fail");
+            changed.push(format!(
+                "{name} has failurePolicy {has}, and was shipped with {}",
+                entry.failure_policy.as_deref().unwrap_or("Fail")
+            ));
         }
     }
-    Fine(format!("{} entries, as installed", ENTRIES.len()))
+    let all = || broken.iter().chain(&changed).map(String::as_str).collect::<Vec<_>>().join("; ");
+    match (broken.is_empty(), changed.is_empty()) {
+        (false, _) => Broken(all(), REAPPLY.into()),
+        (true, false) => Warning(all(), "if nobody means it so, apply the manifest again, with your components".into()),
+        (true, true) => Fine(format!("{} entries, as shipped", shipped.len())),
+    }
 }
 
 fn replicas(trust: &Trust, namespace: &str) -> Finding {
@@ -178,8 +203,13 @@ async fn admission(connection: &Connection, trust: Result<&Trust, &Failure>) -> 
     let api: Api<Pod> = Api::namespaced(connection.client.clone(), &connection.pristine);
     let params = PatchParams { dry_run: true, ..PatchParams::default() };
     let patch = Patch::Strategic(json!({"spec": {"ephemeralContainers": []}}));
+    let is_closed = trust.is_ok_and(|trust| trust.is_closed);
     let asked = tokio::time::Instant::now();
     match connection.call("patch pods/ephemeralcontainers", api.patch_ephemeral_containers(&replica.name, &params, &patch)).await {
+        Ok(_) if !is_closed => Warning(
+            "cannot be told: the entry debug.pods.pristine lets requests by when the webhook fails".to_owned(),
+            "look at pristine_admission_requests_total, or at apiserver_admission_webhook_fail_open_count".to_owned(),
+        ),
         Ok(_) => Fine(format!("the API server calls the webhook and trusts it ({} ms, dry run)", asked.elapsed().as_millis())),
         Err(failure) if failure.message.contains("failed calling webhook") => Broken(
             failure.message,
@@ -212,14 +242,21 @@ async fn leader(connection: &Connection, now: Timestamp) -> Finding {
 }
 
 async fn policies(connection: &Connection) -> Finding {
-    let api: Api<ValidatingAdmissionPolicyBinding> = Api::all(connection.client.clone());
+    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(connection.client.clone());
+    let policies: Api<ValidatingAdmissionPolicy> = Api::all(connection.client.clone());
     for name in POLICIES {
-        match connection.call("get validatingadmissionpolicybindings", api.get_opt(name)).await {
-            Ok(Some(_)) => {}
-            Ok(None) => {
-                return Broken(format!("the binding {name} is missing: marks can be faked or wiped"), REAPPLY.into());
-            }
-            Err(failure) => return unknown(&failure),
+        let policy = connection.call("get validatingadmissionpolicies", policies.get_opt(name)).await;
+        let binding = connection.call("get validatingadmissionpolicybindings", bindings.get_opt(name)).await;
+        let (policy, binding) = match (policy, binding) {
+            (Ok(policy), Ok(binding)) => (policy, binding),
+            (Err(failure), _) | (_, Err(failure)) => return unknown(&failure),
+        };
+        let action = if name.starts_with("witness") { "Audit" } else { "Deny" };
+        let spec = binding.and_then(|binding| binding.spec).unwrap_or_default();
+        let acts =
+            spec.validation_actions.iter().flatten().any(|word| word == action) && spec.match_resources.is_none();
+        if policy.is_none() || !acts {
+            return Broken(format!("the policy {name} is missing, or not bound for all with {action}"), REAPPLY.into());
         }
     }
     Fine("marks are guarded, and Pristine's own account is confined".to_owned())

@@ -40,7 +40,10 @@ pub async fn evict(connection: &Connection, name: &str, uid: &str, is_dry: bool)
         "metadata": {"name": name, "namespace": namespace},
         "deleteOptions": options,
     });
-    let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/eviction?fieldValidation=Strict");
+    let path = format!(
+        "/api/v1/namespaces/{namespace}/pods/{name}/eviction?fieldValidation=Strict{}",
+        if is_dry { "&dryRun=All" } else { "" }
+    );
     let request = http::Request::post(path).header(http::header::CONTENT_TYPE, "application/json");
     let request = request
         .body(eviction.to_string().into_bytes())

@@ -4,6 +4,8 @@ use jiff::SignedDuration;
 
 /// Spaces between two columns, as kubectl has them.
 const GAP: usize = 3;
+/// No line is filled up with more than this, whatever one cell of a column says.
+const MAX_PADDING: usize = 200;
 
 /// A duration in at most two units, as in kubectl's AGE (`HumanDuration` of k8s.io/apimachinery): the less exact the
 /// longer it is.
@@ -31,19 +33,34 @@ pub fn duration(duration: SignedDuration) -> String {
 #[must_use]
 pub fn table(header: &[&str], rows: &[impl AsRef<[String]>]) -> String {
     let header: Vec<String> = header.iter().map(|name| (*name).to_owned()).collect();
-    let header = Some(&header[..]).filter(|header| !header.is_empty());
-    let lines: Vec<&[String]> = header.into_iter().chain(rows.iter().map(AsRef::as_ref)).collect();
-    let columns = lines.iter().map(|line| line.len()).max().unwrap_or(0);
-    let length = |line: &[String], column: usize| line.get(column).map_or(0, |cell| cell.chars().count());
-    let width = |column: usize| lines.iter().map(|line| length(line, column)).max().unwrap_or(0) + GAP;
+    let header = Some(header).filter(|header| !header.is_empty());
+    let rows = rows.iter().map(|row| row.as_ref().iter().map(|cell| plain(cell)).collect::<Vec<_>>());
+    let lines: Vec<Vec<String>> = header.into_iter().chain(rows).collect();
+    let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
+    let length = |cell: &String| cell.chars().count();
+    let width = |column: usize| lines.iter().filter_map(|line| line.get(column)).map(length).max().unwrap_or(0) + GAP;
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
-    for line in lines {
-        let cells: Vec<String> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        text.push_str(cells.concat().trim_end());
+    for line in &lines {
+        // Not by the formatter, which panics over a width of more than 65,535.
+        let padded = line
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell}{}", " ".repeat(width.saturating_sub(length(cell)).min(MAX_PADDING))));
+        text.push_str(padded.collect::<String>().trim_end());
         text.push('\n');
     }
     text
+}
+
+/// `text` without what a terminal would obey or be confused by: much of what is printed here was chosen by whoever did it.
+#[must_use]
+pub fn plain(text: &str) -> String {
+    let is_bad = |c: char| {
+        c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
+    };
+    let escaped = |c: char| if is_bad(c) { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escaped).collect()
 }
 
 /// `words` on one line, and no longer than this many characters.
@@ -91,5 +108,8 @@ mod tests {
         assert_eq!(table(&["X", "Y"], &rows), "X     Y\na     long one\nünï   b\n");
         assert_eq!(table(&[], &rows[..1]), "a   long one\n");
         assert_eq!(clip("a\nb  cde", 5), "a b …");
+        let nasty = [["\u{1b}]0;x\u{7}".to_owned(), "b".to_owned()], ["x".repeat(70_000), "y\nz".to_owned()]];
+        let shown = table(&[], &nasty);
+        assert!(!shown.contains('\u{1b}') && shown.lines().count() == 2, "{}", &shown[..100]);
     }
 }
