@@ -80,18 +80,18 @@ async fn main() {
         println!("{} pods in the cluster, 1,000 marked:       {}", OWNERS * PODS + crowd, memory());
     }
     println!("as many at once as the standard rate limit allows:");
-    round(&client, &pristine, &few, floor).await;
+    round(&client, &pristine, &few, None).await;
     mark(&pristine, &later, Timestamp::now() + SignedDuration::from_hours(24)).await;
     println!("{} more marked:                          {}", later.len(), memory());
     println!("{} at once, without a rate limit:", due.len());
     let cpu = processor_time();
-    round(&client, &pristine, &due, floor).await;
+    round(&client, &pristine, &due, Some(floor)).await;
     println!("processor time for them:                     {:.2} s, all replicas together", processor_time() - cpu);
     println!("after it:                                    {}", memory());
 }
 
 /// Marks these, due at one moment, and waits until they are gone.
-async fn round(client: &Client, pristine: &Client, due: &[(String, String)], floor: f64) {
+async fn round(client: &Client, pristine: &Client, due: &[(String, String)], floor: Option<f64>) {
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
     let at =
         Timestamp::from_second(Timestamp::now().as_second() + 10 + i64::try_from(due.len()).unwrap() / 40).unwrap();
@@ -259,7 +259,7 @@ fn show(name: &str, times: &mut [f64]) {
 }
 
 /// From the API server's audit log.
-fn figures(due: Timestamp, end: Timestamp, count: usize, floor: f64) {
+fn figures(due: Timestamp, end: Timestamp, count: usize, floor: Option<f64>) {
     let kubeconfig = std::env::var("KUBECONFIG").unwrap();
     let log = fs::read_to_string(Path::new(&kubeconfig).parent().unwrap().join("logs/audit.log")).unwrap();
     let (mut calls, mut evicted) = (BTreeMap::<String, usize>::new(), BTreeMap::<String, Vec<SignedDuration>>::new());
@@ -283,7 +283,9 @@ fn figures(due: Timestamp, end: Timestamp, count: usize, floor: f64) {
     show("lateness, first of each owner:       ", &mut first);
     show("lateness, all (an owner's next waits):", &mut all);
     let p99 = first[(first.len() * 99 / 100).min(first.len() - 1)];
-    println!("p99 of the first of each owner, as a ratio to the floor's: {:.2}", p99 / floor);
+    if let Some(floor) = floor {
+        println!("p99 of the first of each owner, as a ratio to the floor's: {:.2}", p99 / floor);
+    }
     println!("all evicted {:.1} s after the deadline", end.duration_since(due).as_secs_f64());
     let total: usize = calls.values().sum();
     println!("calls of the API server for each eviction:   {:.1}  {calls:?}", total as f64 / count as f64);
