@@ -253,7 +253,7 @@ async fn users_put_an_eviction_off_and_take_that_back_within_the_longest_extensi
     let until_then = Timestamp::from_second(own.as_second() + 5).unwrap();
     annotate(&format!("pristine/extend-to={until_then}")).await;
     let message = says(&ns, &name, "Extended").await;
-    assert!(message.ends_with(&format!("extended until {until_then} by {who:?}")), "{message}");
+    assert!(message.ends_with(&format!("extended by {who:?} until {until_then}")), "{message}");
     event(&ns, "EvictionSoon").await;
     annotate("pristine/hold=looking at it").await;
     let held = says_containing(&ns, &name, "held by").await;
