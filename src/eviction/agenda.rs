@@ -44,6 +44,8 @@ pub struct Tracked {
     pub asked: Extension,
     /// Refusals in a row.
     pub refusals: u32,
+    /// Looks in a row that found others to go first.
+    pub queued: u32,
     /// Where it stands.
     pub standing: Standing,
 }

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::{
     Next, Settings,
-    agenda::{Standing, Tracked},
+    agenda::Tracked,
     grace_period,
     pacing::{Owner, Pacing},
     plan, quarantine, standing,
@@ -89,6 +89,14 @@ impl Attempt<'_> {
         let (owner, now) = (owner.as_deref(), self.clock.never_ahead());
         // Nobody needs to be asked while another one of its owner is looked at, or has just gone.
         if *deadline <= now && !lock(self.pacing).ask(owner, self.uid, now) {
+            // Said on the pod once, and not at the first look: that would keep the API server from those that go now.
+            if self.tracked.queued == 1
+                && let Ok(pod) = self.pods.get(namespace, name).await
+                && let Next::Evict { mark, .. } = plan(&pod, &self.settings, now)
+                && pod.metadata.uid.as_deref() == Some(self.uid)
+            {
+                self.tell_queued(&pod, &mark).await?;
+            }
             return Ok(Self::queued());
         }
         let pod = self.pods.get(namespace, name).await?;
@@ -221,13 +229,20 @@ impl Attempt<'_> {
         };
         let now = self.clock.never_ahead();
         let begun = lock(self.pacing).begin(Some((owner, state)), self.uid, is_ready(pod), due, now);
-        if !begun && self.tracked.standing != Standing::Queued {
-            let message =
-                format!("{}. It is due, and waits until another pod of its controller is replaced", mark.summary());
-            self.pods.tell(pod, mark.first.at, State::EvictionQueued, &message).await?;
-            self.count("queued");
+        if !begun {
+            self.tell_queued(pod, mark).await?;
         }
         Ok(begun)
+    }
+
+    /// Says on the pod that others go first, unless it says so already.
+    async fn tell_queued(&self, pod: &Pod, mark: &Mark) -> Result<(), pods::Error> {
+        let message =
+            format!("{}. It is due, and waits until another pod of its controller is replaced", mark.summary());
+        if self.pods.tell(pod, mark.first.at, State::EvictionQueued, &message).await? {
+            self.count("queued");
+        }
+        Ok(())
     }
 
     async fn evict(&self, pod: &Pod, mark: &Mark, due: Timestamp) -> Result<End, pods::Error> {

@@ -214,6 +214,7 @@ impl Controller {
             deadline,
             asked,
             refusals: 0,
+            queued: 0,
             standing: Standing::Marked,
         };
         agenda.put(uid.clone(), tracked);
@@ -239,7 +240,8 @@ impl Controller {
                 (later(wait), Standing::Blocked, old.refusals.saturating_add(1))
             }
         };
-        let tracked = Tracked { next, refusals, standing, ..old.clone() };
+        let queued = if standing == Standing::Queued { old.queued.saturating_add(1) } else { 0 };
+        let tracked = Tracked { next, refusals, queued, standing, ..old.clone() };
         agenda.put(uid, tracked);
     }
 
