@@ -22,13 +22,12 @@ const PAUSE: Duration = Duration::from_secs(30);
 pub async fn run(pods: Pods, namespace: String, name: String, resolver: Resolver) {
     let mut said = None;
     loop {
-        let now = resolver.current().map(|chain| Announcement::new(&chain).to_text());
-        let Some(text) = now.filter(|text| said.as_ref() != Some(text)) else {
+        let Some(now) = resolver.current().filter(|now| said.as_ref() != Some(now)) else {
             sleep(LOOK).await;
             continue;
         };
-        match pods.announce(&namespace, &name, REPLICA, &text).await {
-            Ok(()) => said = Some(text),
+        match pods.announce(&namespace, &name, REPLICA, &Announcement::new(&now).to_text()).await {
+            Ok(()) => said = Some(now),
             // Outside a cluster there is no such pod.
             Err(Error::Gone) => sleep(PAUSE).await,
             Err(error) => {

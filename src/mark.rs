@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use jiff::{RoundMode, SignedDuration, Timestamp, TimestampRound, Unit};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -292,6 +292,19 @@ pub fn condition_patch(uid: &str, resource_version: &str, since: Timestamp, stat
             "lastTransitionTime": second(since).to_string(),
         }]},
     })
+}
+
+/// The pod's condition of this type.
+#[must_use]
+pub fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
+    let conditions = pod.status.as_ref()?.conditions.as_deref()?;
+    conditions.iter().find(|condition| condition.type_ == type_)
+}
+
+/// Whether the pod serves.
+#[must_use]
+pub fn is_ready(pod: &Pod) -> bool {
+    condition(pod, "Ready").is_some_and(|condition| condition.status == "True")
 }
 
 /// Whole seconds: metav1.Time has no fractions, and people need none.

@@ -193,10 +193,8 @@ impl Pods {
             return Err(Error::Gone);
         };
         let message = &mark::shorten(message, mark::MAX_MESSAGE);
-        let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-        let told = conditions.iter().any(|condition| {
-            condition.type_ == mark::CONDITION
-                && condition.reason.as_deref() == Some(state.reason())
+        let told = mark::condition(pod, mark::CONDITION).is_some_and(|condition| {
+            condition.reason.as_deref() == Some(state.reason())
                 && condition.message.as_deref() == Some(message.as_str())
         });
         if told {
@@ -325,10 +323,15 @@ impl Pods {
     }
 }
 
-/// Our own request, because kube's `Api::evict` writes `delete_options` where the API says `deleteOptions`: the API
+/// The request for an eviction of the pod of this name, if it still has this UID; or for a dry run of it.
+///
+/// Our own, because kube's `Api::evict` writes `delete_options` where the API says `deleteOptions`: the API
 /// server ignores what it does not know and evicts whatever pod has the name. `fieldValidation=Strict` makes any such
 /// slip a 400.
-fn eviction_request(
+///
+/// # Errors
+/// When a name cannot stand in a path.
+pub fn eviction_request(
     namespace: &str,
     name: &str,
     uid: &str,

@@ -51,7 +51,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("certs::mounted", &["clock", "error", "events", "folder", "telemetry"]),
     ("certs::controller", &["clock", "error", "events", "telemetry"]),
     ("announce", &["certs", "error", "pods"]),
-    ("plugin", &["certs", "clock", "config", "duration", "error", "eviction", "mark", "owner"]),
+    ("plugin", &["certs", "clock", "config", "duration", "error", "eviction", "mark", "owner", "pods"]),
     ("reference", &[]),
     ("commands", &["args", "certs", "clock", "config", "explain", "plugin", "policy", "reference", "telemetry"]),
     ("args", &["certs", "duration", "telemetry"]),

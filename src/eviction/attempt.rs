@@ -19,7 +19,7 @@ use crate::{
     clock::Clock,
     error::chain,
     events::{EventType, Events},
-    mark::{Mark, State},
+    mark::{self, Mark, State},
     pods::{self, Outcome, Pods},
     telemetry::{self, Metrics},
 };
@@ -197,7 +197,8 @@ impl Attempt<'_> {
     async fn wait(&self, pod: &Pod, until: Timestamp) -> Result<End, pods::Error> {
         let Some((state, message, problem)) = standing(pod, &self.settings) else { return Ok(End::Done) };
         let since = self.clock.now();
-        let was_extended = condition_reason(pod) == Some(State::Extended.reason());
+        let told = mark::condition(pod, mark::CONDITION).and_then(|condition| condition.reason.as_deref());
+        let was_extended = told == Some(State::Extended.reason());
         if (state == State::Extended || was_extended) && self.pods.tell(pod, since, state, &message).await? {
             let reason = if state == State::Extended { "EvictionPutOff" } else { "EvictionNotPutOff" };
             self.count("put_off");
@@ -228,7 +229,7 @@ impl Attempt<'_> {
             None => Owner::Unknown,
         };
         let now = self.clock.never_ahead();
-        let begun = lock(self.pacing).begin(Some((owner, state)), self.uid, is_ready(pod), due, now);
+        let begun = lock(self.pacing).begin(Some((owner, state)), self.uid, mark::is_ready(pod), due, now);
         if !begun {
             self.tell_queued(pod, mark).await?;
         }
@@ -288,14 +289,4 @@ impl Attempt<'_> {
 /// What is in flight; a panic elsewhere leaves it as true as it was.
 pub(super) fn lock(pacing: &Mutex<Pacing>) -> MutexGuard<'_, Pacing> {
     pacing.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
-}
-
-fn condition_reason(pod: &Pod) -> Option<&str> {
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.into_iter().find(|condition| condition.type_ == crate::mark::CONDITION)?.reason.as_deref()
 }

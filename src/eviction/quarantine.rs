@@ -3,7 +3,7 @@
 //! deadline. This file decides, and is pure.
 //!
 //! Only for pods of a ReplicaSet: a StatefulSet would wait for the name, a DaemonSet for the node. Policies and budgets
-//! that select by the same labels let go of the pod as well; docs/configuration.md says so.
+//! that select by the same labels let go of the pod as well; README and the component's rbac.yaml say so.
 
 use std::collections::BTreeMap;
 

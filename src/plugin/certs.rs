@@ -19,6 +19,7 @@ use crate::{
         bundle,
     },
     clock::Clock,
+    mark::is_ready,
 };
 
 /// The `ValidatingWebhookConfiguration`, and the Service that its entries call.
@@ -104,8 +105,7 @@ fn replica(pod: Pod) -> Option<Replica> {
     if pod.metadata.deletion_timestamp.is_some() {
         return None;
     }
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let is_ready = conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let is_ready = is_ready(&pod);
     let said = pod.metadata.annotations.as_ref().and_then(|all| all.get(REPLICA));
     let said = said.and_then(|text| Announcement::parse(text));
     let chain = said.as_ref().map(Announcement::chain).unwrap_or_default();

@@ -1,8 +1,6 @@
 //! `kubectl pristine doctor`: does it work, and who can get around it? It changes nothing.
 
-use std::time::Duration;
-
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
     admissionregistration::v1::{
         ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingWebhook, ValidatingWebhookConfiguration,
@@ -229,7 +227,7 @@ async fn leader(connection: &Connection, now: Timestamp) -> Finding {
     match (found.holder_identity.filter(|holder| !holder.is_empty()), found.renew_time) {
         (Some(holder), Some(renewed)) => {
             let age = now.duration_since(renewed.0);
-            if age > jiff::SignedDuration::try_from(Duration::from_secs(30)).unwrap_or_default() {
+            if age > SignedDuration::from_secs(30) {
                 return Broken(
                     format!("{holder} has not renewed its lease for {}: nothing is evicted", duration(age)),
                     logs,

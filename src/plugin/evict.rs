@@ -1,9 +1,10 @@
 //! `kubectl pristine evict`: now, and not at the deadline. By the user's own right to create `pods/eviction`.
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{DryRun, Failure, connection::Connection, each, row::Row};
+use crate::{error::chain, pods};
 
 /// `evict`
 #[derive(Args, Debug)]
@@ -30,24 +31,8 @@ pub enum Answer {
 /// # Errors
 /// What the API server says, but for a budget's no.
 pub async fn evict(connection: &Connection, name: &str, uid: &str, is_dry: bool) -> Result<Answer, Failure> {
-    let namespace = &connection.namespace;
-    let mut options = json!({"preconditions": {"uid": uid}});
-    if is_dry {
-        options["dryRun"] = json!(["All"]);
-    }
-    let eviction = json!({
-        "apiVersion": "policy/v1", "kind": "Eviction",
-        "metadata": {"name": name, "namespace": namespace},
-        "deleteOptions": options,
-    });
-    let path = format!(
-        "/api/v1/namespaces/{namespace}/pods/{name}/eviction?fieldValidation=Strict{}",
-        if is_dry { "&dryRun=All" } else { "" }
-    );
-    let request = http::Request::post(path).header(http::header::CONTENT_TYPE, "application/json");
-    let request = request
-        .body(eviction.to_string().into_bytes())
-        .map_err(|error| Failure::new(format!("pod {name:?}: not a name: {error}")))?;
+    let request = pods::eviction_request(&connection.namespace, name, uid, None, is_dry);
+    let request = request.map_err(|error| Failure::new(format!("pod {name:?}: not a name: {}", chain(&error))))?;
     match connection.call("create pods/eviction", connection.client.request::<Value>(request)).await {
         Ok(_) => Ok(Answer::Accepted),
         Err(failure) if failure.code == 429 => {

@@ -153,8 +153,7 @@ fn until(message: &str) -> Option<Timestamp> {
 
 /// Reason and message of our condition.
 fn condition(pod: &Pod) -> (&str, &str) {
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let ours = conditions.into_iter().find(|condition| condition.type_ == mark::CONDITION);
+    let ours = mark::condition(pod, mark::CONDITION);
     ours.map(|ours| (ours.reason.as_deref().unwrap_or_default(), ours.message.as_deref().unwrap_or_default()))
         .unwrap_or_default()
 }
