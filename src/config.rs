@@ -49,7 +49,7 @@ struct File {
     #[serde(rename = "kind", deserialize_with = "kind")]
     #[schemars(with = "String", extend("const" = KIND))]
     _kind: (),
-    /// When no rule matches. Bare pods and pods of Jobs are recorded by it where it says Evict.
+    /// When no rule matches. Bare pods and what runs to its end, as pods of Jobs do, are recorded by it where it says Evict.
     #[schemars(with = "RawAction")]
     default: Action,
     /// The first rule that matches decides.

@@ -11,6 +11,7 @@ use crate::{
         review::{self, Denial},
         target,
     },
+    mark::before_quarantine,
     policy::{Policy, Verdict},
 };
 
@@ -25,7 +26,7 @@ pub fn explain(policy: &Policy, text: &[u8], pod: Option<&Pod>, now: Timestamp) 
     if pod.is_none() {
         out.push_str("without --pod, a pod of a ReplicaSet without labels is assumed\n");
     }
-    let given = pod.unwrap_or(&assumed);
+    let given = &*before_quarantine(pod.unwrap_or(&assumed));
     for act in &request.acts {
         let container = match (pod, target::container(act, given)) {
             (Some(_), Err(Denial { code, message, .. })) => {

@@ -4,10 +4,13 @@
 //! derived from it. The surprise: a mark names the UID of its pod. A copied pod, a template or a restore brings the
 //! annotation along, but cannot know the UID that the API server will give it, so a mark with another UID is no mark.
 
-use std::time::Duration;
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use jiff::{RoundMode, SignedDuration, Timestamp, TimestampRound, Unit};
-use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::{
+    api::core::v1::{Pod, PodCondition},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -133,10 +136,41 @@ impl Found {
     }
 }
 
-/// Whether somebody makes the pod anew when it is evicted. To a Job, an eviction is a failure.
+/// Whether somebody makes the pod anew when it is evicted. To a Job, an eviction is a failure; and so it is to whatever else runs
+/// pods to their end (Tekton, Argo Workflows, Spark, ...). What serves has the restart policy Always: the API server takes no other
+/// in the template of a ReplicaSet, a StatefulSet or a DaemonSet.
 #[must_use]
 pub fn is_made_anew(pod: &Pod) -> bool {
-    controller(pod).is_some_and(|owner| owner.kind != "Job")
+    let policy = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
+    controller(pod).is_some_and(|owner| owner.kind != "Job") && policy.is_none_or(|policy| policy == "Always")
+}
+
+/// The pod as the rules are to see it: a quarantine has taken labels off it, and with them its controller.
+#[must_use]
+pub fn before_quarantine(pod: &Pod) -> Cow<'_, Pod> {
+    let annotations = pod.metadata.annotations.as_ref();
+    let Some(text) = annotations.and_then(|all| all.get(QUARANTINED)) else { return Cow::Borrowed(pod) };
+    let labels: BTreeMap<String, String> = serde_json::from_str(text).unwrap_or_default();
+    // Without a mark, it is nothing that we wrote.
+    if labels.is_empty() || Found::on(pod).mark().is_none() {
+        return Cow::Borrowed(pod);
+    }
+    let mut before = pod.clone();
+    let own = before.metadata.labels.get_or_insert_default();
+    for (key, value) in labels {
+        own.entry(key).or_insert(value);
+    }
+    if controller(pod).is_none() {
+        // Only their pods are quarantined.
+        let owner = OwnerReference {
+            api_version: "apps/v1".into(),
+            kind: "ReplicaSet".into(),
+            controller: Some(true),
+            ..OwnerReference::default()
+        };
+        before.metadata.owner_references.get_or_insert_default().push(owner);
+    }
+    Cow::Owned(before)
 }
 
 impl Mark {

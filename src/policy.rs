@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    mark::{Interaction, Operation, User, is_made_anew},
+    mark::{Interaction, Operation, User, before_quarantine, is_made_anew},
     owner::controller,
 };
 
@@ -128,12 +128,13 @@ impl Policy {
     /// in the interaction are bounded and redacted, and a rule must not be escaped by a 33rd group.
     #[must_use]
     pub fn decide(&self, interaction: &Interaction, user: &User, argv: &[String], pod: &Pod) -> Decision {
+        let pod = &*before_quarantine(pod);
         let matching = self.rules.iter().find(|rule| rule.matches.covers(interaction, user, argv, pod));
         let (action, rule) = matching.map_or((&self.default, "default"), |rule| (&rule.action, rule.name.as_str()));
         let verdict = match action {
             Action::Exempt => Verdict::Exempt,
             Action::Record => Verdict::Record,
-            // Nobody makes a bare pod anew, and an eviction is a failure to a Job: only a rule may ask for these.
+            // Nobody makes a bare pod anew, and an eviction is a failure to what runs to its end: only a rule may ask for these.
             _ if matching.is_none() && !interaction.operation.enters() => Verdict::Record,
             Action::Evict(ttl) if matching.is_none() && !is_made_anew(pod) => Verdict::Spare { ttl: *ttl },
             Action::Evict(ttl) => Verdict::Evict { ttl: *ttl },

@@ -17,7 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("redact", &["mark"]),
     ("policy", &["mark", "owner"]),
     ("config", &["duration", "eviction", "policy"]),
-    ("explain", &["admission", "policy"]),
+    ("explain", &["admission", "mark", "policy"]),
     ("admission::review", &["mark"]),
     ("admission::target", &["mark", "redact"]),
     ("eviction", &["mark"]),

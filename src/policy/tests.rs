@@ -85,6 +85,41 @@ fn bare_and_job_pods_are_evicted_by_a_rule_only() {
 }
 
 #[test]
+fn what_runs_to_its_end_is_evicted_by_a_rule_only_whatever_its_controller_is_called() {
+    let by_default = Policy { default: EVICT, rules: vec![] };
+    for (policy, evicted) in [("Never", false), ("OnFailure", false), ("Always", true)] {
+        let mut task = pod(Some("TaskRun"));
+        task.spec = serde_json::from_value(json!({"restartPolicy": policy, "containers": []})).unwrap();
+        let verdict = by_default.decide(&interaction(), &interaction().user, &[], &task).verdict;
+        assert_eq!(matches!(verdict, Verdict::Evict { .. }), evicted, "{policy}: {verdict:?}");
+    }
+}
+
+#[test]
+fn a_quarantine_does_not_take_a_pod_out_of_the_rules() {
+    let database: Match = serde_json::from_value(json!({"podSelector": {"matchLabels": {"tier": "db"}}})).unwrap();
+    let deny = Rule { name: "db".into(), matches: database, action: Action::Deny("no".into()) };
+    let policy = Policy { default: EVICT, rules: vec![deny] };
+    let decide = |pod: &Pod| policy.decide(&interaction(), &interaction().user, &[], pod).verdict;
+    let first = serde_json::to_value(interaction()).unwrap();
+    let mut touched = pod(None);
+    touched.metadata.labels = None;
+    touched.metadata.annotations = Some(
+        [
+            ("pristine/interactions".to_owned(), json!({"pod": "u", "total": 1, "first": first}).to_string()),
+            ("pristine/quarantined".to_owned(), json!({"tier": "db"}).to_string()),
+        ]
+        .into(),
+    );
+    assert_eq!(decide(&touched), Verdict::Deny { message: "no".into() });
+    touched.metadata.annotations.as_mut().unwrap().insert("pristine/quarantined".into(), json!({"a": "b"}).to_string());
+    assert!(matches!(decide(&touched), Verdict::Evict { .. }), "it had a controller");
+    // Without a mark of this pod, somebody else wrote it.
+    touched.metadata.uid = Some("other".into());
+    assert!(matches!(decide(&touched), Verdict::Spare { .. }));
+}
+
+#[test]
 fn globs_match_as_in_a_shell() {
     for (pattern, name, expected) in [
         ("*", "", true),
