@@ -16,6 +16,7 @@ pub mod handover;
 pub mod lease;
 pub mod pacing;
 pub mod quarantine;
+pub mod tracked;
 
 /// What the configuration says of evictions.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -42,8 +43,17 @@ impl Default for Settings {
 /// What comes next for a pod.
 #[derive(Debug, Eq, PartialEq)]
 pub enum Next {
-    /// Nothing: not marked, only recorded, finished, or terminating already. Watch events say if that changes.
+    /// Nothing: not marked, or only recorded. Watch events say if that changes.
     Nothing(&'static str),
+    /// Its containers have ended, and nothing will run in it: it is left for its logs.
+    Finished(Mark),
+    /// It ends already.
+    Terminating {
+        /// The mark.
+        mark: Mark,
+        /// When it is to be gone, by its grace period.
+        gone_by: Timestamp,
+    },
     /// It carries keys of ours that are not a mark of it.
     Ignore(String),
     /// Due, but never to be evicted, and why.
@@ -72,14 +82,14 @@ pub fn plan(pod: &Pod, settings: &Settings, now: Timestamp) -> Next {
         Found::NotAMark(why) => return Next::Ignore(why),
         Found::Mark(mark) => mark,
     };
-    if pod.metadata.deletion_timestamp.is_some() {
-        return Next::Nothing("terminating");
-    }
     let granted = Extension::on(pod).grant(&mark, settings.max_extension);
     let Some(due) = granted.deadline else { return Next::Nothing("recorded only") };
+    if let Some(at) = &pod.metadata.deletion_timestamp {
+        return Next::Terminating { mark, gone_by: at.0 };
+    }
     // Containers that have ended run nothing that could differ from what was deployed; an eviction would only lose logs.
     if is_finished(pod) {
-        return Next::Nothing("finished");
+        return Next::Finished(mark);
     }
     if now < due {
         return Next::Wait { mark, until: due };
@@ -102,6 +112,24 @@ fn is_finished(pod: &Pod) -> bool {
     let ended = |status: &ContainerStatus| status.state.as_ref().is_some_and(|state| state.terminated.is_some());
     matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
         || (never && containers.peek().is_some() && containers.all(ended))
+}
+
+/// A pod that is there for so long after its grace period does not end by itself.
+const STUCK: SignedDuration = SignedDuration::from_secs(60);
+
+/// What a pod that should have been gone by this time is waiting for, as far as it says so; none while that is not strange.
+#[must_use]
+pub fn stuck(pod: &Pod, gone_by: Timestamp, now: Timestamp) -> Option<String> {
+    if now.duration_since(gone_by) < STUCK {
+        return None;
+    }
+    let finalizers = pod.metadata.finalizers.clone().unwrap_or_default();
+    Some(if finalizers.is_empty() {
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or("none");
+        format!("its node, {node:?}, has not confirmed that its containers ended")
+    } else {
+        format!("it is kept by its finalizers: {}", finalizers.join(", "))
+    })
 }
 
 /// What a pod whose deadline is to come says about that; and what is wrong with what its users asked for.

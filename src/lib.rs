@@ -22,7 +22,7 @@
 //! |---|---|---|
 //! | what is written on a pod | [`mark`], [`redact`] | [`pods`], [`events`], [`journal`] |
 //! | what is done about an interaction | [`policy`], [`config`], [`explain`], [`admission::review`], [`admission::target`] | [`reload`], [`admission::handler`], [`admission::turns`], [`admission::http`] |
-//! | when a pod goes | [`eviction`], [`eviction::pacing`], [`eviction::agenda`], [`eviction::quarantine`] | [`eviction::controller`], [`eviction::attempt`], [`eviction::handover`], [`eviction::lease`] |
+//! | when a pod goes | [`eviction`], [`eviction::pacing`], [`eviction::tracked`], [`eviction::agenda`], [`eviction::quarantine`] | [`eviction::controller`], [`eviction::attempt`], [`eviction::handover`], [`eviction::lease`] |
 //! | who is trusted | [`certs`], [`certs::rotation`], [`certs::secret`], [`certs::bundle`], [`certs::authority`], [`certs::announcement`] | [`certs::controller`], [`certs::objects`], [`certs::mounted`], [`certs::resolver`], [`announce`] |
 //! | the ports, and who may call | [`path`] | [`server`], [`server::probes`], [`path::keeper`] |
 //! | `kubectl pristine` | [`plugin::row`], [`plugin::human`], [`plugin::bypass`] | [`plugin`]: one file a command |

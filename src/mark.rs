@@ -288,7 +288,7 @@ pub enum State {
     Marked,
     /// The eviction is refused for now, by a PodDisruptionBudget or an error.
     EvictionBlocked,
-    /// It is due, and another pod of its controller goes first.
+    /// It is due, and waits for another pod of its controller, or for the rate limit.
     EvictionQueued,
     /// A user has put the eviction off.
     Extended,
@@ -296,6 +296,10 @@ pub enum State {
     Quarantined,
     /// It will not be evicted, and the message says why.
     NotEvictable,
+    /// It ends, and a fresh one comes where it has a controller.
+    Terminating,
+    /// Its containers have ended.
+    Finished,
 }
 
 impl State {
@@ -309,6 +313,8 @@ impl State {
             Self::Extended => "Extended",
             Self::Quarantined => "Quarantined",
             Self::NotEvictable => "NotEvictable",
+            Self::Terminating => "Terminating",
+            Self::Finished => "Finished",
         }
     }
 }

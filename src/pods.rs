@@ -9,23 +9,23 @@ use std::{collections::BTreeMap, time::Duration};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
-        apps::v1::{DaemonSet, ReplicaSet, StatefulSet},
         authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
-        core::v1::{Pod, Service},
+        core::v1::Pod,
         policy::v1::Eviction,
     },
-    apimachinery::pkg::apis::meta::v1::{DeleteOptions, LabelSelector, Preconditions},
+    apimachinery::pkg::apis::meta::v1::{DeleteOptions, Preconditions},
 };
 use kube::{
     Api, Client,
-    api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams},
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
-use crate::{
-    mark::{self, Fate, Found, Interaction, Mark, State, User},
-    owner::controller,
-};
+use crate::mark::{self, Fate, Found, Interaction, Mark, State, User};
+
+mod owners;
+
+pub use owners::Owner;
 
 /// The field manager of every write.
 pub const MANAGER: &str = "pristine";
@@ -55,6 +55,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the API server said so. Without its answer nobody knows what was done.
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        !matches!(self, Self::Api { source, .. } if !matches!(&**source, kube::Error::Api(_)))
+    }
+
     fn of(action: &'static str) -> impl FnOnce(kube::Error) -> Self {
         move |error| match &error {
             kube::Error::Api(status) if status.code == 404 => Self::Gone,
@@ -205,21 +211,6 @@ impl Pods {
         Ok(true)
     }
 
-    /// The selector of the pod's ReplicaSet, if that is there, and the Services of its namespace.
-    ///
-    /// # Errors
-    /// What the API server says.
-    pub async fn selectors(&self, pod: &Pod) -> Result<Option<(LabelSelector, Vec<Service>)>, Error> {
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let Some(owner) = controller(pod) else { return Ok(None) };
-        let sets: Api<ReplicaSet> = Api::namespaced(self.client.clone(), namespace);
-        let set = sets.get_opt(&owner.name).await.map_err(Error::of("get the controller of a pod"))?;
-        let Some(set) = set.filter(|set| set.metadata.uid.as_ref() == Some(&owner.uid)) else { return Ok(None) };
-        let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
-        let services = services.list(&ListParams::default()).await.map_err(Error::of("list services"))?;
-        Ok(Some((set.spec.map(|spec| spec.selector).unwrap_or_default(), services.items)))
-    }
-
     /// Takes these labels off the pod, as it was read, and says so on it.
     ///
     /// # Errors
@@ -259,37 +250,6 @@ impl Pods {
         let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         let patched = self.api(namespace).patch_status(name, &params, &Patch::Strategic(patch)).await;
         patched.map(drop).map_err(Error::of("patch pods/status"))
-    }
-
-    /// Whether the pod's controller has as many Ready pods as it wants; `None` for a controller of a kind that is not
-    /// known here, or that cannot be read. A pod without one has nobody to wait for.
-    ///
-    /// # Errors
-    /// What the API server says, other than that it is gone or not for us to read.
-    pub async fn owner_is_whole(&self, pod: &Pod) -> Result<Option<bool>, Error> {
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let Some(owner) = controller(pod) else { return Ok(None) };
-        let ready = |wanted: Option<i32>, ready: Option<i32>| Some(ready.unwrap_or(0) >= wanted.unwrap_or(1));
-        let client = || self.client.clone();
-        let whole = match (owner.api_version.as_str(), owner.kind.as_str()) {
-            ("apps/v1", "ReplicaSet") => {
-                let found = Api::<ReplicaSet>::namespaced(client(), namespace).get_opt(&owner.name).await;
-                found.map(|it| it.and_then(|it| ready(it.spec?.replicas, it.status?.ready_replicas)))
-            }
-            ("apps/v1", "StatefulSet") => {
-                let found = Api::<StatefulSet>::namespaced(client(), namespace).get_opt(&owner.name).await;
-                found.map(|it| it.and_then(|it| ready(it.spec?.replicas, it.status?.ready_replicas)))
-            }
-            ("apps/v1", "DaemonSet") => {
-                let found = Api::<DaemonSet>::namespaced(client(), namespace).get_opt(&owner.name).await;
-                found.map(|it| it.and_then(|it| it.status).map(|it| it.number_ready >= it.desired_number_scheduled))
-            }
-            _ => return Ok(None),
-        };
-        match whole {
-            Err(kube::Error::Api(status)) if status.code == 403 => Ok(None),
-            whole => whole.map_err(Error::of("get the controller of a pod")),
-        }
     }
 
     /// Evicts the pod of this name if it still has this UID; or, in a dry run, only asks whether that would be done.

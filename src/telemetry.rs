@@ -105,7 +105,7 @@ pub struct Certificate {
 /// Label of `pristine_marked_pods`.
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
 pub struct State {
-    /// `marked`, `queued`, `blocked` or `evicting`.
+    /// `marked`, `queued`, `blocked`, `evicting` or `terminating`.
     pub state: &'static str,
 }
 
@@ -222,8 +222,18 @@ impl Default for Metrics {
 }
 
 /// The words of labels whose series begin at zero, so that the first event is seen as an increase.
-const EVICTIONS: [&str; 9] =
-    ["evicted", "blocked", "queued", "quarantined", "put_off", "replaced", "handed_over", "not_evictable", "error"];
+const EVICTIONS: [&str; 10] = [
+    "evicted",
+    "blocked",
+    "queued",
+    "quarantined",
+    "put_off",
+    "replaced",
+    "handed_over",
+    "not_evictable",
+    "stuck",
+    "error",
+];
 const REJECTIONS: [&str; 8] = ["path", "method", "busy", "slow", "too_large", "broken_body", "not_a_review", "panic"];
 
 impl Metrics {
@@ -256,7 +266,7 @@ impl Metrics {
     #[must_use]
     pub fn complete(phases: &[&'static str], steps: &[&'static str]) -> Self {
         let all = Self::default();
-        for state in ["marked", "queued", "blocked", "evicting"] {
+        for state in ["marked", "queued", "blocked", "evicting", "terminating"] {
             drop(all.marked.get_or_create(&State { state }));
         }
         for certificate in ["active", "next", "serving"] {

@@ -1,54 +1,12 @@
 //! The pods to look at, by UID and by time. Pure: it is told what to keep and what time it is.
 //!
-//! Memory follows the marked pods, not the cluster: of each only names, times and what its users ask for are kept.
+//! Memory follows the marked pods, not the cluster.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use jiff::Timestamp;
 
-use crate::mark::extension::Extension;
-
-/// Where a marked pod stands in the eyes of the replica that evicts; a word for the metric.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Standing {
-    /// Its deadline is to come.
-    Marked,
-    /// Due, and it waits for another one of its owner, or for the rate limit.
-    Queued,
-    /// Due, and refused: by a disruption budget, or an error.
-    Blocked,
-    /// The eviction was accepted.
-    Evicting,
-}
-
-impl Standing {
-    /// All, with their words.
-    pub const ALL: [(Self, &'static str); 4] =
-        [(Self::Marked, "marked"), (Self::Queued, "queued"), (Self::Blocked, "blocked"), (Self::Evicting, "evicting")];
-}
-
-/// A pod to look at later.
-#[derive(Clone, Debug)]
-pub struct Tracked {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// UID of its controller.
-    pub owner: Option<String>,
-    /// When to look.
-    pub next: Timestamp,
-    /// When it is to go.
-    pub deadline: Timestamp,
-    /// What its users ask for.
-    pub asked: Extension,
-    /// Refusals in a row.
-    pub refusals: u32,
-    /// Looks in a row that found others to go first.
-    pub queued: u32,
-    /// Where it stands.
-    pub standing: Standing,
-}
+use super::tracked::{Standing, Tracked};
 
 /// All of them.
 #[derive(Debug, Default)]
@@ -67,7 +25,8 @@ impl Agenda {
     }
 
     /// The UIDs.
-    pub fn uids(&self) -> impl Iterator<Item = &String> {
+    #[must_use]
+    pub fn uids(&self) -> impl ExactSizeIterator<Item = &String> {
         self.pods.keys()
     }
 
@@ -83,6 +42,11 @@ impl Agenda {
         *self.counts.entry(tracked.standing).or_default() += 1;
         self.order.insert((tracked.next, uid.clone()));
         self.pods.insert(uid, tracked);
+    }
+
+    /// Forgets all of them, but not which ones are being worked on.
+    pub fn clear(&mut self) {
+        (self.pods, self.order, self.counts) = Default::default();
     }
 
     /// Forgets a pod.
@@ -109,7 +73,8 @@ impl Agenda {
     /// The earliest deadline: of the pod that is the most overdue, or will be next.
     #[must_use]
     pub fn earliest(&self) -> Option<Timestamp> {
-        let waiting = self.pods.values().filter(|pod| pod.standing != Standing::Evicting);
+        let goes = |pod: &&Tracked| !matches!(pod.standing, Standing::Evicting | Standing::Terminating);
+        let waiting = self.pods.values().filter(goes);
         waiting.map(|pod| pod.deadline).min()
     }
 

@@ -7,13 +7,13 @@ use std::{
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Next, Settings,
-    agenda::Tracked,
-    grace_period,
+    Next, Settings, grace_period,
     pacing::{Owner, Pacing},
-    plan, quarantine, standing,
+    plan, quarantine, standing, stuck,
+    tracked::{End, Standing, Tracked},
 };
 use crate::{
     clock::Clock,
@@ -23,21 +23,6 @@ use crate::{
     pods::{self, Outcome, Pods},
     telemetry::{self, Metrics},
 };
-
-/// What it ended with.
-#[derive(Debug)]
-pub enum End {
-    /// Nothing more to do for this UID.
-    Done,
-    /// Look again at this time.
-    Again(Timestamp),
-    /// Due, and it has to wait for others.
-    Queued(Duration),
-    /// It terminates.
-    Accepted,
-    /// Refused or failed: look again after this, or after the usual wait.
-    Refused(Option<Duration>),
-}
 
 /// One look.
 pub struct Attempt<'a> {
@@ -53,6 +38,8 @@ pub struct Attempt<'a> {
     pub settings: Settings,
     /// What else is in flight.
     pub pacing: &'a Mutex<Pacing>,
+    /// Until when this replica may evict.
+    pub leading: &'a watch::Receiver<Option<Instant>>,
     /// The pod that is meant.
     pub uid: &'a str,
     /// What is known of it.
@@ -63,41 +50,36 @@ impl Attempt<'_> {
     /// Takes it.
     pub async fn run(&self) -> End {
         let Tracked { namespace, name, .. } = self.tracked;
-        let end = match self.look().await {
+        match self.look().await {
             Ok(end) => end,
             Err(pods::Error::Gone) => End::Done,
             // Another writer was faster; the next look sees what it wrote.
             Err(pods::Error::Conflict) => End::Refused(None),
             Err(error) => {
                 tracing::warn!(namespace, pod = name, uid = self.uid, error = %chain(&error), "cannot evict, will try again");
+                self.count("error");
                 End::Refused(None)
             }
-        };
-        if matches!(end, End::Refused(None)) {
-            self.count("error");
         }
-        end
-    }
-
-    /// Between a second and two: those of one owner do not all look at once.
-    fn queued() -> End {
-        End::Queued(Duration::from_secs(1).mul_f64(rand::random_range(1.0..2.0)))
     }
 
     async fn look(&self) -> Result<End, pods::Error> {
         let Tracked { namespace, name, owner, deadline, .. } = self.tracked;
         let (owner, now) = (owner.as_deref(), self.clock.never_ahead());
-        // Nobody needs to be asked while another one of its owner is looked at, or has just gone.
-        if *deadline <= now && !lock(self.pacing).ask(owner, self.uid, now) {
+        if *deadline <= now
+            && self.tracked.standing != Standing::Terminating
+            && let Some((end, why)) = self.cannot_go(owner, now)
+        {
             // Said on the pod once, and not at the first look: that would keep the API server from those that go now.
             if self.tracked.queued == 1
+                && self.tracked.refusals == 0
                 && let Ok(pod) = self.pods.get(namespace, name).await
                 && let Next::Evict { mark, .. } = plan(&pod, &self.settings, now)
                 && pod.metadata.uid.as_deref() == Some(self.uid)
             {
-                self.tell_queued(&pod, &mark).await?;
+                self.tell_queued(&pod, &mark, &why).await?;
             }
-            return Ok(Self::queued());
+            return Ok(end);
         }
         let pod = self.pods.get(namespace, name).await?;
         if pod.metadata.uid.as_deref() != Some(self.uid) {
@@ -109,12 +91,19 @@ impl Attempt<'_> {
             Next::Nothing(_) | Next::Ignore(_) => Ok(End::Done),
             Next::Wait { mark, until } => {
                 // First, so that whoever asks for more time is answered whatever comes of the rest.
-                let waiting = self.wait(&pod, until).await?;
-                if !self.settings.quarantine || !quarantine::is_wanted(&pod) {
-                    return Ok(waiting);
+                match self.wait(&pod, until).await? {
+                    End::Again(at) if self.settings.quarantine && quarantine::is_wanted(&pod) => {
+                        Ok(End::Again(at.min(self.quarantine(&pod, &mark).await)))
+                    }
+                    waiting => Ok(waiting),
                 }
-                Ok(End::Again(until.min(self.quarantine(&pod, &mark).await)))
             }
+            Next::Finished(mark) => {
+                let message = format!("{}. Its containers have ended, and it is left for its logs", mark.summary());
+                self.pods.tell(&pod, mark.first.at, State::Finished, &message).await?;
+                Ok(End::Done)
+            }
+            Next::Terminating { mark, gone_by } => self.terminating(&pod, &mark, gone_by).await,
             Next::NotEvictable(mark, why) => {
                 if self.pods.tell(&pod, mark.first.at, State::NotEvictable, why).await? {
                     self.count("not_evictable");
@@ -123,23 +112,48 @@ impl Attempt<'_> {
                 Ok(End::Done)
             }
             Next::Evict { mark, due } => {
-                if !self.in_turn(&pod, &mark, owner, due).await? {
-                    return Ok(Self::queued());
+                if !self.in_turn(&pod, &mark, owner).await? {
+                    return Ok(End::Queued);
+                }
+                // What was read may be old by now: this process may have been suspended since.
+                if !self.leads() {
+                    lock(self.pacing).abandon(owner, self.uid);
+                    return Ok(End::Queued);
                 }
                 let now = self.clock.never_ahead();
                 // Not in one with the `if`: the lock would be held to the end of it.
                 let spent = lock(self.pacing).spend(self.settings.per_minute, now);
                 if let Err(wait) = spent {
                     lock(self.pacing).abandon(owner, self.uid);
-                    return Ok(End::Queued(wait));
+                    return Ok(End::Limited(wait));
                 }
                 let end = self.evict(&pod, &mark, due).await;
-                if !matches!(end, Ok(End::Accepted)) {
-                    lock(self.pacing).abandon(owner, self.uid);
+                let is_refused = match &end {
+                    Ok(end) => *end != End::Accepted,
+                    // Without an answer it may have been carried out: then others of its owner wait as if it was.
+                    Err(error) => error.is_answer(),
+                };
+                if is_refused {
+                    let mut pacing = lock(self.pacing);
+                    pacing.abandon(owner, self.uid);
+                    pacing.refund();
                 }
                 end
             }
         }
+    }
+
+    fn leads(&self) -> bool {
+        self.leading.borrow().is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Why the pod cannot go now, if that is known without asking the API server: the many that wait must not keep it busy.
+    fn cannot_go(&self, owner: Option<&str>, now: Timestamp) -> Option<(End, String)> {
+        let (mut pacing, per_minute) = (lock(self.pacing), self.settings.per_minute);
+        if let Some(wait) = pacing.wait(per_minute, now) {
+            return Some((End::Limited(wait), format!("no more than {per_minute} pods are evicted in a minute")));
+        }
+        (!pacing.ask(owner, self.uid, now)).then(|| (End::Queued, OTHERS_FIRST.to_owned()))
     }
 
     /// Takes the pod out of service, if its owner can spare it; when to look again. Nothing of this keeps an eviction waiting.
@@ -151,7 +165,7 @@ impl Attempt<'_> {
         }
         match self.take_out(pod, mark, now).await {
             Ok(true) => now,
-            Ok(false) => later(Duration::from_secs(2).mul_f64(rand::random_range(1.0..2.0))),
+            Ok(false) => later(Duration::from_secs(5).mul_f64(rand::random_range(1.0..2.0))),
             Err(error) => {
                 lock(self.pacing).abandon(owner, self.uid);
                 if matches!(error, pods::Error::Conflict | pods::Error::Gone) {
@@ -168,15 +182,14 @@ impl Attempt<'_> {
     /// leaves them with its labels.
     async fn take_out(&self, pod: &Pod, mark: &Mark, now: Timestamp) -> Result<bool, pods::Error> {
         let Tracked { namespace, name, owner: Some(owner), .. } = self.tracked else { return Ok(false) };
-        if self.pods.owner_is_whole(pod).await? != Some(true)
-            || !lock(self.pacing).begin_quarantine(owner, self.uid, now)
-        {
+        let found = self.pods.owner(pod).await?;
+        if !lock(self.pacing).begin_quarantine(counted(owner, &found), self.uid, now) {
             return Ok(false);
         }
-        let spent = lock(self.pacing).spend(self.settings.per_minute, now);
-        let is_allowed =
-            spent.is_ok() && matches!(self.pods.evict(namespace, name, self.uid, None, true).await?, Outcome::Accepted);
-        let Some((selector, services)) = self.pods.selectors(pod).await?.filter(|_| is_allowed) else {
+        let is_allowed = matches!(self.pods.evict(namespace, name, self.uid, None, true).await?, Outcome::Accepted);
+        let is_allowed = is_allowed && lock(self.pacing).spend(self.settings.per_minute, now).is_ok();
+        let found = if is_allowed { self.pods.selectors(pod).await? } else { None };
+        let Some((selector, services)) = found else {
             lock(self.pacing).abandon(Some(owner), self.uid);
             return Ok(false);
         };
@@ -204,44 +217,68 @@ impl Attempt<'_> {
             self.count("put_off");
             self.events.pod(pod, EventType::Normal, reason, "Extend", &message);
         }
-        if let Some(problem) = problem {
+        if let Some(problem) = problem.filter(|_| !self.tracked.is_answered) {
             self.events.pod(pod, EventType::Warning, "ExtensionIgnored", "Extend", &problem);
         }
         let warn = self.settings.warn_before.and_then(|before| until.checked_sub(before).ok());
         match warn {
             Some(at) if self.clock.never_ahead() < at => Ok(End::Again(at)),
-            Some(_) => {
+            // Once: by the look that was meant for it, and not by those that come after.
+            Some(at) if self.tracked.next <= at => {
                 let note = format!("{message}; this is the warning before it");
                 tracing::info!(namespace = self.tracked.namespace, pod = self.tracked.name, %until, "eviction soon");
                 self.events.pod(pod, EventType::Normal, "EvictionSoon", "Evict", &note);
                 Ok(End::Again(until))
             }
-            None => Ok(End::Again(until)),
+            _ => Ok(End::Again(until)),
         }
     }
 
     /// Whether its owner can spare it now; then it is in flight.
-    async fn in_turn(&self, pod: &Pod, mark: &Mark, owner: Option<&str>, due: Timestamp) -> Result<bool, pods::Error> {
+    async fn in_turn(&self, pod: &Pod, mark: &Mark, owner: Option<&str>) -> Result<bool, pods::Error> {
         let Some(owner) = owner else { return Ok(true) };
-        let state = match self.pods.owner_is_whole(pod).await? {
-            Some(true) => Owner::Whole,
-            Some(false) => Owner::Short,
-            None => Owner::Unknown,
-        };
-        let now = self.clock.never_ahead();
-        let begun = lock(self.pacing).begin(Some((owner, state)), self.uid, mark::is_ready(pod), due, now);
+        let found = self.pods.owner(pod).await?;
+        let (owner, now) = (counted(owner, &found), self.clock.never_ahead());
+        let begun = lock(self.pacing).begin(Some(owner), self.uid, mark::is_ready(pod), now);
         if !begun {
-            self.tell_queued(pod, mark).await?;
+            self.tell_queued(pod, mark, OTHERS_FIRST).await?;
         }
         Ok(begun)
     }
 
-    /// Says on the pod that others go first, unless it says so already.
-    async fn tell_queued(&self, pod: &Pod, mark: &Mark) -> Result<(), pods::Error> {
-        let message =
-            format!("{}. It is due, and waits until another pod of its controller is replaced", mark.summary());
-        if self.pods.tell(pod, mark.first.at, State::EvictionQueued, &message).await? {
-            self.count("queued");
+    /// Says of a pod that takes its time to end what it waits for.
+    async fn terminating(&self, pod: &Pod, mark: &Mark, gone_by: Timestamp) -> Result<End, pods::Error> {
+        let now = self.clock.never_ahead();
+        let stuck = stuck(pod, gone_by, now);
+        let why = stuck.clone().unwrap_or_else(|| format!("it is to be gone by {gone_by}"));
+        let message = format!("{}. It terminates: {why}", mark.summary());
+        let is_news = match self.pods.tell(pod, mark.first.at, State::Terminating, &message).await {
+            Err(pods::Error::Conflict) => return Ok(End::Terminating(now.checked_add(LOOK_AGAIN).unwrap_or(now))),
+            told => told?,
+        };
+        if is_news && stuck.is_some() {
+            self.count("stuck");
+            tracing::warn!(
+                namespace = self.tracked.namespace,
+                pod = self.tracked.name,
+                uid = self.uid,
+                why,
+                "does not end"
+            );
+            self.events.pod(pod, EventType::Warning, "TerminationStuck", "Evict", &message);
+        }
+        let after = if stuck.is_some() { now } else { gone_by.max(now) };
+        Ok(End::Terminating(after.checked_add(LOOK_AGAIN).unwrap_or(Timestamp::MAX)))
+    }
+
+    /// Says on the pod why it waits, unless it says so already.
+    async fn tell_queued(&self, pod: &Pod, mark: &Mark, why: &str) -> Result<(), pods::Error> {
+        let message = format!("{}. It is due, and waits: {why}", mark.summary());
+        match self.pods.tell(pod, mark.first.at, State::EvictionQueued, &message).await {
+            Ok(true) => self.count("queued"),
+            // The next look tells it, if it is still true.
+            Ok(false) | Err(pods::Error::Conflict) => {}
+            Err(error) => return Err(error),
         }
         Ok(())
     }
@@ -258,7 +295,10 @@ impl Attempt<'_> {
                 self.count("blocked");
                 (message, Some(retry_after.unwrap_or_default()))
             }
-            Err(error @ pods::Error::Api { .. }) => (chain(&error), None),
+            Err(error @ pods::Error::Api { .. }) if error.is_answer() => {
+                self.count("error");
+                (chain(&error), None)
+            }
             Err(error) => return Err(error),
         };
         tracing::info!(namespace, pod = name, uid = self.uid, why, "eviction blocked");
@@ -266,7 +306,10 @@ impl Attempt<'_> {
         if *refusals == 0 {
             self.events.pod(pod, EventType::Warning, "EvictionBlocked", "Evict", &message);
         }
-        self.pods.tell(pod, mark.first.at, State::EvictionBlocked, &message).await?;
+        // Whatever comes of this changes nothing about the refusal, nor about when to ask again.
+        if let Err(error) = self.pods.tell(pod, mark.first.at, State::EvictionBlocked, &message).await {
+            tracing::debug!(namespace, pod = name, uid = self.uid, error = %chain(&error), "cannot say so on the pod");
+        }
         Ok(End::Refused(after))
     }
 
@@ -284,6 +327,15 @@ impl Attempt<'_> {
     fn count(&self, result: &'static str) {
         self.metrics.evictions.get_or_create(&telemetry::Outcome { result }).inc();
     }
+}
+
+/// A pod that terminates is looked at again so long after it should be gone: when it counts as stuck, and not just before.
+const LOOK_AGAIN: Duration = Duration::from_secs(61);
+/// Why a pod waits for others.
+const OTHERS_FIRST: &str = "another pod of its controller is to be replaced first";
+
+fn counted<'a>(uid: &'a str, found: &'a pods::Owner) -> Owner<'a> {
+    Owner { uid, group: found.group.as_deref(), counts: found.counts, version: &found.version }
 }
 
 /// What is in flight; a panic elsewhere leaves it as true as it was.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream::FuturesUnordered};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
@@ -22,20 +22,19 @@ use tokio::{
 };
 
 use super::{
-    Next, Settings,
-    agenda::{Agenda, Standing, Tracked},
-    attempt::{Attempt, End, lock},
-    backoff,
+    Settings,
+    agenda::Agenda,
+    attempt::{Attempt, lock},
     handover::Handover,
     inheritance,
     pacing::Pacing,
-    plan, quarantine, standing,
+    tracked::{End, Observed, Standing, Tracked, observe},
 };
 use crate::{
     clock::Clock,
     error::chain,
     events::Events,
-    mark::{self, State, extension::Extension},
+    mark,
     owner::controller,
     pods::Pods,
     telemetry::{Metrics, State as Label},
@@ -48,9 +47,6 @@ const ATTEMPTS: usize = 64;
 const TICK: Duration = Duration::from_secs(5);
 /// One attempt: some GETs, an eviction, which has 15 s of its own, and a PATCH. One that hangs must not hold its place.
 const ATTEMPT: Duration = Duration::from_secs(30);
-/// An accepted eviction is looked at again after this, should the pod not be terminating after all.
-const RECHECK: SignedDuration = SignedDuration::from_secs(60);
-
 /// Evicts what is due.
 pub struct Controller {
     /// For the watch.
@@ -79,7 +75,9 @@ impl Controller {
         let api: Api<Pod> = Api::all(self.client.clone());
         // Below the client's read timeout, so that a watch that says nothing for long is made anew and not taken for dead.
         let config = watcher::Config::default().timeout(60).labels(&format!("{}=true", mark::INTERACTED));
-        let mut events = watcher(api, config).default_backoff().boxed();
+        let watch = || watcher(api.clone(), config.clone()).default_backoff().boxed();
+        let mut events = watch();
+        let mut settings = self.settings.clone();
         let (mut agenda, mut listed) = (Agenda::default(), HashSet::new());
         let pacing = Arc::new(Mutex::new(Pacing::default()));
         let mut attempts = FuturesUnordered::new();
@@ -90,6 +88,7 @@ impl Controller {
             if counted.elapsed() >= TICK {
                 counted = Instant::now();
                 self.report_overdue(&agenda, now);
+                lock(&pacing).sweep(now);
             }
             while attempts.len() < ATTEMPTS && self.leads() {
                 let Some(uid) = agenda.take_due(now) else { break };
@@ -112,7 +111,13 @@ impl Controller {
                     Err(error) => tracing::warn!(error = %chain(&error), "the watch of marked pods was interrupted"),
                 },
                 Some((uid, before, end)) = attempts.next() => self.settle(&mut agenda, uid, &before, end),
-                () = tokio::time::sleep(wait) => lock(&pacing).sweep(now),
+                Ok(()) = settings.changed() => {
+                    // Deadlines, warnings and quarantines of all pods may be others now: look at each as if for the first time.
+                    agenda.clear();
+                    listed.clear();
+                    events = watch();
+                }
+                () = tokio::time::sleep(wait) => {}
             }
         }
     }
@@ -123,7 +128,16 @@ impl Controller {
 
     fn report(&self, agenda: &Agenda) {
         for (standing, state) in Standing::ALL {
-            self.metrics.marked.get_or_create(&Label { state }).set(agenda.count(standing));
+            let count = match standing {
+                // Who does not evict does not know what holds evictions up; it may have known once.
+                Standing::Queued | Standing::Blocked | Standing::Evicting if !self.leads() => 0,
+                Standing::Marked if !self.leads() => {
+                    let all = i64::try_from(agenda.uids().len()).unwrap_or(i64::MAX);
+                    all - agenda.count(Standing::Terminating)
+                }
+                _ => agenda.count(standing),
+            };
+            self.metrics.marked.get_or_create(&Label { state }).set(count);
         }
         self.metrics.leader.set(i64::from(self.leads()));
     }
@@ -145,6 +159,7 @@ impl Controller {
             watcher::Event::Init => listed.clear(),
             watcher::Event::InitApply(pod) => {
                 listed.extend(pod.metadata.uid.clone());
+                terminates(&pod, pacing, self.clock.never_ahead());
                 self.look(&pod, agenda);
             }
             watcher::Event::InitDone => {
@@ -158,12 +173,7 @@ impl Controller {
                 self.synced.send_replace(true);
             }
             watcher::Event::Apply(pod) => {
-                // A ReplicaSet makes the next one at once; the others wait until the name is free, or the node.
-                if pod.metadata.deletion_timestamp.is_some()
-                    && controller(&pod).is_some_and(|owner| owner.kind == "ReplicaSet")
-                {
-                    gone(&pod, pacing);
-                }
+                terminates(&pod, pacing, self.clock.never_ahead());
                 self.look(&pod, agenda);
             }
             watcher::Event::Delete(pod) => {
@@ -178,46 +188,19 @@ impl Controller {
 
     /// Puts a pod on the agenda, or takes it off.
     fn look(&self, pod: &Pod, agenda: &mut Agenda) {
-        let metadata = &pod.metadata;
-        let (Some(uid), Some(namespace), Some(name)) = (&metadata.uid, &metadata.namespace, &metadata.name) else {
-            return;
-        };
-        let (now, settings) = (self.clock.never_ahead(), *self.settings.borrow());
-        let deadline = match plan(pod, &settings, now) {
-            Next::Nothing(_) => return drop(agenda.remove(uid)),
-            Next::Ignore(why) => {
-                tracing::warn!(namespace, pod = name, uid, why, "not a mark");
-                return drop(agenda.remove(uid));
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let settings = *self.settings.borrow();
+        match observe(pod, agenda.get(uid), &settings, self.clock.never_ahead()) {
+            Observed::Nothing => {}
+            Observed::Forget(why) => {
+                if let Some(why) = why {
+                    let (namespace, pod) = (&pod.metadata.namespace, &pod.metadata.name);
+                    tracing::warn!(?namespace, ?pod, uid, why, "not a mark");
+                }
+                drop(agenda.remove(uid));
             }
-            Next::Wait { until, .. } => until,
-            Next::Evict { due, .. } => due,
-            Next::NotEvictable(mark, _) => mark.evict_at.unwrap_or(now),
-        };
-        let asked = Extension::on(pod);
-        let known = agenda.get(uid);
-        // Our own writes come back as events: they must not undo the wait after a refusal.
-        let owner = controller(pod).map(|owner| owner.uid.clone());
-        if known.is_some_and(|known| known.deadline == deadline && known.asked == asked && known.owner == owner) {
-            return;
+            Observed::Track(tracked) => agenda.put(uid.to_owned(), *tracked),
         }
-        // What users ask for is answered on the pod at once; and so is what they take back.
-        let answer = standing(pod, &settings).is_some_and(|(state, ..)| state == State::Extended);
-        let answer = answer || asked != known.map_or_else(Extension::default, |known| known.asked.clone());
-        let warn = settings.warn_before.and_then(|before| deadline.checked_sub(before).ok()).filter(|at| now < *at);
-        let takes_out = settings.quarantine && quarantine::is_wanted(pod);
-        let next = if answer || takes_out { now } else { warn.unwrap_or(deadline) };
-        let tracked = Tracked {
-            namespace: namespace.clone(),
-            name: name.clone(),
-            owner,
-            next,
-            deadline,
-            asked,
-            refusals: 0,
-            queued: 0,
-            standing: Standing::Marked,
-        };
-        agenda.put(uid.clone(), tracked);
     }
 
     /// Puts the pod back on the agenda, where it was before the attempt.
@@ -225,24 +208,13 @@ impl Controller {
         agenda.done(&uid);
         let Some(old) = agenda.get(&uid) else { return };
         // What was observed during the attempt is newer than what came of it.
-        if (old.deadline, &old.asked, &old.owner) != (before.deadline, &before.asked, &before.owner) {
+        if !old.is_same(before) || old.standing != before.standing {
             return;
         }
-        let now = self.clock.never_ahead();
-        let later = |wait: Duration| now.checked_add(wait).unwrap_or(Timestamp::MAX);
-        let (next, standing, refusals) = match end {
-            End::Done => return drop(agenda.remove(&uid)),
-            End::Again(at) => (at, Standing::Marked, 0),
-            End::Queued(wait) => (later(wait), Standing::Queued, 0),
-            End::Accepted => (now.checked_add(RECHECK).unwrap_or(Timestamp::MAX), Standing::Evicting, 0),
-            End::Refused(after) => {
-                let wait = after.unwrap_or(Duration::ZERO).max(backoff(old.refusals, rand::random()));
-                (later(wait), Standing::Blocked, old.refusals.saturating_add(1))
-            }
-        };
-        let queued = if standing == Standing::Queued { old.queued.saturating_add(1) } else { 0 };
-        let tracked = Tracked { next, refusals, queued, standing, ..old.clone() };
-        agenda.put(uid, tracked);
+        match old.after(&end, |standing| agenda.count(standing), self.clock.never_ahead(), rand::random()) {
+            Some(tracked) => agenda.put(uid, tracked),
+            None => drop(agenda.remove(&uid)),
+        }
     }
 
     async fn attempt(&self, uid: String, tracked: Tracked, pacing: Arc<Mutex<Pacing>>) -> (String, Tracked, End) {
@@ -253,6 +225,7 @@ impl Controller {
             metrics: &self.metrics,
             settings: *self.settings.borrow(),
             pacing: &pacing,
+            leading: &self.leading,
             uid: &uid,
             tracked: &tracked,
         };
@@ -261,11 +234,21 @@ impl Controller {
         } else {
             let Tracked { namespace, name, .. } = &tracked;
             tracing::warn!(namespace, pod = name, uid, "the API server does not answer, will try again");
-            lock(&pacing).abandon(tracked.owner.as_deref(), &uid);
+            // It may have been carried out: others of its owner wait as if it was.
             End::Refused(None)
         };
         lock(&pacing).asked(tracked.owner.as_deref(), &uid);
         (uid, tracked, end)
+    }
+}
+
+/// Takes note of a pod that ends.
+fn terminates(pod: &Pod, pacing: &Mutex<Pacing>, now: Timestamp) {
+    let (Some(owner), Some(_)) = (controller(pod), &pod.metadata.deletion_timestamp) else { return };
+    lock(pacing).terminates(&owner.uid, pod.metadata.uid.as_deref().unwrap_or_default(), now);
+    // A ReplicaSet makes the next one at once; the others wait until the name is free, or the node.
+    if owner.kind == "ReplicaSet" {
+        gone(pod, pacing);
     }
 }
 

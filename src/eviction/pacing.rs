@@ -2,11 +2,14 @@
 //!
 //! A disruption budget is the owner's own word on this; many have none, and a loop of execs over all replicas of a
 //! Deployment would be an outage at the deadline. So a pod waits until the last one's replacement is Ready, or for
-//! [`PATIENCE`], after which it is not us who keep the owner from being whole.
+//! [`PATIENCE`], after which it is not us who keep the owner from being whole. The last Ready pod of several waits for as
+//! long as it is the last.
 
 use std::{collections::HashMap, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
+
+use crate::owner::Counts;
 
 /// The longest wait for a replacement, or for an owner that is not whole for reasons of its own.
 pub const PATIENCE: SignedDuration = SignedDuration::from_secs(300);
@@ -15,32 +18,58 @@ const BLIND: SignedDuration = SignedDuration::from_secs(30);
 /// Owners need a moment to count a pod out that has just begun to terminate.
 const SETTLE: SignedDuration = SignedDuration::from_secs(1);
 
-/// Whether an owner has as many Ready pods as it wants.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Owner {
-    /// It has.
-    Whole,
-    /// It has not.
-    Short,
-    /// It cannot be told.
-    Unknown,
+/// The controller of a pod that may go, as the API server has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner<'a> {
+    /// Its UID.
+    pub uid: &'a str,
+    /// UID of its own controller: the Deployment of a ReplicaSet, which has two of them while it is rolled out.
+    pub group: Option<&'a str>,
+    /// How many pods it wants and has; none if that cannot be told.
+    pub counts: Option<Counts>,
+    /// Its resourceVersion.
+    pub version: &'a str,
 }
 
-/// An eviction that was accepted, and whose replacement is waited for.
+/// A pod that goes, and whose replacement is waited for.
 #[derive(Clone, Debug)]
 struct Flight {
+    /// Empty where somebody else's doing is waited for.
     pod: String,
     since: Timestamp,
+    /// The owner's resourceVersion before. While that is still its own, its status does not count the pod out yet: a controller
+    /// manager that lags would have us believe that nothing is missing.
+    version: String,
     /// When somebody was last let through to ask about the owner.
     asked: Timestamp,
     /// The pod is gone for good.
     gone: bool,
 }
 
+impl Flight {
+    /// Whether the pod was replaced, by what its owner says now.
+    fn is_over(&self, owner: Owner<'_>, now: Timestamp) -> bool {
+        let is_counted = owner.version != self.version && now.duration_since(self.since) >= SETTLE;
+        self.gone && is_counted && owner.counts.is_some_and(Counts::is_whole)
+    }
+
+    /// Whether another pod may go although it was not replaced.
+    fn is_waited_for_no_longer(&self, owner: Owner<'_>, is_ready: bool, now: Timestamp) -> bool {
+        let waited = now.duration_since(self.since);
+        match owner.counts {
+            // Not even then the last one that serves.
+            Some(counts) => waited >= PATIENCE && !(is_ready && counts.are_down_to_one()),
+            None => waited >= PATIENCE || (self.gone && waited >= BLIND),
+        }
+    }
+}
+
 /// What is in flight.
 #[derive(Debug, Default)]
 pub struct Pacing {
     owners: HashMap<String, Flight>,
+    /// Of which owner the last pod of a group went.
+    groups: HashMap<String, String>,
     /// Owners about whom the API server is being asked, and for which pod.
     asking: HashMap<String, String>,
     /// Evictions that may begin now, in thousandths, and when that was counted.
@@ -78,45 +107,69 @@ impl Pacing {
         }
     }
 
-    /// Whether the pod may go now, where `state` is its owner's as of now, `is_ready` whether the pod counts as one of the
-    /// Ready ones, and `due` since when it should be gone. If so, it is in flight.
-    pub fn begin(
-        &mut self,
-        owner: Option<(&str, Owner)>,
-        pod: &str,
-        is_ready: bool,
-        due: Timestamp,
-        now: Timestamp,
-    ) -> bool {
-        if let Some((owner, state)) = owner {
-            let flight = self.owners.get(owner).filter(|flight| flight.pod != pod);
-            let free = match (flight, state) {
-                (Some(flight), state) => {
-                    let waited = now.duration_since(flight.since);
-                    let settled = waited >= SETTLE && (state == Owner::Whole && flight.gone);
-                    settled || waited >= if state == Owner::Unknown { BLIND } else { PATIENCE }
+    /// Whether the pod may go now, where `owner` is its controller as of now, and `is_ready` whether the pod counts as one
+    /// of the Ready ones. If so, it is in flight.
+    pub fn begin(&mut self, owner: Option<Owner<'_>>, pod: &str, is_ready: bool, now: Timestamp) -> bool {
+        let Some(owner) = owner else { return true };
+        let flight = self.owners.get(owner.uid);
+        let free = !self.is_sibling_in_flight(owner, now)
+            && match flight {
+                // It was let go before, and what became of that is not known.
+                Some(flight) if flight.pod == pod => true,
+                Some(flight) => {
+                    let is_short_by_itself = flight.pod.is_empty();
+                    (is_short_by_itself && !is_ready)
+                        || flight.is_over(owner, now)
+                        || flight.is_waited_for_no_longer(owner, is_ready, now)
                 }
-                (None, Owner::Whole | Owner::Unknown) => true,
                 // Taking away one that is not Ready takes nothing away.
-                (None, Owner::Short) => !is_ready || now.duration_since(due) >= PATIENCE,
+                None => !is_ready || owner.counts.is_none_or(Counts::is_whole),
             };
-            if !free {
-                return false;
-            }
-            self.owners.insert(owner.to_owned(), Flight { pod: pod.to_owned(), since: now, asked: now, gone: false });
+        if free {
+            self.depart(owner, pod, now);
+        } else if flight.is_none() {
+            // From now on, and not from the deadline: after a change of leader nobody remembers what is in flight.
+            self.depart(Owner { group: None, version: "", ..owner }, "", now);
+            self.gone(Some(owner.uid), "");
         }
-        true
+        free
+    }
+
+    /// Whether a pod of another owner of the same group goes. What that owner says of itself is not known here, so that its pod is
+    /// waited for as where nobody can tell.
+    fn is_sibling_in_flight(&self, owner: Owner<'_>, now: Timestamp) -> bool {
+        let last = owner.group.and_then(|group| self.groups.get(group)).filter(|last| *last != owner.uid);
+        last.and_then(|last| self.owners.get(last)).is_some_and(|flight| {
+            let waited = now.duration_since(flight.since);
+            !flight.pod.is_empty() && waited < if flight.gone { BLIND } else { PATIENCE }
+        })
+    }
+
+    /// A pod of this owner terminates, whoever wanted that. So a new leader knows what the last one has begun.
+    pub fn terminates(&mut self, owner: &str, pod: &str, now: Timestamp) {
+        if !self.owners.contains_key(owner) {
+            self.depart(Owner { uid: owner, group: None, counts: None, version: "" }, pod, now);
+        }
     }
 
     /// Whether the pod may be taken out of service now, of an owner that has all it wants. There is no bound to this wait: the
     /// pod keeps its place in quotas and on its node, so that its replacement may never come.
-    pub fn begin_quarantine(&mut self, owner: &str, pod: &str, now: Timestamp) -> bool {
-        let flight = self.owners.get(owner).filter(|flight| flight.pod != pod);
-        if flight.is_some_and(|flight| !flight.gone || now.duration_since(flight.since) < SETTLE) {
-            return false;
+    pub fn begin_quarantine(&mut self, owner: Owner<'_>, pod: &str, now: Timestamp) -> bool {
+        let free = owner.counts.is_some_and(Counts::is_whole)
+            && !self.is_sibling_in_flight(owner, now)
+            && self.owners.get(owner.uid).is_none_or(|flight| flight.pod == pod || flight.is_over(owner, now));
+        if free {
+            self.depart(owner, pod, now);
         }
-        self.owners.insert(owner.to_owned(), Flight { pod: pod.to_owned(), since: now, asked: now, gone: false });
-        true
+        free
+    }
+
+    fn depart(&mut self, owner: Owner<'_>, pod: &str, now: Timestamp) {
+        if let Some(group) = owner.group {
+            self.groups.insert(group.to_owned(), owner.uid.to_owned());
+        }
+        let (pod, version) = (pod.to_owned(), owner.version.to_owned());
+        self.owners.insert(owner.uid.to_owned(), Flight { pod, since: now, version, asked: now, gone: false });
     }
 
     /// The eviction was refused, or came to nothing.
@@ -136,9 +189,30 @@ impl Pacing {
         }
     }
 
-    /// Forgets flights that hold up nobody any more.
+    /// Forgets flights that hold up nobody any more. Times that are to come are of a clock that was set back since.
     pub fn sweep(&mut self, now: Timestamp) {
-        self.owners.retain(|_, flight| now.duration_since(flight.since) < PATIENCE);
+        // Longer than anybody waits for one.
+        self.owners.retain(|_, flight| now.duration_since(flight.since) < PATIENCE * 2);
+        self.groups.retain(|_, last| self.owners.contains_key(last));
+        for flight in self.owners.values_mut() {
+            (flight.since, flight.asked) = (flight.since.min(now), flight.asked.min(now));
+        }
+        self.budget = self.budget.map(|(left, at)| (left, at.min(now)));
+    }
+
+    /// How long until the budget allows an eviction; none if it does now.
+    #[must_use]
+    pub fn wait(&self, per_minute: u32, now: Timestamp) -> Option<Duration> {
+        let (left, rate) = (self.left(per_minute, now), i64::from(per_minute.max(1)));
+        // What was earned is not lost to rounding: the time it is counted from stays until something is spent.
+        (left < 1000).then(|| Duration::from_millis(u64::try_from((1000 - left) * 60 / rate).unwrap_or(0).max(10)))
+    }
+
+    fn left(&self, per_minute: u32, now: Timestamp) -> i64 {
+        let (rate, most) = (i64::from(per_minute.max(1)), i64::from((per_minute / 10).max(1)) * 1000);
+        let (left, at) = self.budget.unwrap_or((most, now));
+        let earned = now.duration_since(at).as_millis().clamp(0, 60_000);
+        (left + rate * i64::try_from(earned).unwrap_or(0) / 60).min(most)
     }
 
     /// Takes one eviction out of the budget of `per_minute`, of which a tenth may be spent at once; or says how long to
@@ -147,130 +221,19 @@ impl Pacing {
     /// # Errors
     /// The wait, when the budget is spent.
     pub fn spend(&mut self, per_minute: u32, now: Timestamp) -> Result<(), Duration> {
-        let (rate, most) = (i64::from(per_minute.max(1)), i64::from((per_minute / 10).max(1)) * 1000);
-        let (left, at) = self.budget.unwrap_or((most, now));
-        let earned = now.duration_since(at).as_millis().clamp(0, 60_000);
-        let left = (left + rate * i64::try_from(earned).unwrap_or(0) / 60).min(most);
-        if left < 1000 {
-            // What was earned is not lost to rounding: the time it is counted from stays until something is spent.
-            return Err(Duration::from_millis(u64::try_from((1000 - left) * 60 / rate).unwrap_or(0).max(10)));
+        if let Some(wait) = self.wait(per_minute, now) {
+            return Err(wait);
         }
-        self.budget = Some((left - 1000, now));
+        self.budget = Some((self.left(per_minute, now) - 1000, now));
         Ok(())
+    }
+
+    /// Gives back what was spent on an eviction that was refused: those that wait for a disruption budget must not keep
+    /// others from going.
+    pub fn refund(&mut self) {
+        self.budget = self.budget.map(|(left, at)| (left + 1000, at));
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn at(milliseconds: i64) -> Timestamp {
-        Timestamp::from_millisecond(milliseconds).unwrap()
-    }
-
-    #[test]
-    fn one_of_an_owner_at_a_time_until_it_is_whole_again() {
-        let mut pacing = Pacing::default();
-        assert!(pacing.begin(Some(("o", Owner::Whole)), "a", true, at(0), at(0)));
-        assert!(
-            !pacing.begin(Some(("o", Owner::Whole)), "b", true, at(0), at(500)),
-            "its status is of the time before"
-        );
-        assert!(!pacing.ask(Some("o"), "b", at(500)) && pacing.ask(Some("o"), "a", at(500)));
-        assert!(pacing.begin(Some(("other", Owner::Whole)), "c", true, at(0), at(500)));
-        pacing.asked(Some("o"), "a");
-        assert!(!pacing.ask(Some("o"), "b", at(29_000)), "it is not gone yet");
-        pacing.gone(Some("o"), "a");
-        assert!(pacing.ask(Some("o"), "b", at(2000)));
-        pacing.asked(Some("o"), "b");
-        assert!(!pacing.ask(Some("o"), "c", at(2900)) && pacing.ask(Some("o"), "c", at(3000)));
-        pacing.asked(Some("o"), "c");
-        assert!(!pacing.begin(Some(("o", Owner::Short)), "b", true, at(0), at(2000)));
-        assert!(pacing.begin(Some(("o", Owner::Whole)), "b", true, at(0), at(2000)));
-    }
-
-    #[test]
-    fn while_one_is_looked_at_nobody_asks_about_another_of_its_owner() {
-        let mut pacing = Pacing::default();
-        assert!(pacing.ask(Some("o"), "a", at(0)) && !pacing.ask(Some("o"), "b", at(0)));
-        assert!(pacing.ask(Some("other"), "c", at(0)) && pacing.ask(None, "d", at(0)));
-        pacing.asked(Some("o"), "b");
-        assert!(!pacing.ask(Some("o"), "b", at(60_000)), "only the one who asks can end it");
-        pacing.asked(Some("o"), "a");
-        assert!(pacing.ask(Some("o"), "b", at(0)));
-    }
-
-    #[test]
-    fn nothing_is_taken_out_of_service_before_the_last_one_is_replaced_however_long_that_takes() {
-        let mut pacing = Pacing::default();
-        assert!(pacing.begin_quarantine("o", "a", at(0)));
-        assert!(!pacing.begin_quarantine("o", "b", at(3_600_000)), "the first one still counts");
-        pacing.gone(Some("o"), "a");
-        assert!(pacing.begin_quarantine("o", "b", at(3_600_000)));
-    }
-
-    #[test]
-    fn a_replacement_that_never_comes_holds_nobody_up_for_ever() {
-        let mut pacing = Pacing::default();
-        assert!(pacing.begin(Some(("o", Owner::Whole)), "a", true, at(0), at(0)));
-        assert!(!pacing.begin(Some(("o", Owner::Short)), "b", true, at(0), at(299_999)));
-        assert!(pacing.begin(Some(("o", Owner::Short)), "b", true, at(0), at(300_000)));
-        // Nobody can tell: half a minute.
-        assert!(!pacing.begin(Some(("o", Owner::Unknown)), "c", true, at(0), at(329_999)));
-        assert!(pacing.begin(Some(("o", Owner::Unknown)), "c", true, at(0), at(330_000)));
-    }
-
-    #[test]
-    fn an_owner_that_is_short_already_loses_only_what_is_not_ready() {
-        let mut pacing = Pacing::default();
-        assert!(!pacing.begin(Some(("o", Owner::Short)), "a", true, at(0), at(1000)));
-        assert!(pacing.begin(Some(("o", Owner::Short)), "b", false, at(0), at(1000)));
-        pacing.abandon(Some("o"), "b");
-        assert!(pacing.begin(Some(("o", Owner::Short)), "a", true, at(0), at(300_000)));
-    }
-
-    proptest! {
-        #[test]
-        fn never_two_of_an_owner_within_a_second_and_never_more_than_the_budget(
-            steps in proptest::collection::vec((0_u8..3, 0_u8..6, 0_i64..3000, any::<bool>(), 0_u8..3), 1..200),
-            per_minute in 1_u32..1000,
-        ) {
-            let (mut pacing, mut now, mut last, mut started) = (Pacing::default(), 0, HashMap::new(), Vec::new());
-            for (owner, pod, passed, ready, state) in steps {
-                now += passed;
-                let (owner, pod) = (owner.to_string(), format!("{owner}-{pod}"));
-                let state = [Owner::Whole, Owner::Short, Owner::Unknown][usize::from(state)];
-                if pacing.begin(Some((&owner, state)), &pod, ready, at(0), at(now)) {
-                    if let Some((other, since)) = last.insert(owner.clone(), (pod.clone(), now)) {
-                        prop_assert!(other == pod || now - since >= 1000, "{other} and {pod}");
-                    }
-                    if pacing.spend(per_minute, at(now)).is_ok() {
-                        started.push(now);
-                        pacing.gone(Some(&owner), &pod);
-                    } else {
-                        pacing.abandon(Some(&owner), &pod);
-                        last.remove(&owner);
-                    }
-                }
-            }
-            for (n, first) in started.iter().enumerate() {
-                let minute = started[n..].iter().take_while(|at| **at < first + 60_000).count();
-                prop_assert!(minute <= per_minute as usize + (per_minute as usize / 10).max(1) + 1, "{minute}");
-            }
-        }
-
-        #[test]
-        fn the_budget_is_never_shut_for_ever(per_minute in 1_u32..10_000) {
-            let mut pacing = Pacing::default();
-            let mut now = 0;
-            for _ in 0..50 {
-                while let Err(wait) = pacing.spend(per_minute, at(now)) {
-                    prop_assert!(wait <= Duration::from_secs(61));
-                    now += i64::try_from(wait.as_millis()).unwrap();
-                }
-            }
-            prop_assert!(now <= 61_000 * 50);
-        }
-    }
-}
+mod tests;

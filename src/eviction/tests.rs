@@ -34,6 +34,24 @@ fn pod(of: &str, ttl: Option<u64>, change: impl Fn(&mut Pod)) -> Pod {
     pod
 }
 
+fn mark(ttl: Option<u64>) -> Mark {
+    Found::on(&pod("u", ttl, |_| ())).mark().unwrap()
+}
+
+#[test]
+fn a_pod_that_does_not_end_says_what_keeps_it() {
+    let kept = pod("u", Some(60), |pod| pod.metadata.finalizers = Some(vec!["a/b".into(), "c/d".into()]));
+    assert_eq!(stuck(&kept, at(1000), at(1059)), None);
+    assert_eq!(stuck(&kept, at(1000), at(1060)).unwrap(), "it is kept by its finalizers: a/b, c/d");
+    let lost = pod("u", Some(60), |pod| {
+        pod.spec = serde_json::from_value(json!({"nodeName": "n1", "containers": []})).unwrap();
+    });
+    assert_eq!(
+        stuck(&lost, at(1000), at(1060)).unwrap(),
+        "its node, \"n1\", has not confirmed that its containers ended"
+    );
+}
+
 #[test]
 fn waits_for_the_deadline_and_then_evicts() {
     let pod = pod("u", Some(60), |_| ());
@@ -57,7 +75,7 @@ fn what_is_recorded_finished_or_terminating_is_left_alone() {
                 &Settings::default(),
                 at(9999)
             ),
-            Next::Nothing("finished")
+            Next::Finished(mark(Some(60)))
         );
     }
     let ended = |policy: &'static str| {
@@ -69,13 +87,15 @@ fn what_is_recorded_finished_or_terminating_is_left_alone() {
             pod.spec = serde_json::from_value(json!({"restartPolicy": policy, "containers": []})).unwrap();
         })
     };
-    assert_eq!(plan(&ended("Never"), &Settings::default(), at(9999)), Next::Nothing("finished"));
+    assert_eq!(plan(&ended("Never"), &Settings::default(), at(9999)), Next::Finished(mark(Some(60))));
     assert!(
         matches!(plan(&ended("Always"), &Settings::default(), at(9999)), Next::Evict { .. }),
         "it will be started again"
     );
     let deleting = |pod: &mut Pod| pod.metadata.deletion_timestamp = Some(Time(at(1)));
-    assert_eq!(plan(&pod("u", Some(60), deleting), &Settings::default(), at(9999)), Next::Nothing("terminating"));
+    let ends = Next::Terminating { mark: mark(Some(60)), gone_by: at(1) };
+    assert_eq!(plan(&pod("u", Some(60), deleting), &Settings::default(), at(9999)), ends);
+    assert_eq!(plan(&pod("u", None, deleting), &Settings::default(), at(9999)), Next::Nothing("recorded only"));
     assert_eq!(plan(&Pod::default(), &Settings::default(), at(9999)), Next::Nothing("not marked"));
 }
 
@@ -87,7 +107,115 @@ fn a_static_pod_is_not_evictable() {
     assert!(matches!(plan(&mirror, &Settings::default(), at(9999)), Next::NotEvictable(..)));
 }
 
+#[test]
+fn a_grace_period_is_cut_only_where_it_is_longer_than_the_configuration_allows() {
+    let settings =
+        |most: Option<u64>| Settings { max_grace_period: most.map(Duration::from_secs), ..Settings::default() };
+    let patient = |seconds: Option<i64>| {
+        pod("u", Some(60), move |pod| {
+            let spec = json!({"containers": [], "terminationGracePeriodSeconds": seconds});
+            pod.spec = serde_json::from_value(spec).unwrap();
+        })
+    };
+    assert_eq!(grace_period(&patient(Some(3600)), &settings(Some(300))), Some(300));
+    assert_eq!(grace_period(&patient(Some(300)), &settings(Some(300))), None);
+    assert_eq!(grace_period(&patient(Some(3600)), &settings(None)), None);
+    assert_eq!(grace_period(&patient(None), &settings(Some(29))), Some(29), "the API server's own is 30 s");
+    assert_eq!(grace_period(&patient(None), &settings(Some(30))), None);
+}
+
+#[allow(clippy::struct_excessive_bools, reason = "they are independent, and all combinations are wanted")]
+/// Any marked pod: of this mark, whose users ask for this, and in this state.
+#[derive(Clone, Debug)]
+struct Any {
+    of: &'static str,
+    ttl: Option<u64>,
+    extend_to: Option<i64>,
+    is_held: bool,
+    is_deleted: bool,
+    is_mirror: bool,
+    phase: &'static str,
+    policy: &'static str,
+    has_ended: bool,
+}
+
+impl Any {
+    fn pod(&self) -> Pod {
+        pod(self.of, self.ttl, |pod| {
+            pod.spec = serde_json::from_value(json!({"restartPolicy": self.policy, "containers": []})).unwrap();
+            let state = if self.has_ended { json!({"terminated": {"exitCode": 0}}) } else { json!({"running": {}}) };
+            let container = json!({
+                "name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": state,
+            });
+            pod.status =
+                serde_json::from_value(json!({"phase": self.phase, "containerStatuses": [container]})).unwrap();
+            pod.metadata.deletion_timestamp = self.is_deleted.then(|| Time(at(1)));
+            let annotations = pod.metadata.annotations.as_mut().unwrap();
+            if let Some(to) = self.extend_to {
+                annotations.insert("pristine/extend-to".into(), at(to).to_string());
+            }
+            if self.is_held {
+                annotations.insert("pristine/hold".into(), "why".into());
+            }
+            if self.is_mirror {
+                annotations.insert("kubernetes.io/config.mirror".into(), "x".into());
+            }
+        })
+    }
+
+    /// What the promises say, in other words than the code.
+    fn is_left_alone(&self) -> bool {
+        let is_finished = ["Succeeded", "Failed"].contains(&self.phase) || (self.policy == "Never" && self.has_ended);
+        self.of != "u" || self.ttl.is_none() || self.is_deleted || is_finished
+    }
+}
+
+prop_compose! {
+    fn any_pod()(
+        of in prop_oneof![9 => Just("u"), 1 => Just("other")],
+        ttl in prop_oneof![9 => (1_u64..10_000).prop_map(Some), 1 => Just(None)],
+        extend_to in proptest::option::of(0_i64..30_000),
+        is_held in proptest::bool::weighted(0.2),
+        is_deleted in proptest::bool::weighted(0.1),
+        is_mirror in proptest::bool::weighted(0.1),
+        phase in prop_oneof![8 => Just("Running"), 2 => Just("Pending"), 1 => Just("Succeeded"), 1 => Just("Failed")],
+        policy in prop_oneof![Just("Always"), Just("OnFailure"), Just("Never")],
+        has_ended in any::<bool>(),
+    ) -> Any {
+        Any { of, ttl, extend_to, is_held, is_deleted, is_mirror, phase, policy, has_ended }
+    }
+}
+
 proptest! {
+    #[test]
+    fn whatever_the_pod_never_early_never_another_uid_and_always_an_end_or_a_time(
+        any in any_pod(), longest in 0_u64..20_000, now in 0_i64..40_000,
+    ) {
+        let settings = Settings { max_extension: Duration::from_secs(longest), ..Settings::default() };
+        let (own, longest) = (any.ttl.map(|ttl| 1000 + i64::try_from(ttl).unwrap()), i64::try_from(longest).unwrap());
+        let latest = own.map(|own| own.max(1000 + longest));
+        let due = match (own, latest) {
+            (Some(_), Some(latest)) if any.is_held => Some(latest),
+            (Some(own), Some(latest)) => Some(any.extend_to.unwrap_or(0).clamp(own, latest)),
+            _ => None,
+        };
+        match plan(&any.pod(), &settings, at(now)) {
+            Next::Ignore(_) => prop_assert_eq!(any.of, "other"),
+            Next::Nothing(_) => prop_assert_eq!((any.of, any.ttl), ("u", None)),
+            Next::Terminating { gone_by, .. } => prop_assert!(any.is_deleted && gone_by == at(1)),
+            Next::Finished(_) => prop_assert!(!any.is_deleted && any.is_left_alone()),
+            Next::Wait { until, mark } => {
+                prop_assert!(!any.is_left_alone() && now < until.as_second());
+                prop_assert_eq!((Some(until.as_second()), mark.pod.as_str()), (due, "u"));
+            }
+            Next::NotEvictable(..) => prop_assert!(!any.is_left_alone() && any.is_mirror && due <= Some(now)),
+            Next::Evict { mark, due: since } => {
+                prop_assert!(!any.is_left_alone() && !any.is_mirror && since.as_second() <= now);
+                prop_assert_eq!((Some(since.as_second()), mark.pod.as_str()), (due, "u"));
+            }
+        }
+    }
+
     #[test]
     fn never_early_and_never_forgotten(ttl in 1_u64..10_000_000, now in 0_i64..20_000_000) {
         let deadline = 1000 + i64::try_from(ttl).unwrap();

@@ -55,13 +55,13 @@ impl Row {
         let is_due = deadline.is_some_and(|deadline| deadline <= now);
         let (state, reason) = match (&mark, plan(pod, &Settings::default(), now), told) {
             (None, ..) => ("NotAMark", invalid),
-            (_, Next::Nothing("terminating"), _) => ("Terminating", String::new()),
-            (_, Next::Nothing("finished"), _) => ("Finished", "its containers have ended".to_owned()),
+            (_, Next::Terminating { .. }, _) => ("Terminating", after(message, "It terminates: ")),
+            (_, Next::Finished(_), _) => ("Finished", "its containers have ended".to_owned()),
             (_, Next::Nothing(_), _) => ("Recorded", "the rule only records".to_owned()),
             (_, Next::NotEvictable(_, why), _) => ("NotEvictable", why.to_owned()),
             (_, _, "NotEvictable") => ("NotEvictable", message.to_owned()),
             (_, _, "EvictionBlocked") if is_due => ("Blocked", after(message, "tried again: ")),
-            (_, _, "EvictionQueued") if is_due => ("Queued", after(message, "It is due, and ")),
+            (_, _, "EvictionQueued") if is_due => ("Queued", after(message, "It is due, and waits: ")),
             _ if is_due => ("Due", String::new()),
             _ if granted.is_some() => (if extension.holds() { "Held" } else { "Extended" }, after_last(message, "; ")),
             _ if is_quarantined => ("Quarantined", "out of service until its eviction".to_owned()),

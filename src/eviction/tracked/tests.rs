@@ -1,0 +1,224 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::eviction::{
+    agenda::Agenda,
+    pacing::{Owner, Pacing},
+};
+use crate::owner::Counts;
+use proptest::prelude::*;
+
+fn at(milliseconds: i64) -> Timestamp {
+    Timestamp::from_millisecond(milliseconds).unwrap()
+}
+
+fn tracked(name: String, deadline: Timestamp) -> Tracked {
+    Tracked {
+        namespace: "n".into(),
+        name,
+        owner: None,
+        next: deadline,
+        deadline,
+        asked: Extension::default(),
+        refusals: 0,
+        queued: 0,
+        standing: Standing::Marked,
+        is_answered: false,
+    }
+}
+
+fn any_end() -> impl Strategy<Value = End> {
+    prop_oneof![
+        Just(End::Done),
+        (0_i64..1_000_000).prop_map(|later| End::Again(at(1_000_000 + later))),
+        Just(End::Queued),
+        (0_u64..61_000).prop_map(|wait| End::Limited(Duration::from_millis(wait))),
+        Just(End::Accepted),
+        (0_i64..1_000_000).prop_map(|later| End::Terminating(at(1_000_000 + later))),
+        proptest::option::of(0_u64..600).prop_map(|after| End::Refused(after.map(Duration::from_secs))),
+    ]
+}
+
+#[test]
+fn a_refused_pod_is_asked_about_less_and_less_often_and_never_before_it_was_told_to() {
+    let mut pod = tracked("a".into(), at(0));
+    let mut waits = Vec::new();
+    for _ in 0..7 {
+        pod = pod.after(&End::Refused(None), |_| 0, at(0), 0.5).unwrap();
+        waits.push(pod.next.as_second());
+    }
+    assert_eq!(waits, [2, 4, 8, 16, 30, 30, 30]);
+    let told = pod.after(&End::Refused(Some(Duration::from_secs(90))), |_| 0, at(0), 0.5).unwrap();
+    assert_eq!((told.next, told.refusals, told.standing), (at(90_000), 8, Standing::Blocked));
+    // What was let go once starts anew.
+    let gone = told.after(&End::Accepted, |_| 0, at(0), 0.5).unwrap();
+    assert_eq!((gone.next, gone.refusals, gone.standing), (at(60_000), 0, Standing::Evicting));
+}
+
+#[test]
+fn of_many_that_the_rate_limit_holds_up_few_look_at_a_time() {
+    let pod = tracked("a".into(), at(0));
+    let limited = |waiting, random| {
+        let end = End::Limited(Duration::from_millis(100));
+        pod.after(&end, |_| waiting, at(0), random).unwrap().next.as_millisecond()
+    };
+    assert_eq!((limited(0, 0.0), limited(0, 0.5)), (100, 150));
+    assert_eq!((limited(20, 0.0), limited(20, 0.5)), (100, 1150));
+    assert_eq!(limited(9000, 0.9), 5000);
+}
+
+proptest! {
+    #[test]
+    fn a_pod_is_forgotten_when_nothing_is_left_to_do_and_otherwise_looked_at_again_soon(
+        ends in proptest::collection::vec((any_end(), 0_i64..10_000, 0.0..1.0), 1..50),
+    ) {
+        let (now, mut pod) = (at(1_000_000), tracked("a".into(), at(0)));
+        for (end, waiting, random) in ends {
+            let Some(after) = pod.after(&end, |_| waiting, now, random) else {
+                prop_assert_eq!(end, End::Done);
+                return Ok(());
+            };
+            prop_assert!(after.next >= now);
+            let wait = after.next.duration_since(now).unsigned_abs();
+            let most = match &end {
+                End::Again(_) => Duration::from_secs(1000),
+                End::Queued => Duration::from_secs(2),
+                End::Limited(wait) => (*wait).max(Duration::from_secs(5)),
+                End::Accepted => Duration::from_secs(60),
+                End::Terminating(at) => at.duration_since(now).unsigned_abs(),
+                // Ten thousand that are blocked do not ask more often than 20 times a second together.
+                End::Refused(_) => Duration::from_millis(300_000.max(63 * u64::try_from(waiting).unwrap())),
+                End::Done => unreachable!(),
+            };
+            prop_assert!(wait <= most, "{wait:?} after {end:?}");
+            // No more than 60 looks a minute, whatever the API server says; but for one that has to wait for its turn.
+            let least = if matches!(end, End::Limited(_) | End::Again(_) | End::Terminating(_)) { 0 } else { 1000 };
+            prop_assert!(wait >= Duration::from_millis(least), "{wait:?} after {end:?}");
+            prop_assert_eq!((after.deadline, &after.name), (pod.deadline, &pod.name));
+            pod = after;
+        }
+    }
+
+    /// Many pods of some owners, due at once, where the API server refuses some of the time and every replacement takes a
+    /// while: each is evicted once, no two of an owner while one is missing, and no more looks than a pod needs.
+    #[test]
+    fn in_the_end_every_pod_goes_once(
+        owners in 1_usize..4, pods in 1_usize..6, start in 0_u64..20_000, refused in 0.0..0.7, seed in any::<u64>(),
+    ) {
+        use rand::{Rng as _, SeedableRng as _};
+        let mut random = rand::rngs::StdRng::seed_from_u64(seed);
+        let (mut agenda, mut pacing, mut now) = (Agenda::default(), Pacing::default(), at(0));
+        let per_minute = Settings::default().per_minute;
+        // Of each owner: the version of its status, and until when one of its pods is missing.
+        let mut world: BTreeMap<String, (u64, Timestamp)> = BTreeMap::new();
+        let mut looks = 0;
+        for n in 0..owners * pods {
+            let owner = format!("o{}", n % owners);
+            agenda.put(format!("p{n}"), Tracked { owner: Some(owner), ..tracked(format!("p{n}"), at(0)) });
+        }
+        while agenda.uids().next().is_some() {
+            now = agenda.next().unwrap().max(now);
+            prop_assert!(now < at(3_600_000), "{agenda:?}");
+            let uid = agenda.take_due(now).unwrap();
+            let pod = agenda.get(&uid).unwrap().clone();
+            let owner = pod.owner.clone().unwrap();
+            looks += 1;
+            let (version, missing) = world.entry(owner.clone()).or_insert_with(|| (0, at(0)));
+            let is_whole = *missing <= now;
+            let counts = Some(Counts { wanted: 5, ready: if is_whole { 5 } else { 4 } });
+            let text = format!("{version}-{is_whole}");
+            let seen = Owner { uid: &owner, group: None, counts, version: &text };
+            let end = if let Some(wait) = pacing.wait(per_minute, now) {
+                End::Limited(wait)
+            } else if !pacing.ask(Some(&owner), &uid, now) || !pacing.begin(Some(seen), &uid, true, now) {
+                End::Queued
+            } else if random.random_bool(refused) {
+                pacing.abandon(Some(&owner), &uid);
+                End::Refused(None)
+            } else {
+                prop_assert!(is_whole, "{uid} goes at {now}, and {owner} misses one until {missing}");
+                prop_assert!(pacing.spend(per_minute, now).is_ok());
+                (*version, *missing) = (*version + 1, now + Duration::from_millis(start));
+                pacing.gone(Some(&owner), &uid);
+                // What the watch of its deletion does.
+                End::Done
+            };
+            pacing.asked(Some(&owner), &uid);
+            agenda.done(&uid);
+            match pod.after(&end, |standing| agenda.count(standing), now, random.random()) {
+                Some(after) => agenda.put(uid, after),
+                None => drop(agenda.remove(&uid)),
+            }
+        }
+        let most = owners * pods * 400;
+        prop_assert!(looks <= most, "{looks} looks, {most} at most");
+    }
+}
+
+/// A pod as the watch tells it: marked at second 1000 for a minute.
+fn pod(annotations: serde_json::Value, condition: Option<&str>) -> Pod {
+    let first = serde_json::json!({
+        "at": "1970-01-01T00:16:40Z", "operation": "exec", "container": "c", "user": {"name": "a"}, "review": "r", "rule": "d",
+    });
+    let mut all = serde_json::json!({
+        "pristine/interactions": serde_json::json!({"pod": "u", "total": 1, "first": first}).to_string(),
+        "pristine/evict-at": "1970-01-01T00:17:40Z",
+    });
+    all.as_object_mut().unwrap().extend(annotations.as_object().unwrap().clone());
+    let conditions: Vec<_> = condition
+        .map(|reason| serde_json::json!({"type": "pristine/Pristine", "status": "False", "reason": reason}))
+        .into_iter()
+        .collect();
+    serde_json::from_value(serde_json::json!({
+        "metadata": {"uid": "u", "name": "p", "namespace": "n", "annotations": all},
+        "status": {"phase": "Running", "conditions": conditions},
+    }))
+    .unwrap()
+}
+
+fn track(pod: &Pod, known: Option<&Tracked>, now: i64) -> Option<Tracked> {
+    let settings = Settings { warn_before: Some(Duration::from_secs(10)), ..Settings::default() };
+    match observe(pod, known, &settings, at(now * 1000)) {
+        Observed::Track(tracked) => Some(*tracked),
+        Observed::Nothing | Observed::Forget(_) => None,
+    }
+}
+
+#[test]
+fn a_marked_pod_is_looked_at_when_it_is_time_to_warn_and_our_own_writes_change_nothing() {
+    let marked = pod(serde_json::json!({}), Some("Interacted"));
+    let known = track(&marked, None, 1001).unwrap();
+    assert_eq!((known.next, known.deadline, known.standing), (at(1_050_000), at(1_060_000), Standing::Marked));
+    assert_eq!(track(&marked, None, 1055).unwrap().next, at(1_060_000), "too late to warn");
+    let blocked = known.after(&End::Refused(None), |_| 0, at(1_060_000), 0.5).unwrap();
+    assert_eq!(track(&pod(serde_json::json!({}), Some("EvictionBlocked")), Some(&blocked), 1061), None);
+}
+
+#[test]
+fn whoever_asks_for_more_time_is_answered_at_once_also_after_the_next_interaction() {
+    let held = serde_json::json!({"pristine/hold": "why"});
+    let known = track(&pod(held.clone(), Some("Interacted")), None, 1001).unwrap();
+    assert_eq!(known.next, at(1_001_000));
+    let told = known.after(&End::Again(known.deadline), |_| 0, at(1_001_000), 0.5).unwrap();
+    assert_eq!(track(&pod(held.clone(), Some("Extended")), Some(&told), 1002), None);
+    let silent = track(&pod(held, Some("Interacted")), Some(&told), 1010).unwrap();
+    assert_eq!((silent.next, silent.is_answered), (at(1_010_000), false), "the mark wrote over the condition");
+    let taken_back = track(&pod(serde_json::json!({}), Some("Extended")), Some(&told), 1020).unwrap();
+    assert_eq!((taken_back.next, taken_back.deadline), (at(1_020_000), at(1_060_000)));
+}
+
+#[test]
+fn a_pod_that_ends_is_followed_until_it_is_gone_and_one_that_has_ended_until_it_says_so() {
+    let mut ends = pod(serde_json::json!({}), Some("EvictionBlocked"));
+    let known = track(&ends, None, 1100).unwrap();
+    ends.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(1_130_000)));
+    let ending = track(&ends, Some(&known), 1100).unwrap();
+    assert_eq!((ending.next, ending.standing), (at(1_105_000), Standing::Terminating));
+    assert_eq!(track(&ends, Some(&ending), 1101), None);
+    let mut ended = pod(serde_json::json!({}), None);
+    ended.status.as_mut().unwrap().phase = Some("Succeeded".into());
+    assert_eq!(track(&ended, Some(&known), 1101).unwrap().next, at(1_101_000));
+    ended.status = pod(serde_json::json!({}), Some("Finished")).status;
+    ended.status.as_mut().unwrap().phase = Some("Failed".into());
+    assert!(matches!(observe(&ended, Some(&known), &Settings::default(), at(0)), Observed::Forget(None)));
+}
