@@ -4,33 +4,23 @@
 mod common;
 
 use std::{
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use common::{
-    cluster::{IMAGE, Namespace, annotation, apply, deadline, is_marked, name_of, now, run, uid_of, until},
+    audit,
+    cluster::{IMAGE, Namespace, apply, condition, deadline, is_marked, name_of, now, reason, run, uid_of, until},
     replicas::setting,
 };
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Event, Pod, Service};
-use kube::{Api, api::ListParams};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    time::{Instant, sleep, timeout},
+use k8s_openapi::api::{
+    core::v1::{Event, Pod},
+    policy::v1::PodDisruptionBudget,
 };
-
-/// Reason and message of our condition.
-fn condition(pod: &Pod) -> (String, String) {
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let ours = conditions.into_iter().find(|condition| condition.type_ == "pristine/Pristine");
-    ours.map(|ours| (ours.reason.clone().unwrap_or_default(), ours.message.clone().unwrap_or_default()))
-        .unwrap_or_default()
-}
+use kube::{Api, api::ListParams};
+use pristine::pods::{self, Pods};
+use tokio::time::sleep;
 
 async fn says(ns: &Namespace, pod: &str, reason: &str) -> String {
     until(&format!("the condition {reason}"), 30, || async {
@@ -69,20 +59,39 @@ fn budget(allowed: u32, more: &str) -> String {
     )
 }
 
+/// Applies the budget, and waits until its controller has counted: before, the API server refuses for want of that.
+async fn budgeted(ns: &Namespace, allowed: u32, more: &str) {
+    apply(&ns.name, &budget(allowed, more)).await;
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(ns.client.clone(), &ns.name);
+    until("the budget's count", 30, async || {
+        let found = budgets.get("web").await.unwrap();
+        let status = found.status.filter(|status| status.observed_generation == found.metadata.generation)?;
+        (status.expected_pods > 0 && (status.disruptions_allowed > 0) == (allowed > 0)).then_some(())
+    })
+    .await;
+}
+
+/// The eviction requests for this pod: when, and the code.
+fn asked(ns: &Namespace, pod: &str) -> Vec<(Timestamp, u64)> {
+    audit::evictions(&setting("KUBECONFIG").unwrap(), &ns.name).remove(pod).unwrap_or_default()
+}
+
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
-async fn a_budget_that_allows_none_is_waited_for_and_then_it_goes_at_once() {
+async fn a_budget_that_allows_none_is_waited_for_more_and_more_patiently_and_then_it_goes() {
     let ns = Namespace::new("t-fast-").await;
     let name = name_of(&ns.workload("Deployment", 2).await[0]).to_owned();
-    apply(&ns.name, &budget(0, "")).await;
-    // Until the budget's controller has counted, the API server says 429 for want of that, too.
-    sleep(Duration::from_secs(2)).await;
+    budgeted(&ns, 0, "").await;
     let pod = touch(&ns, &name).await;
     let message = says(&ns, &name, "EvictionBlocked").await;
     assert!(message.contains("disruption budget"), "{message}");
     event(&ns, "EvictionBlocked").await;
     assert!(now() >= deadline(&pod) && ns.pod(&name).await.metadata.deletion_timestamp.is_none());
-    apply(&ns.name, &budget(1, "")).await;
+    // After 2, 4, 8 and 16 s, each a quarter more or less.
+    sleep(Duration::from_secs(20)).await;
+    let refused = asked(&ns, &name);
+    assert!((3..=6).contains(&refused.len()) && refused.iter().all(|(_, code)| *code == 429), "{refused:?}");
+    budgeted(&ns, 1, "").await;
     until("the eviction", 45, || async {
         let pods = ns.pods().get_opt(&name).await.unwrap();
         pods.is_none_or(|found| found.metadata.deletion_timestamp.is_some()).then_some(())
@@ -112,14 +121,13 @@ spec:
 "
     );
     apply(&ns.name, &yaml).await;
-    apply(&ns.name, &budget(0, "")).await;
+    budgeted(&ns, 0, "").await;
     let name = until("a running pod", 60, || async {
         let pods = ns.pods().list(&ListParams::default()).await.unwrap();
         let running = |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
         pods.into_iter().find(running).map(|pod| name_of(&pod).to_owned())
     })
     .await;
-    sleep(Duration::from_secs(2)).await;
     touch(&ns, &name).await;
     says(&ns, &name, "EvictionBlocked").await;
     apply(&ns.name, &budget(0, ", unhealthyPodEvictionPolicy: AlwaysAllow")).await;
@@ -130,13 +138,11 @@ spec:
     .await;
 }
 
-#[tokio::test]
-#[ignore = "needs a cluster: hack/test"]
-async fn a_pod_of_a_daemon_set_a_job_and_a_bare_one_go_when_a_rule_says_so() {
-    let ns = Namespace::new("t-fast-").await;
+fn every_kind() -> String {
     // A Job is not done because its pod was told to end.
     let forever = "sh, -c, 'trap \"exit 1\" TERM; while :; do sleep 0.2; done'";
-    let yaml = format!(
+    let deaf = "sh, -c, 'trap : TERM; while :; do sleep 0.2; done'";
+    format!(
         "apiVersion: apps/v1
 kind: DaemonSet
 metadata: {{name: daemon}}
@@ -178,30 +184,69 @@ spec: {{terminationGracePeriodSeconds: 1, containers: [{{name: app, image: {IMAG
 apiVersion: v1
 kind: Pod
 metadata: {{name: patient}}
-spec: {{terminationGracePeriodSeconds: 3600, containers: [{{name: app, image: {IMAGE}}}]}}
+spec: {{terminationGracePeriodSeconds: 3600, containers: [{{name: app, image: {IMAGE}, command: [{deaf}]}}]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: leaving}}
+spec: {{terminationGracePeriodSeconds: 90, containers: [{{name: app, image: {IMAGE}, command: [{deaf}]}}]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: pending}}
+spec: {{schedulerName: nobody, containers: [{{name: app, image: {IMAGE}}}]}}
 "
-    );
+    )
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn pods_of_every_kind_go_when_a_rule_says_so_each_once() {
+    let ns = Namespace::new("t-fast-").await;
+    let yaml = every_kind();
     apply(&ns.name, &yaml).await;
     ns.run(&["wait", "--for=condition=Ready", "--timeout=60s", "pod/brief"]).await;
     let brief = touch(&ns, "brief").await;
-    let mut touched = Vec::new();
-    for pod in ns.ready(6).await.iter().filter(|pod| name_of(pod) != "brief") {
+    let others = until("the others", 60, async || {
+        let mut pods = ns.pods().list(&ListParams::default()).await.unwrap().items;
+        pods.retain(|pod| common::cluster::is_ready(pod) && !["brief", "leaving"].contains(&name_of(pod)));
+        (pods.len() == 5).then_some(pods)
+    })
+    .await;
+    // Somebody else deleted it, and it takes its time.
+    let leaving = touch(&ns, "leaving").await;
+    ns.run(&["delete", "pod", "leaving", "--wait=false"]).await;
+    let until_then = ns.pod("leaving").await.metadata.deletion_timestamp;
+    // It never ran, but somebody put a container into it.
+    ns.run(&["debug", "pending", &format!("--image={IMAGE}"), "--attach=false", "--", "true"]).await;
+    let mut touched = vec![ns.pod("pending").await];
+    for pod in &others {
         touched.push(touch(&ns, name_of(pod)).await);
     }
     for pod in &touched {
         let late = goes(&ns, pod).await;
         assert!((0.0..4.0).contains(&late), "{}: {late} s", name_of(pod));
+        if name_of(pod) == "patient" {
+            // An hour was cut to what the configuration allows; it does not listen, so it is still there.
+            assert_eq!(ns.pod("patient").await.metadata.deletion_grace_period_seconds, Some(5));
+        }
     }
     // What has ended runs nothing that could differ: it stays, for its logs.
     let finished = ns.pod("brief").await;
     assert!(now() > deadline(&brief));
     assert_eq!((uid_of(&finished), finished.metadata.deletion_timestamp.is_none()), (uid_of(&brief), true));
-    // The grace period of an hour was cut to what the configuration allows.
-    let patient = ns.pods().get_opt("patient").await.unwrap();
-    assert!(patient.is_none_or(|pod| pod.metadata.deletion_grace_period_seconds == Some(5)));
+    assert_eq!(reason(&finished), "Finished");
     // The finalizer is its owner's business: terminating, and asked for once.
     let stuck = ns.pod("stuck").await;
     assert!(stuck.metadata.deletion_timestamp.is_some());
+    for (pod, requests) in [("stuck", 1), ("patient", 1), ("pending", 1), ("brief", 0), ("leaving", 0)] {
+        let asked = asked(&ns, pod);
+        assert_eq!(asked.len(), requests, "{pod}: {asked:?}");
+    }
+    let left = ns.pod("leaving").await;
+    assert!(now() > deadline(&leaving) && left.metadata.deletion_timestamp == until_then);
+    let (reason, message) = condition(&left);
+    assert!(reason == "Terminating" && message.contains("it is to be gone by"), "{reason} {message}");
     ns.run(&["patch", "pod", "stuck", "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#]).await;
     // The DaemonSet and the Job have made their pods anew.
     until("replacements", 60, || async {
@@ -210,6 +255,52 @@ spec: {{terminationGracePeriodSeconds: 3600, containers: [{{name: app, image: {I
         (fresh == 2).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn the_api_server_evicts_nothing_for_another_uid() {
+    let ns = Namespace::new("t-mark-").await;
+    let pod = ns.workload("StatefulSet", 1).await.remove(0);
+    let pods = Pods::new(ns.client.clone());
+    for is_dry in [true, false] {
+        let answer = pods.evict(&ns.name, "web-0", "of-its-predecessor", None, is_dry).await;
+        assert!(matches!(answer, Err(pods::Error::Conflict)), "{answer:?}");
+    }
+    let later = ns.pod("web-0").await;
+    assert_eq!((uid_of(&later), later.metadata.deletion_timestamp.is_none()), (uid_of(&pod), true));
+    let dry = pods.evict(&ns.name, "web-0", uid_of(&pod), None, true).await;
+    assert!(matches!(dry, Ok(pods::Outcome::Accepted)), "{dry:?}");
+    assert!(ns.pod("web-0").await.metadata.deletion_timestamp.is_none(), "a dry run evicts nothing");
+}
+
+/// A file that is removed in any case.
+struct Removed(PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn a_pod_that_does_not_end_says_what_keeps_it() {
+    let ns = Namespace::new("t-fast-").await;
+    let yaml = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: kept, finalizers: [example.com/stay]}}\nspec: {{terminationGracePeriodSeconds: 1, containers: [{{name: app, image: {IMAGE}}}]}}\n"
+    );
+    apply(&ns.name, &yaml).await;
+    ns.ready(1).await;
+    let kept = touch(&ns, "kept").await;
+    goes(&ns, &kept).await;
+    let told = says(&ns, "kept", "Terminating").await;
+    assert!(told.contains("it is to be gone by"), "{told}");
+    let words = "it is kept by its finalizers: example.com/stay";
+    until("what keeps it", 90, async || condition(&ns.pod("kept").await).1.contains(words).then_some(())).await;
+    assert!(event(&ns, "TerminationStuck").await.contains(words));
+    ns.run(&["patch", "pod", "kept", "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#]).await;
+    until("its end", 20, async || ns.pods().get_opt("kept").await.unwrap().is_none().then_some(())).await;
 }
 
 #[tokio::test]
@@ -224,13 +315,15 @@ async fn a_static_pod_is_never_evicted_and_says_why() {
     );
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(&file, pod).unwrap();
+    let _guard = Removed(file);
     let mirror = ns.ready(1).await.remove(0);
     let touched = touch(&ns, name_of(&mirror)).await;
     let message = says(&ns, name_of(&mirror), "NotEvictable").await;
     event(&ns, "NotEvictable").await;
+    sleep(Duration::from_secs(3)).await;
     let later = ns.pod(name_of(&mirror)).await;
-    std::fs::remove_file(&file).unwrap();
     assert!(message.contains("static pod"), "{message}");
+    assert_eq!(asked(&ns, name_of(&mirror)), []);
     assert_eq!((uid_of(&later), is_marked(&later)), (uid_of(&touched), true));
 }
 
@@ -286,101 +379,8 @@ async fn a_hold_ends_with_the_longest_extension() {
     let pod = touch(&ns, &name).await;
     ns.run(&["annotate", "pod", &name, "pristine/hold=for ever", &format!("pristine/extended-by={who}")]).await;
     let first: Timestamp = common::cluster::record(&pod)["first"]["at"].as_str().unwrap().parse().unwrap();
-    let latest = first.checked_add(SignedDuration::from_secs(20)).unwrap();
+    // In whole seconds, like every deadline.
+    let latest = Timestamp::from_second(first.as_second() + 20).unwrap();
     let late = ns.evicted(&name, uid_of(&pod), latest).await;
-    assert!((-1.0..3.0).contains(&late), "{late} s after the longest extension");
-}
-
-/// A Deployment whose pods answer until their endpoint is gone.
-async fn website(ns: &Namespace, replicas: usize) -> String {
-    let yaml = format!(
-        "apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: web}}
-spec:
-  replicas: {replicas}
-  selector: {{matchLabels: {{app: web}}}}
-  template:
-    metadata: {{labels: {{app: web}}}}
-    spec:
-      terminationGracePeriodSeconds: 4
-      containers:
-      - name: app
-        image: {IMAGE}
-        command: [sh, -c, 'echo fine > /tmp/index.html; exec httpd -f -p 8080 -h /tmp']
-        readinessProbe: {{periodSeconds: 1, tcpSocket: {{port: 8080}}}}
-        lifecycle: {{preStop: {{sleep: {{seconds: 3}}}}}}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: web}}
-spec: {{selector: {{app: web}}, ports: [{{port: 80, targetPort: 8080}}]}}
-"
-    );
-    apply(&ns.name, &yaml).await;
-    ns.ready(replicas).await;
-    let services: Api<Service> = Api::namespaced(ns.client.clone(), &ns.name);
-    let address = format!("{}:80", services.get("web").await.unwrap().spec.unwrap().cluster_ip.unwrap());
-    until("the Service answering", 20, || async { polled(&address).await.then_some(()) }).await;
-    address
-}
-
-async fn polled(address: &str) -> bool {
-    let answer = async {
-        let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
-        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.ok()?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await.ok()?;
-        Some(text.contains("fine"))
-    };
-    timeout(Duration::from_secs(2), answer).await.ok().flatten().unwrap_or(false)
-}
-
-#[tokio::test]
-#[ignore = "needs a cluster: hack/test"]
-async fn alone_a_loop_of_execs_over_all_replicas_is_no_outage_even_without_a_budget() {
-    const REPLICAS: usize = 5;
-    let ns = Namespace::new("t-paced-").await;
-    let address = website(&ns, REPLICAS).await;
-    let touched: Vec<String> = ns.ready(REPLICAS).await.iter().map(|pod| name_of(pod).to_owned()).collect();
-    for name in &touched {
-        ns.run(&["exec", name, "--", "true"]).await;
-    }
-    let (stop, polls, failed) =
-        (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let poller = tokio::spawn({
-        let (stop, polls, failed) = (stop.clone(), polls.clone(), failed.clone());
-        async move {
-            while !stop.load(Ordering::Relaxed) {
-                polls.fetch_add(1, Ordering::Relaxed);
-                failed.fetch_add(usize::from(!polled(&address).await), Ordering::Relaxed);
-                sleep(Duration::from_millis(50)).await;
-            }
-        }
-    });
-    let (start, mut fewest, mut queued) = (Instant::now(), REPLICAS, false);
-    loop {
-        let pods = ns.pods().list(&ListParams::default()).await.unwrap().items;
-        let serving =
-            pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none() && common::cluster::is_ready(pod));
-        fewest = fewest.min(serving.count());
-        queued |= pods.iter().any(|pod| condition(pod).0 == "EvictionQueued");
-        let left = pods.iter().filter(|pod| touched.iter().any(|name| name == name_of(pod))).count();
-        if left == 0 {
-            break;
-        }
-        assert!(start.elapsed() < Duration::from_secs(120), "{left} left");
-        sleep(Duration::from_millis(100)).await;
-    }
-    ns.ready(REPLICAS).await;
-    stop.store(true, Ordering::Relaxed);
-    poller.await.unwrap();
-    let (polls, failed) = (polls.load(Ordering::Relaxed), failed.load(Ordering::Relaxed));
-    println!(
-        "TOTALS: {REPLICAS} pods replaced in {:.0?} without a budget, never fewer than {fewest} Ready, {failed} of {polls} polls failed",
-        start.elapsed()
-    );
-    assert_eq!(failed, 0);
-    assert!(fewest >= REPLICAS - 1 && queued && polls > 100, "{fewest} {queued} {polls}");
-    assert!(annotation(&ns.ready(REPLICAS).await[0], "pristine/interactions").is_none());
+    assert!((0.0..4.0).contains(&late), "{late} s after the longest extension");
 }

@@ -53,7 +53,7 @@ pub async fn apply(namespace: &str, yaml: &str) {
 }
 
 /// Looks until `look` finds something; the error says what was waited for.
-pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, seconds: u64, mut look: impl FnMut() -> F) -> T {
+pub async fn until<T>(what: &str, seconds: u64, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let end = Instant::now() + Duration::from_secs(seconds);
     loop {
         if let Some(found) = look().await {
@@ -160,6 +160,18 @@ spec:
 pub fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// Reason and message of our condition.
+pub fn condition(pod: &Pod) -> (String, String) {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let ours = conditions.into_iter().find(|condition| condition.type_ == "pristine/Pristine");
+    ours.map(|ours| (ours.reason.clone().unwrap_or_default(), ours.message.clone().unwrap_or_default()))
+        .unwrap_or_default()
+}
+
+pub fn reason(pod: &Pod) -> String {
+    condition(pod).0
 }
 
 pub fn name_of(pod: &Pod) -> &str {

@@ -49,7 +49,12 @@ pub fn webhook_port(n: usize) -> usize {
 
 impl Replicas {
     pub async fn start(count: usize) -> Self {
-        let mut this = Self::prepare(kubeconfig(1)).await;
+        Self::start_with(count, "").await
+    }
+
+    /// With these lines more in their configuration.
+    pub async fn start_with(count: usize, rules: &str) -> Self {
+        let mut this = Self::prepare(kubeconfig(1), rules).await;
         for n in 0..count {
             let process = this.spawn(n);
             this.processes.push(process);
@@ -60,7 +65,7 @@ impl Replicas {
 
     /// One that nobody calls, with this kubeconfig; it may never be ready.
     pub async fn start_one(kubeconfig: String) -> Self {
-        let mut this = Self::prepare(kubeconfig).await;
+        let mut this = Self::prepare(kubeconfig, "").await;
         let process = this.spawn(0);
         this.processes.push(process);
         this
@@ -68,19 +73,20 @@ impl Replicas {
 
     /// One that nobody calls, and whose wall clock is off by this.
     pub async fn start_one_at(clock: &'static str) -> Self {
-        let mut this = Self::prepare(kubeconfig(1)).await;
+        let mut this = Self::prepare(kubeconfig(1), "").await;
         this.clock = Some(clock);
         let process = this.spawn(0);
         this.processes.push(process);
         this
     }
 
-    async fn prepare(kubeconfig: String) -> Self {
+    async fn prepare(kubeconfig: String, more: &str) -> Self {
         let address = setting("PRISTINE_HOST_ADDRESS").expect("an address that is not loopback");
         let client = client(1).await;
         let folder = tempfile::tempdir().unwrap();
-        let rules =
-            "apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\ndefault: {action: Evict, ttl: 8784h}\n";
+        let rules = format!(
+            "apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\ndefault: {{action: Evict, ttl: 8784h}}\n{more}"
+        );
         std::fs::write(folder.path().join("pristine.yaml"), rules).unwrap();
         let this = Self { client, address, processes: Vec::new(), folder, kubeconfig, clock: None };
         this.objects().await;
@@ -183,13 +189,24 @@ impl Replicas {
         tokio::time::sleep(Duration::from_millis(700)).await;
     }
 
-    fn signal(&self, n: usize, signal: &str) {
+    pub fn signal(&self, n: usize, signal: &str) {
         send_signal(self.processes[n].id().unwrap(), signal);
+    }
+
+    /// What this replica has logged with these words.
+    pub fn logged(&self, n: usize, words: &str) -> usize {
+        let log = std::fs::read_to_string(self.log(n)).unwrap_or_default();
+        log.lines().filter(|line| line.contains(words)).count()
     }
 
     pub async fn kill_and_start(&mut self, n: usize) {
         self.take_out_of_service(n).await;
         self.signal(n, "KILL");
+        self.start_again(n).await;
+    }
+
+    /// One that was killed.
+    pub async fn start_again(&mut self, n: usize) {
         let _ = self.processes[n].wait().await;
         self.processes[n] = self.spawn(n);
         self.put_into_service(n).await;

@@ -1,0 +1,173 @@
+//! Pods of one owner go one after the other, so that it goes on serving; on a real node.
+#![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a test says so by its name")]
+
+mod common;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use common::cluster::{IMAGE, Namespace, annotation, apply, is_ready, name_of, reason, uid_of, until};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::{Api, api::ListParams};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
+
+/// Slower to start than to stop, so that taking them all at once leaves nobody to answer.
+async fn website(ns: &Namespace, replicas: usize) -> String {
+    let yaml = format!(
+        "apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: web}}
+spec:
+  replicas: {replicas}
+  selector: {{matchLabels: {{app: web}}}}
+  template:
+    metadata: {{labels: {{app: web}}}}
+    spec:
+      terminationGracePeriodSeconds: 3
+      containers:
+      - name: app
+        image: {IMAGE}
+        command: [sh, -c, 'sleep 4; echo fine > /tmp/index.html; exec httpd -f -p 8080 -h /tmp']
+        readinessProbe: {{periodSeconds: 1, tcpSocket: {{port: 8080}}}}
+        lifecycle: {{preStop: {{sleep: {{seconds: 2}}}}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: web}}
+spec: {{selector: {{app: web}}, ports: [{{port: 80, targetPort: 8080}}]}}
+"
+    );
+    apply(&ns.name, &yaml).await;
+    ns.ready(replicas).await;
+    let services: Api<Service> = Api::namespaced(ns.client.clone(), &ns.name);
+    let address = format!("{}:80", services.get("web").await.unwrap().spec.unwrap().cluster_ip.unwrap());
+    until("the Service answering", 20, || async { polled(&address).await.then_some(()) }).await;
+    address
+}
+
+async fn polled(address: &str) -> bool {
+    let answer = async {
+        let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.ok()?;
+        Some(text.contains("fine"))
+    };
+    timeout(Duration::from_secs(2), answer).await.ok().flatten().unwrap_or(false)
+}
+
+/// Polls every 50 ms, whether or not the last one was answered, until it is dropped.
+struct Poller {
+    task: tokio::task::JoinHandle<()>,
+    polls: Arc<AtomicUsize>,
+    failed: Arc<AtomicUsize>,
+    start: Instant,
+}
+
+impl Poller {
+    fn start(address: String) -> Self {
+        let (polls, failed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let counters = (polls.clone(), failed.clone());
+        let task = tokio::spawn(async move {
+            let mut ticks = interval(Duration::from_millis(50));
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                let (address, (polls, failed)) = (address.clone(), counters.clone());
+                tokio::spawn(async move {
+                    failed.fetch_add(usize::from(!polled(&address).await), Ordering::Relaxed);
+                    polls.fetch_add(1, Ordering::Relaxed);
+                });
+            }
+        });
+        Self { task, polls, failed, start: Instant::now() }
+    }
+
+    /// Polls, how many of them failed, and for how long.
+    async fn stop(self) -> (usize, usize, Duration) {
+        let elapsed = self.start.elapsed();
+        self.task.abort();
+        // Those that are under way have two seconds.
+        sleep(Duration::from_millis(2100)).await;
+        (self.polls.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed), elapsed)
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn alone_a_loop_of_execs_over_all_replicas_is_no_outage_even_without_a_budget() {
+    const REPLICAS: usize = 5;
+    let ns = Namespace::new("t-paced-").await;
+    let poller = Poller::start(website(&ns, REPLICAS).await);
+    let touched: Vec<String> = ns.ready(REPLICAS).await.iter().map(|pod| name_of(pod).to_owned()).collect();
+    for name in &touched {
+        ns.run(&["exec", name, "--", "true"]).await;
+    }
+    let (mut fewest, mut queued) = (REPLICAS, false);
+    until("all replaced", 180, async || {
+        let pods = ns.pods().list(&ListParams::default()).await.unwrap().items;
+        let serving = pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none() && is_ready(pod)).count();
+        fewest = fewest.min(serving);
+        queued |= pods.iter().any(|pod| reason(pod) == "EvictionQueued");
+        let left = pods.iter().filter(|pod| touched.iter().any(|name| name == name_of(pod))).count();
+        (left == 0 && serving == REPLICAS).then_some(())
+    })
+    .await;
+    let (polls, failed, elapsed) = poller.stop().await;
+    println!(
+        "TOTALS: {REPLICAS} pods replaced in {elapsed:.0?} without a budget, never fewer than {fewest} Ready, {failed} of {polls} polls failed"
+    );
+    assert_eq!(failed, 0);
+    assert!(fewest >= REPLICAS - 1 && queued, "{fewest} Ready, {queued}");
+    // Two cores have more to do than to poll; half of the polls would show any outage all the same.
+    assert!(u128::try_from(polls).unwrap() > elapsed.as_millis() / 100, "{polls} in {elapsed:?}");
+    assert!(annotation(&ns.ready(REPLICAS).await[0], "pristine/interactions").is_none());
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn members_of_a_stateful_set_go_one_by_one_also_while_somebody_else_takes_one() {
+    let ns = Namespace::new("t-fast-").await;
+    let yaml = format!(
+        "apiVersion: apps/v1
+kind: StatefulSet
+metadata: {{name: web}}
+spec:
+  replicas: 3
+  podManagementPolicy: Parallel
+  serviceName: web
+  selector: {{matchLabels: {{app: web}}}}
+  template:
+    metadata: {{labels: {{app: web}}}}
+    spec:
+      terminationGracePeriodSeconds: 10
+      containers: [{{name: app, image: {IMAGE}, lifecycle: {{preStop: {{sleep: {{seconds: 8}}}}}}}}]
+"
+    );
+    apply(&ns.name, &yaml).await;
+    let members: Vec<Pod> = ns.ready(3).await;
+    for name in ["web-0", "web-1"] {
+        ns.run(&["exec", name, "--", "true"]).await;
+    }
+    // As `kubectl drain` would. At the deadline of the others it still runs, is Ready, and its StatefulSet counts it.
+    ns.run(&["delete", "pod", "web-2", "--wait=false"]).await;
+    let mut fewest = 3;
+    until("all replaced", 120, async || {
+        let pods = ns.pods().list(&ListParams::default()).await.unwrap().items;
+        let serving: Vec<&Pod> =
+            pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none() && is_ready(pod)).collect();
+        fewest = fewest.min(serving.len());
+        let fresh = serving.iter().filter(|pod| members.iter().all(|old| uid_of(old) != uid_of(pod))).count();
+        (fresh == 3).then_some(())
+    })
+    .await;
+    assert_eq!(fewest, 2);
+}
