@@ -7,8 +7,10 @@ use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::OwnerRe
 pub struct Counts {
     /// Wanted.
     pub wanted: i32,
-    /// Ready, and not terminating.
+    /// Ready; but for a DaemonSet, not counting those that terminate and still answer.
     pub ready: i32,
+    /// Whether they stand in for each other, and not each for its own node.
+    pub is_shared: bool,
 }
 
 impl Counts {
@@ -21,7 +23,7 @@ impl Counts {
     /// Whether a Ready pod is the last one of several that are wanted: without it, nothing serves.
     #[must_use]
     pub const fn are_down_to_one(self) -> bool {
-        self.wanted > 1 && self.ready <= 1
+        self.is_shared && self.wanted > 1 && self.ready <= 1
     }
 }
 

@@ -42,7 +42,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("admission::http", &["duration", "path", "server", "telemetry"]),
     ("eviction::agenda", &[]),
     ("eviction::tracked", &["mark", "owner"]),
-    ("eviction::attempt", &["clock", "error", "events", "mark", "pods", "telemetry"]),
+    ("eviction::attempt", &["clock", "error", "events", "mark", "owner", "pods", "telemetry"]),
     ("eviction::pacing", &["owner"]),
     ("eviction::quarantine", &["mark", "owner"]),
     ("eviction::controller", &["clock", "error", "events", "mark", "owner", "pods", "telemetry"]),

@@ -44,11 +44,6 @@ impl Agenda {
         self.pods.insert(uid, tracked);
     }
 
-    /// Forgets all of them, but not which ones are being worked on.
-    pub fn clear(&mut self) {
-        (self.pods, self.order, self.counts) = Default::default();
-    }
-
     /// Forgets a pod.
     pub fn remove(&mut self, uid: &str) -> Option<Tracked> {
         let old = self.pods.remove(uid)?;

@@ -20,6 +20,7 @@ use crate::{
     error::chain,
     events::{EventType, Events},
     mark::{self, Mark, State},
+    owner::Counts,
     pods::{self, Outcome, Pods},
     telemetry::{self, Metrics},
 };
@@ -128,16 +129,22 @@ impl Attempt<'_> {
                     return Ok(End::Limited(wait));
                 }
                 let end = self.evict(&pod, &mark, due).await;
-                let is_refused = match &end {
-                    Ok(end) => *end != End::Accepted,
-                    // Without an answer it may have been carried out: then others of its owner wait as if it was.
-                    Err(error) => error.is_answer(),
-                };
-                if is_refused {
-                    let mut pacing = lock(self.pacing);
-                    pacing.abandon(owner, self.uid);
-                    pacing.refund();
+                let mut pacing = lock(self.pacing);
+                match &end {
+                    Ok(End::Accepted) => {}
+                    // Somebody else took it: others of its owner wait for its replacement.
+                    Err(pods::Error::Gone) => {
+                        pacing.gone(owner, self.uid);
+                        pacing.refund();
+                    }
+                    // Without an answer it may have been carried out: they wait as if it was.
+                    Err(error) if !error.is_answer() => {}
+                    Ok(_) | Err(_) => {
+                        pacing.abandon(owner, self.uid);
+                        pacing.refund();
+                    }
                 }
+                drop(pacing);
                 end
             }
         }
@@ -241,7 +248,8 @@ impl Attempt<'_> {
         let (owner, now) = (counted(owner, &found), self.clock.never_ahead());
         let begun = lock(self.pacing).begin(Some(owner), self.uid, mark::is_ready(pod), now);
         if !begun {
-            self.tell_queued(pod, mark, OTHERS_FIRST).await?;
+            let is_last = mark::is_ready(pod) && found.counts.is_some_and(Counts::are_down_to_one);
+            self.tell_queued(pod, mark, if is_last { LAST } else { OTHERS_FIRST }).await?;
         }
         Ok(begun)
     }
@@ -333,6 +341,7 @@ impl Attempt<'_> {
 const LOOK_AGAIN: Duration = Duration::from_secs(61);
 /// Why a pod waits for others.
 const OTHERS_FIRST: &str = "another pod of its controller is to be replaced first";
+const LAST: &str = "it is the last Ready pod of its controller, which wants more";
 
 fn counted<'a>(uid: &'a str, found: &'a pods::Owner) -> Owner<'a> {
     Owner { uid, group: found.group.as_deref(), counts: found.counts, version: &found.version }

@@ -78,7 +78,7 @@ impl Controller {
         let watch = || watcher(api.clone(), config.clone()).default_backoff().boxed();
         let mut events = watch();
         let mut settings = self.settings.clone();
-        let (mut agenda, mut listed) = (Agenda::default(), HashSet::new());
+        let (mut agenda, mut listed) = (Agenda::default(), Listed::default());
         let pacing = Arc::new(Mutex::new(Pacing::default()));
         let mut attempts = FuturesUnordered::new();
         let mut counted = Instant::now();
@@ -112,9 +112,8 @@ impl Controller {
                 },
                 Some((uid, before, end)) = attempts.next() => self.settle(&mut agenda, uid, &before, end),
                 Ok(()) = settings.changed() => {
-                    // Deadlines, warnings and quarantines of all pods may be others now: look at each as if for the first time.
-                    agenda.clear();
-                    listed.clear();
+                    // Deadlines, warnings and quarantines of all pods may be others now.
+                    listed.is_anew = true;
                     events = watch();
                 }
                 () = tokio::time::sleep(wait) => {}
@@ -148,33 +147,27 @@ impl Controller {
         self.metrics.overdue_seconds.set(overdue);
     }
 
-    fn observe(
-        &self,
-        event: watcher::Event<Pod>,
-        agenda: &mut Agenda,
-        listed: &mut HashSet<String>,
-        pacing: &Mutex<Pacing>,
-    ) {
+    fn observe(&self, event: watcher::Event<Pod>, agenda: &mut Agenda, listed: &mut Listed, pacing: &Mutex<Pacing>) {
         match event {
-            watcher::Event::Init => listed.clear(),
+            watcher::Event::Init => listed.uids.clear(),
             watcher::Event::InitApply(pod) => {
-                listed.extend(pod.metadata.uid.clone());
+                listed.uids.extend(pod.metadata.uid.clone());
                 terminates(&pod, pacing, self.clock.never_ahead());
-                self.look(&pod, agenda);
+                self.look(&pod, agenda, listed.is_anew);
             }
             watcher::Event::InitDone => {
-                let gone: Vec<String> = agenda.uids().filter(|uid| !listed.contains(*uid)).cloned().collect();
+                let gone: Vec<String> = agenda.uids().filter(|uid| !listed.uids.contains(*uid)).cloned().collect();
                 for uid in gone {
                     let known = agenda.remove(&uid);
                     lock(pacing).gone(known.and_then(|known| known.owner).as_deref(), &uid);
                 }
-                listed.clear();
+                *listed = Listed::default();
                 tracing::info!(marked = agenda.uids().count(), "all marked pods are known");
                 self.synced.send_replace(true);
             }
             watcher::Event::Apply(pod) => {
                 terminates(&pod, pacing, self.clock.never_ahead());
-                self.look(&pod, agenda);
+                self.look(&pod, agenda, false);
             }
             watcher::Event::Delete(pod) => {
                 gone(&pod, pacing);
@@ -186,11 +179,12 @@ impl Controller {
         }
     }
 
-    /// Puts a pod on the agenda, or takes it off.
-    fn look(&self, pod: &Pod, agenda: &mut Agenda) {
+    /// Puts a pod on the agenda, or takes it off; `is_anew` as if it was never seen.
+    fn look(&self, pod: &Pod, agenda: &mut Agenda, is_anew: bool) {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let settings = *self.settings.borrow();
-        match observe(pod, agenda.get(uid), &settings, self.clock.never_ahead()) {
+        let known = if is_anew { None } else { agenda.get(uid) };
+        match observe(pod, known, &settings, self.clock.never_ahead()) {
             Observed::Nothing => {}
             Observed::Forget(why) => {
                 if let Some(why) = why {
@@ -240,6 +234,14 @@ impl Controller {
         lock(&pacing).asked(tracked.owner.as_deref(), &uid);
         (uid, tracked, end)
     }
+}
+
+/// What a list of all marked pods has said so far.
+#[derive(Default)]
+struct Listed {
+    uids: HashSet<String>,
+    /// Whether it was asked for because the settings changed.
+    is_anew: bool,
 }
 
 /// Takes note of a pod that ends.

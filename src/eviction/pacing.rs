@@ -44,6 +44,8 @@ struct Flight {
     asked: Timestamp,
     /// The pod is gone for good.
     gone: bool,
+    /// What was waited for before, and is again if this one comes to nothing.
+    before: Option<Box<Self>>,
 }
 
 impl Flight {
@@ -86,7 +88,7 @@ impl Pacing {
         }
         if let Some(flight) = self.owners.get_mut(owner) {
             // The longer it takes, the less often: a look costs two calls of the API server.
-            let pause = SETTLE.max(flight.asked.duration_since(flight.since) / 2);
+            let pause = SETTLE.max(flight.asked.duration_since(flight.since) / 2).min(BLIND);
             // Until the pod counts no more, no look could lead to anything.
             let is_early = !flight.gone && now.duration_since(flight.since) < BLIND;
             if flight.pod != pod && (is_early || now.duration_since(flight.asked) < pause) {
@@ -168,16 +170,19 @@ impl Pacing {
         if let Some(group) = owner.group {
             self.groups.insert(group.to_owned(), owner.uid.to_owned());
         }
+        let before = self.owners.remove(owner.uid).filter(|flight| flight.pod != pod && !flight.is_over(owner, now));
+        let before = before.map(|flight| Box::new(Flight { before: None, ..flight }));
         let (pod, version) = (pod.to_owned(), owner.version.to_owned());
-        self.owners.insert(owner.uid.to_owned(), Flight { pod, since: now, version, asked: now, gone: false });
+        self.owners.insert(owner.uid.to_owned(), Flight { pod, since: now, version, asked: now, gone: false, before });
     }
 
     /// The eviction was refused, or came to nothing.
     pub fn abandon(&mut self, owner: Option<&str>, pod: &str) {
         if let Some(owner) = owner
-            && self.owners.get(owner).is_some_and(|flight| flight.pod == pod)
+            && let Some(flight) = self.owners.remove(owner)
         {
-            self.owners.remove(owner);
+            let stays = if flight.pod == pod { flight.before } else { Some(Box::new(flight)) };
+            self.owners.extend(stays.map(|flight| (owner.to_owned(), *flight)));
         }
     }
 
@@ -191,8 +196,8 @@ impl Pacing {
 
     /// Forgets flights that hold up nobody any more. Times that are to come are of a clock that was set back since.
     pub fn sweep(&mut self, now: Timestamp) {
-        // Longer than anybody waits for one.
-        self.owners.retain(|_, flight| now.duration_since(flight.since) < PATIENCE * 2);
+        // Nobody has asked about them for longer than anybody waits.
+        self.owners.retain(|_, flight| now.duration_since(flight.asked) < PATIENCE * 2);
         self.groups.retain(|_, last| self.owners.contains_key(last));
         for flight in self.owners.values_mut() {
             (flight.since, flight.asked) = (flight.since.min(now), flight.asked.min(now));

@@ -121,6 +121,8 @@ impl Tracked {
             }
             End::Accepted => (later(RECHECK), Standing::Evicting),
             End::Terminating(at) => (at, Standing::Terminating),
+            // It goes all the same; only what it waits for could not be told.
+            End::Refused(_) if self.ends() => (later(RECHECK), Standing::Terminating),
             End::Refused(after) => {
                 let told = after.unwrap_or(Duration::ZERO).min(MOST_REFUSED);
                 let turn = BETWEEN_REFUSED.mul_f64(crowd(Standing::Blocked) * (0.75 + random / 2.0));

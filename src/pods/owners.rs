@@ -46,14 +46,14 @@ impl Pods {
                 let set = set?;
                 let wanted = set.spec.as_ref()?.replicas.unwrap_or(1);
                 let ready = set.status.as_ref()?.ready_replicas.unwrap_or(0);
-                Some((set.metadata, Counts { wanted, ready }))
+                Some((set.metadata, Counts { wanted, ready, is_shared: true }))
             }),
             Some(("apps/v1", "StatefulSet")) => self.stateful_set(pod).await,
             Some(("apps/v1", "DaemonSet")) => self.controller::<DaemonSet>(pod).await.map(|set| {
                 let set = set?;
                 let status = set.status.as_ref()?;
-                let counts = Counts { wanted: status.desired_number_scheduled, ready: status.number_ready };
-                Some((set.metadata, counts))
+                let (wanted, ready) = (status.desired_number_scheduled, status.number_ready);
+                Some((set.metadata, Counts { wanted, ready, is_shared: false }))
             }),
             _ => return Ok(Owner::default()),
         };
@@ -83,8 +83,8 @@ impl Pods {
                 && controller(pod).map(|owner| &owner.uid) == set.metadata.uid.as_ref()
         };
         let ready = pods.map_err(Error::of("list pods"))?.iter().filter(|pod| serves(pod)).count();
-        let counts = Counts { wanted: spec.replicas.unwrap_or(1), ready: i32::try_from(ready).unwrap_or(i32::MAX) };
-        Ok(Some((set.metadata, counts)))
+        let (wanted, ready) = (spec.replicas.unwrap_or(1), i32::try_from(ready).unwrap_or(i32::MAX));
+        Ok(Some((set.metadata, Counts { wanted, ready, is_shared: true })))
     }
 
     /// The selector of the pod's ReplicaSet, if that is there, and the Services of its namespace.

@@ -1,9 +1,9 @@
 use super::*;
 use proptest::prelude::*;
 
-const WHOLE: Option<Counts> = Some(Counts { wanted: 5, ready: 5 });
-const SHORT: Option<Counts> = Some(Counts { wanted: 5, ready: 4 });
-const LAST: Option<Counts> = Some(Counts { wanted: 5, ready: 1 });
+const WHOLE: Option<Counts> = Some(Counts { wanted: 5, ready: 5, is_shared: true });
+const SHORT: Option<Counts> = Some(Counts { wanted: 5, ready: 4, is_shared: true });
+const LAST: Option<Counts> = Some(Counts { wanted: 5, ready: 1, is_shared: true });
 
 #[allow(clippy::unnecessary_wraps, reason = "what `begin` takes")]
 fn owner(uid: &str, counts: Option<Counts>, version: i64) -> Option<Owner<'_>> {
@@ -92,8 +92,12 @@ fn the_last_ready_one_of_several_does_not_go_however_long_that_takes() {
     assert!(!pacing.begin(owner("o", LAST, 2), "b", true, at(500_000)));
     assert!(pacing.begin(owner("o", LAST, 2), "c", false, at(500_000)), "it does not serve");
     assert!(pacing.begin(owner("o", SHORT, 3), "b", true, at(900_000)));
+    // On each node for itself.
+    let daemon = Some(Counts { wanted: 2, ready: 1, is_shared: false });
+    assert!(pacing.begin(owner("daemon", WHOLE, 1), "a", true, at(0)));
+    assert!(pacing.begin(owner("daemon", daemon, 2), "b", true, at(300_000)));
     // The only one that is wanted: nobody can keep it serving.
-    let only = Some(Counts { wanted: 1, ready: 1 });
+    let only = Some(Counts { wanted: 1, ready: 1, is_shared: true });
     assert!(pacing.begin(owner("single", only, 1), "a", true, at(0)));
 }
 
@@ -162,9 +166,19 @@ fn an_owner_that_is_short_already_loses_only_what_is_not_ready() {
     assert!(pacing.begin(owner("o", SHORT, 1), "b", false, at(1000)));
     pacing.abandon(Some("o"), "b");
     // Since it was first seen, and not since the pod is due: a new leader does not know what the last one has begun.
-    assert!(!pacing.begin(owner("o", SHORT, 1), "a", true, at(400_000)));
-    assert!(!pacing.begin(owner("o", SHORT, 1), "a", true, at(699_999)));
-    assert!(pacing.begin(owner("o", SHORT, 1), "a", true, at(700_000)));
+    assert!(!pacing.begin(owner("o", SHORT, 1), "a", true, at(300_999)));
+    assert!(pacing.begin(owner("o", SHORT, 1), "a", true, at(301_000)));
+    // Refused by a budget, most likely because of that: the patience is over all the same.
+    pacing.abandon(Some("o"), "a");
+    for second in [331, 700, 1100] {
+        pacing.sweep(at(second * 1000));
+        assert!(pacing.ask(Some("o"), "a", at(second * 1000)), "{second}");
+        assert!(pacing.begin(owner("o", SHORT, 1), "a", true, at(second * 1000)), "{second}");
+        pacing.abandon(Some("o"), "a");
+        pacing.asked(Some("o"), "a");
+    }
+    pacing.sweep(at(1_700_000));
+    assert!(!pacing.begin(owner("o", SHORT, 1), "a", true, at(1_700_000)), "long forgotten");
 }
 
 proptest! {

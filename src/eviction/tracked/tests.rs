@@ -125,7 +125,7 @@ proptest! {
             looks += 1;
             let (version, missing) = world.entry(owner.clone()).or_insert_with(|| (0, at(0)));
             let is_whole = *missing <= now;
-            let counts = Some(Counts { wanted: 5, ready: if is_whole { 5 } else { 4 } });
+            let counts = Some(Counts { wanted: 5, ready: if is_whole { 5 } else { 4 }, is_shared: true });
             let text = format!("{version}-{is_whole}");
             let seen = Owner { uid: &owner, group: None, counts, version: &text };
             let end = if let Some(wait) = pacing.wait(per_minute, now) {
@@ -215,6 +215,8 @@ fn a_pod_that_ends_is_followed_until_it_is_gone_and_one_that_has_ended_until_it_
     let ending = track(&ends, Some(&known), 1100).unwrap();
     assert_eq!((ending.next, ending.standing), (at(1_105_000), Standing::Terminating));
     assert_eq!(track(&ends, Some(&ending), 1101), None);
+    let untold = ending.after(&End::Refused(None), |_| 0, at(1_105_000), 0.5).unwrap();
+    assert_eq!(untold.standing, Standing::Terminating, "it goes all the same");
     let mut ended = pod(serde_json::json!({}), None);
     ended.status.as_mut().unwrap().phase = Some("Succeeded".into());
     assert_eq!(track(&ended, Some(&known), 1101).unwrap().next, at(1_101_000));
