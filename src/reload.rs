@@ -61,12 +61,8 @@ impl Reload {
                     let dead = dead.map(|dead| format!("rule {:?} never decides: {}", dead.rule, dead.why));
                     let note = dead.fold(note, |note, dead| format!("{note}; {dead}"));
                     self.policy.send_replace(Arc::new(policy));
-                    self.eviction.send_if_modified(|old| {
-                        // Who is told of it looks at every marked pod anew.
-                        let is_new = *old != eviction;
-                        *old = eviction;
-                        is_new
-                    });
+                    // Who is told of it looks at every marked pod anew.
+                    self.eviction.send_if_modified(|old| std::mem::replace(old, eviction) != eviction);
                     ("accepted", EventType::Normal, "ConfigurationReloaded", note)
                 }
                 Err(error) => {

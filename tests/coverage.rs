@@ -4,9 +4,10 @@
 
 mod common;
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{process::Stdio, time::Duration};
 
 use common::{
+    audit,
     cluster::{IMAGE, Namespace, annotation, kubectl, name_of, record, run, until},
     replicas::{SYSTEM, setting},
 };
@@ -53,14 +54,9 @@ async fn first_words(ns: &Namespace, pod: &str, way: &str, user: &str, variable:
 
 /// The lines of the audit log about this user's requests to these pods.
 fn audited(namespace: &str, user: &str) -> Vec<Value> {
-    let state = setting("KUBECONFIG").unwrap();
-    let log = Path::new(&state).parent().unwrap().join("logs/audit.log");
-    let log = std::fs::read_to_string(log).expect("the audit log of hack/cluster");
-    let lines = log.lines().filter(|line| line.contains(user));
-    let lines = lines.map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut lines = audit::requests(&setting("KUBECONFIG").unwrap(), namespace);
+    lines.retain(|line| line["impersonatedUser"]["username"] == user);
     lines
-        .filter(|line| line["impersonatedUser"]["username"] == user && line["objectRef"]["namespace"] == namespace)
-        .collect()
 }
 
 async fn journal(namespace: &str, user: &str) -> Vec<Value> {

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use common::cluster::{IMAGE, Namespace, annotation, apply, is_ready, name_of, reason, uid_of, until};
+use common::cluster::{IMAGE, Namespace, annotation, apply, name_of, reason, serves, uid_of, until};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{Api, api::ListParams};
 use tokio::{
@@ -114,7 +114,7 @@ async fn alone_a_loop_of_execs_over_all_replicas_is_no_outage_even_without_a_bud
     let (mut fewest, mut queued) = (REPLICAS, false);
     until("all replaced", 180, async || {
         let pods = ns.pods().list(&ListParams::default()).await.unwrap().items;
-        let serving = pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none() && is_ready(pod)).count();
+        let serving = pods.iter().filter(|pod| serves(pod)).count();
         fewest = fewest.min(serving);
         queued |= pods.iter().any(|pod| reason(pod) == "EvictionQueued");
         let left = pods.iter().filter(|pod| touched.iter().any(|name| name == name_of(pod))).count();
@@ -162,8 +162,7 @@ spec:
     let mut fewest = 3;
     until("all replaced", 120, async || {
         let pods = ns.pods().list(&ListParams::default()).await.unwrap().items;
-        let serving: Vec<&Pod> =
-            pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none() && is_ready(pod)).collect();
+        let serving: Vec<&Pod> = pods.iter().filter(|pod| serves(pod)).collect();
         fewest = fewest.min(serving.len());
         let fresh = serving.iter().filter(|pod| members.iter().all(|old| uid_of(old) != uid_of(pod))).count();
         (fresh == 3).then_some(())

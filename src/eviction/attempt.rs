@@ -246,7 +246,7 @@ impl Attempt<'_> {
         let Some(owner) = owner else { return Ok(true) };
         let found = self.pods.owner(pod).await?;
         let (owner, now) = (counted(owner, &found), self.clock.never_ahead());
-        let begun = lock(self.pacing).begin(Some(owner), self.uid, mark::is_ready(pod), now);
+        let begun = lock(self.pacing).begin(owner, self.uid, mark::is_ready(pod), now);
         if !begun {
             let is_last = mark::is_ready(pod) && found.counts.is_some_and(Counts::are_down_to_one);
             self.tell_queued(pod, mark, if is_last { LAST } else { OTHERS_FIRST }).await?;

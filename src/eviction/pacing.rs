@@ -111,8 +111,7 @@ impl Pacing {
 
     /// Whether the pod may go now, where `owner` is its controller as of now, and `is_ready` whether the pod counts as one
     /// of the Ready ones. If so, it is in flight.
-    pub fn begin(&mut self, owner: Option<Owner<'_>>, pod: &str, is_ready: bool, now: Timestamp) -> bool {
-        let Some(owner) = owner else { return true };
+    pub fn begin(&mut self, owner: Owner<'_>, pod: &str, is_ready: bool, now: Timestamp) -> bool {
         let flight = self.owners.get(owner.uid);
         let free = !self.is_sibling_in_flight(owner, now)
             && match flight {

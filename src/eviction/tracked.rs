@@ -178,7 +178,8 @@ pub fn observe(pod: &Pod, known: Option<&Tracked>, settings: &Settings, now: Tim
         standing: if ends { Standing::Terminating } else { Standing::Marked },
         is_answered: false,
     };
-    let is_put_off = !ends && standing(pod, settings).is_some_and(|(state, ..)| state == State::Extended);
+    let is_put_off =
+        !ends && seen.asked.asks() && standing(pod, settings).is_some_and(|(state, ..)| state == State::Extended);
     // Another interaction writes over what the pod said of it.
     let is_silent = is_put_off && now < deadline && told != Some(State::Extended.reason());
     // Our own writes come back as events: they must not undo the wait after a refusal.

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::Path};
 use jiff::Timestamp;
 use serde_json::Value;
 
-/// The requests that were answered and name this namespace, of every API server whose logs are beside this kubeconfig.
+/// The requests that name this namespace, at each of their stages, of every API server whose logs are beside this kubeconfig.
 pub fn requests(kubeconfig: &str, namespace: &str) -> Vec<Value> {
     let folder = Path::new(kubeconfig).parent().unwrap().join("logs");
     let files = std::fs::read_dir(folder).expect("the logs of hack/cluster").map(|file| file.unwrap().path());
@@ -15,7 +15,7 @@ pub fn requests(kubeconfig: &str, namespace: &str) -> Vec<Value> {
     let mut found = Vec::new();
     for log in logs {
         let text = std::fs::read_to_string(log).unwrap_or_default();
-        let lines = text.lines().filter(|line| line.contains(namespace) && line.contains("ResponseComplete"));
+        let lines = text.lines().filter(|line| line.contains(namespace));
         // The last line may be half written.
         found.extend(lines.filter_map(|line| serde_json::from_str::<Value>(line).ok()));
     }
@@ -28,7 +28,7 @@ pub fn evictions(kubeconfig: &str, namespace: &str) -> BTreeMap<String, Vec<(Tim
     let mut found: BTreeMap<String, Vec<(Timestamp, u64)>> = BTreeMap::new();
     for line in requests(kubeconfig, namespace) {
         let object = &line["objectRef"];
-        if object["subresource"] == "eviction" {
+        if object["subresource"] == "eviction" && line["stage"] == "ResponseComplete" {
             let at = line["requestReceivedTimestamp"].as_str().unwrap().parse().unwrap();
             let code = line["responseStatus"]["code"].as_u64().unwrap();
             found.entry(object["name"].as_str().unwrap().to_owned()).or_default().push((at, code));

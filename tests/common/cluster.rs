@@ -8,6 +8,8 @@ use std::{
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, api::ListParams};
+use pristine::mark;
+pub use pristine::mark::is_ready;
 use serde_json::Value;
 use tokio::{process::Command, time::Instant};
 
@@ -134,7 +136,7 @@ spec:
     pub async fn ready(&self, count: usize) -> Vec<Pod> {
         until("ready pods", 60, || async {
             let mut pods = self.pods().list(&ListParams::default()).await.unwrap().items;
-            pods.retain(|pod| pod.metadata.deletion_timestamp.is_none() && is_ready(pod));
+            pods.retain(serves);
             (pods.len() == count).then_some(pods)
         })
         .await
@@ -157,15 +159,14 @@ spec:
     }
 }
 
-pub fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+/// Ready, and not about to go.
+pub fn serves(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none() && is_ready(pod)
 }
 
 /// Reason and message of our condition.
 pub fn condition(pod: &Pod) -> (String, String) {
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let ours = conditions.into_iter().find(|condition| condition.type_ == "pristine/Pristine");
+    let ours = mark::condition(pod, "pristine/Pristine");
     ours.map(|ours| (ours.reason.clone().unwrap_or_default(), ours.message.clone().unwrap_or_default()))
         .unwrap_or_default()
 }

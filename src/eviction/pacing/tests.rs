@@ -5,9 +5,8 @@ const WHOLE: Option<Counts> = Some(Counts { wanted: 5, ready: 5, is_shared: true
 const SHORT: Option<Counts> = Some(Counts { wanted: 5, ready: 4, is_shared: true });
 const LAST: Option<Counts> = Some(Counts { wanted: 5, ready: 1, is_shared: true });
 
-#[allow(clippy::unnecessary_wraps, reason = "what `begin` takes")]
-fn owner(uid: &str, counts: Option<Counts>, version: i64) -> Option<Owner<'_>> {
-    Some(Owner { uid, group: None, counts, version: version.to_string().leak() })
+fn owner(uid: &str, counts: Option<Counts>, version: i64) -> Owner<'_> {
+    Owner { uid, group: None, counts, version: version.to_string().leak() }
 }
 
 fn at(milliseconds: i64) -> Timestamp {
@@ -48,9 +47,9 @@ fn while_one_is_looked_at_nobody_asks_about_another_of_its_owner() {
 fn nothing_is_taken_out_of_service_before_the_last_one_is_replaced_however_long_that_takes() {
     let mut pacing = Pacing::default();
     let is_taken = |pacing: &mut Pacing, pod, counts, version| {
-        pacing.begin_quarantine(owner("o", counts, version).unwrap(), pod, at(3_600_000))
+        pacing.begin_quarantine(owner("o", counts, version), pod, at(3_600_000))
     };
-    assert!(pacing.begin_quarantine(owner("o", WHOLE, 1).unwrap(), "a", at(0)));
+    assert!(pacing.begin_quarantine(owner("o", WHOLE, 1), "a", at(0)));
     assert!(!is_taken(&mut pacing, "b", WHOLE, 3), "the first one still counts");
     pacing.gone(Some("o"), "a");
     assert!(!is_taken(&mut pacing, "b", WHOLE, 1), "its status does not know yet");
@@ -118,21 +117,21 @@ fn what_terminates_is_waited_for_whoever_began_it() {
 #[test]
 fn the_two_replica_sets_of_a_rollout_are_paced_together() {
     let mut pacing = Pacing::default();
-    let of = |set| Owner { group: Some("deployment"), ..owner(set, WHOLE, 1).unwrap() };
-    assert!(pacing.begin(Some(of("old")), "a", true, at(0)));
-    assert!(!pacing.begin(Some(of("new")), "b", true, at(0)) && !pacing.begin_quarantine(of("new"), "b", at(0)));
-    assert!(pacing.begin(Some(Owner { group: Some("other"), ..of("third") }), "c", true, at(0)));
+    let of = |set| Owner { group: Some("deployment"), ..owner(set, WHOLE, 1) };
+    assert!(pacing.begin(of("old"), "a", true, at(0)));
+    assert!(!pacing.begin(of("new"), "b", true, at(0)) && !pacing.begin_quarantine(of("new"), "b", at(0)));
+    assert!(pacing.begin(Owner { group: Some("other"), ..of("third") }, "c", true, at(0)));
     pacing.gone(Some("old"), "a");
-    assert!(!pacing.begin(Some(of("new")), "b", true, at(29_999)), "nobody has asked the old one");
-    assert!(pacing.begin(Some(of("new")), "b", true, at(30_000)));
+    assert!(!pacing.begin(of("new"), "b", true, at(29_999)), "nobody has asked the old one");
+    assert!(pacing.begin(of("new"), "b", true, at(30_000)));
     // And the other way round, for as long as it is not gone.
     let replaced = Owner { version: "2", ..of("old") };
-    assert!(!pacing.begin(Some(replaced), "d", true, at(329_999)));
-    assert!(pacing.begin(Some(replaced), "d", true, at(330_000)));
+    assert!(!pacing.begin(replaced, "d", true, at(329_999)));
+    assert!(pacing.begin(replaced, "d", true, at(330_000)));
     // One that was refused holds up nobody.
     pacing.abandon(Some("old"), "d");
     pacing.gone(Some("new"), "b");
-    assert!(pacing.begin(Some(Owner { version: "2", ..of("new") }), "e", true, at(330_000)));
+    assert!(pacing.begin(Owner { version: "2", ..of("new") }, "e", true, at(330_000)));
 }
 
 #[test]
@@ -192,7 +191,7 @@ proptest! {
             now += passed;
             let (owner, pod) = (owner.to_string(), format!("{owner}-{pod}"));
             let seen = Owner { uid: &owner, group: None, counts: [WHOLE, SHORT, None][state], version: &now.to_string() };
-            if pacing.begin(Some(seen), &pod, ready, at(now)) {
+            if pacing.begin(seen, &pod, ready, at(now)) {
                 if let Some((other, since)) = last.insert(owner.clone(), (pod.clone(), now)) {
                     prop_assert!(other == pod || now - since >= 1000, "{other} and {pod}");
                 }

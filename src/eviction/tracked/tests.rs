@@ -130,7 +130,7 @@ proptest! {
             let seen = Owner { uid: &owner, group: None, counts, version: &text };
             let end = if let Some(wait) = pacing.wait(per_minute, now) {
                 End::Limited(wait)
-            } else if !pacing.ask(Some(&owner), &uid, now) || !pacing.begin(Some(seen), &uid, true, now) {
+            } else if !pacing.ask(Some(&owner), &uid, now) || !pacing.begin(seen, &uid, true, now) {
                 End::Queued
             } else if random.random_bool(refused) {
                 pacing.abandon(Some(&owner), &uid);
