@@ -5,9 +5,8 @@ use std::{fmt::Write as _, hint::black_box};
 
 use k8s_openapi::api::core::v1::Pod;
 use pristine::{
-    config,
+    config::{self, policy::Policy},
     mark::{Interaction, Operation, User},
-    policy::Policy,
 };
 use serde_json::json;
 use tokio::time::Instant;

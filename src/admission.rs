@@ -2,6 +2,7 @@
 
 pub mod handler;
 pub mod http;
+pub mod locks;
 pub mod review;
-pub mod target;
-pub mod turns;
+pub mod secret_path;
+pub mod validate;

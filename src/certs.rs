@@ -22,12 +22,12 @@ use jiff::{SignedDuration, Timestamp};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-pub mod announcement;
-pub mod authority;
 pub mod bundle;
+pub mod ca;
 pub mod controller;
 pub mod mounted;
 pub mod objects;
+pub mod replica_status;
 pub mod resolver;
 pub mod rotation;
 pub mod secret;

@@ -5,14 +5,15 @@
 
 use std::{fs, path::Path, time::Duration};
 
+use policy::{Action, Match, Policy, Rule};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 
-use crate::{
-    duration,
-    eviction::Settings,
-    policy::{Action, Match, Policy, Rule},
-};
+use crate::{duration, eviction::Settings};
+
+pub mod explain;
+pub mod policy;
+pub mod reload;
 
 /// `apiVersion` of the file.
 pub const API_VERSION: &str = "pristine/v1alpha1";

@@ -15,42 +15,35 @@
 //! The pod is the store of everything about interactions, the Secret of everything about certificates. Memory is a
 //! cache: a process that is killed at any moment forgets nothing.
 //!
-//! Imports point one way: pure rooms (they decide, and take `now`) ← edges (they do, and log once) ← [`run`] (it wires).
-//! Rooms do not know each other. `tests/layering.rs` holds the table and checks it.
+//! Imports point one way: pure modules decide and take `now` ← I/O modules do it and log once ← [`run`] wires
+//! them. `tests/layering.rs` holds the table and checks it.
 //!
-//! | room | decides (pure) | does (edge) |
-//! |---|---|---|
-//! | what is written on a pod | [`mark`], [`redact`] | [`pods`], [`events`], [`journal`] |
-//! | what is done about an interaction | [`policy`], [`config`], [`explain`], [`admission::review`], [`admission::target`] | [`reload`], [`admission::handler`], [`admission::turns`], [`admission::http`] |
-//! | when a pod goes | [`eviction`], [`eviction::pacing`], [`eviction::tracked`], [`eviction::agenda`], [`eviction::quarantine`] | [`eviction::controller`], [`eviction::attempt`], [`eviction::handover`], [`eviction::lease`] |
-//! | who is trusted | [`certs`], [`certs::rotation`], [`certs::secret`], [`certs::bundle`], [`certs::authority`], [`certs::announcement`] | [`certs::controller`], [`certs::objects`], [`certs::mounted`], [`certs::resolver`], [`announce`] |
-//! | the ports, and who may call | [`path`] | [`server`], [`server::probes`], [`path::keeper`] |
-//! | `kubectl pristine` | [`plugin::row`], [`plugin::human`], [`plugin::bypass`] | [`plugin`]: one file a command |
-//! | around | [`duration`], [`error`], [`owner`], [`reference`] | [`args`], [`commands`], [`clock`], [`folder`], [`telemetry`], [`run`] |
+//! | folder | what for | decides (pure) | does (I/O) |
+//! |---|---|---|---|
+//! | [`cli`] | the command line | [`cli::args`], [`cli::docgen`] | [`cli::commands`] |
+//! | [`config`] | the configuration file and its rules | [`config::policy`], [`config::explain`] | [`config::reload`] |
+//! | [`admission`] | the answer to one admission review | [`admission::review`], [`admission::validate`], [`admission::secret_path`] | [`admission::http`], [`admission::handler`], [`admission::locks`] |
+//! | [`mark`] | what is written on a pod | [`mark::extension`], [`mark::redact`], [`mark::owner`] | |
+//! | [`eviction`] | when a marked pod is evicted | [`eviction::plan`], [`eviction::pacing`], [`eviction::queue`], [`eviction::entry`], [`eviction::quarantine`] | [`eviction::controller`], [`eviction::reconcile`], [`eviction::mark_successor`], [`eviction::leadership`] |
+//! | [`certs`] | the CA, serving certificates, caBundle | [`certs::rotation`], [`certs::secret`], [`certs::bundle`], [`certs::ca`], [`certs::replica_status`] | [`certs::controller`], [`certs::objects`], [`certs::mounted`], [`certs::resolver`] |
+//! | [`api`] | the Kubernetes API | | [`api::pods`], [`api::owners`], [`api::events`] |
+//! | [`server`] | the two ports | | [`server`], [`server::probes`] |
+//! | [`plugin`] | `kubectl pristine` | [`plugin::row`], [`plugin::format`], [`plugin::bypass`] | one file a command |
+//! | around | used by all | [`duration`], [`error`] | [`audit_log`], [`telemetry`], [`clock`], [`dir_watch`], [`run`] |
 
 pub mod admission;
-pub mod announce;
-pub mod args;
+pub mod api;
+pub mod audit_log;
 pub mod certs;
+pub mod cli;
 pub mod clock;
-pub mod commands;
 pub mod config;
+pub mod dir_watch;
 pub mod duration;
 pub mod error;
-pub mod events;
 pub mod eviction;
-pub mod explain;
-pub mod folder;
-pub mod journal;
 pub mod mark;
-pub mod owner;
-pub mod path;
 pub mod plugin;
-pub mod pods;
-pub mod policy;
-pub mod redact;
-pub mod reference;
-pub mod reload;
 pub mod run;
 pub mod server;
 pub mod telemetry;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use pristine::{args::Cli, run};
+use pristine::{cli::args::Cli, run};
 
 fn main() -> ExitCode {
     match run::main(Cli::parse()) {

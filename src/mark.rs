@@ -14,10 +14,12 @@ use k8s_openapi::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::owner::controller;
+use crate::mark::owner::controller;
 
 pub mod extension;
 mod interaction;
+pub mod owner;
+pub mod redact;
 pub use interaction::{Interaction, Operation, User};
 
 /// The label of every marked pod, and the only selector. User names never go into labels: an e-mail address is not a

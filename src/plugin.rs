@@ -21,8 +21,8 @@ pub mod describe;
 pub mod doctor;
 pub mod evict;
 pub mod extend;
+pub mod format;
 pub mod get;
-pub mod human;
 pub mod row;
 pub mod version;
 
@@ -116,7 +116,7 @@ impl Failure {
     }
 
     fn show(&self) -> String {
-        let message = human::plain(&self.message);
+        let message = format::plain(&self.message);
         if message.starts_with("Error from server") { message } else { format!("error: {message}") }
     }
 }

@@ -13,19 +13,17 @@ use tokio::{
 };
 
 use crate::{
-    admission::{handler::Handler, http::Endpoint, turns::Turns},
-    announce,
-    args::{Cli, Command, Serve},
-    certs::{self, mounted::Mounted, objects::Objects, resolver::Resolver},
+    admission::{handler::Handler, http::Endpoint, locks::Turns, secret_path::renewer::Keeper},
+    api::{events::Events, pods::Pods},
+    audit_log::Journal,
+    certs::{self, mounted::Mounted, objects::Objects, replica_status::publisher, resolver::Resolver},
+    cli::{
+        args::{Cli, Command, Serve},
+        commands,
+    },
     clock::Clock,
-    commands,
-    config::{self, Configuration},
-    events::Events,
-    eviction::{self, handover::Handover, lease::Candidate},
-    journal::Journal,
-    path::keeper::Keeper,
-    pods::Pods,
-    reload::Reload,
+    config::{self, Configuration, reload::Reload},
+    eviction::{self, leadership::Candidate, mark_successor::Handover},
     server::{self, Limits, probes},
     telemetry::{Metrics, init_logs},
 };
@@ -130,7 +128,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let resolver = Resolver::default();
     let tls = server::tls_config(Arc::new(resolver.clone()))?;
     let (namespace, name) = (args.namespace.clone(), args.pod_name.clone());
-    spawn("announcement", Box::pin(announce::run(pods.clone(), namespace, name, resolver.clone())));
+    spawn("announcement", Box::pin(publisher::run(pods.clone(), namespace, name, resolver.clone())));
     let objects = Objects::new(client.clone(), args.names());
     let ready = trusted;
     let certificates: Task = {

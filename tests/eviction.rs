@@ -19,7 +19,7 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
 };
 use kube::{Api, api::ListParams};
-use pristine::pods::{self, Pods};
+use pristine::api::pods::{self, Pods};
 use tokio::time::sleep;
 
 async fn says(ns: &Namespace, pod: &str, reason: &str) -> String {

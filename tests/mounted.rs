@@ -10,15 +10,15 @@ use common::{cluster::until, fake::Fake, https};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use pristine::{
+    api::events::Events,
     certs::{
-        authority::Authority,
         bundle,
+        ca::Authority,
         mounted::Mounted,
         objects::{Names, Objects},
         resolver::Resolver,
     },
     clock::Clock,
-    events::Events,
     telemetry::Metrics,
 };
 use rustls_pki_types::CertificateDer;

@@ -5,9 +5,8 @@ use std::{fs, path::Path, process::Command, time::Duration};
 
 use jiff::Timestamp;
 use pristine::certs::{
-    Certificate,
-    authority::{Authority, Leaf},
-    bundle,
+    Certificate, bundle,
+    ca::{Authority, Leaf},
 };
 
 const NAME: &str = "pristine.pristine-system.svc";

@@ -8,10 +8,12 @@ use std::{fs, os::unix::fs::symlink, path::Path, sync::Arc, time::Duration};
 use common::fake::Fake;
 use k8s_openapi::api::core::v1::ObjectReference;
 use pristine::{
-    config,
-    events::Events,
-    policy::{Action, Policy},
-    reload::Reload,
+    api::events::Events,
+    config::{
+        self,
+        policy::{Action, Policy},
+        reload::Reload,
+    },
     telemetry::Metrics,
 };
 use tokio::sync::watch;

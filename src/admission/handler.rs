@@ -9,18 +9,20 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::watch;
 
 use super::{
+    locks::Turns,
     review::{self, Answer, Denial, Request},
-    target,
-    turns::Turns,
+    validate,
 };
 use crate::{
+    api::{
+        events::{EventType, Events},
+        pods::{self, Marked, Pods},
+    },
+    audit_log::{Entry, Journal},
     clock::Clock,
+    config::policy::{Policy, Verdict},
     error::chain,
-    events::{EventType, Events},
-    journal::{Entry, Journal},
     mark::{Fate, Interaction, Operation},
-    pods::{self, Marked, Pods},
-    policy::{Policy, Verdict},
     telemetry::{Admission, Decision, Metrics},
 };
 
@@ -108,7 +110,7 @@ impl Handler {
         loop {
             let found = match pod {
                 Ok(pod) => pod,
-                Err(pods::Error::Gone) => return Err(Refused::Target(target::not_found(&request.pod))),
+                Err(pods::Error::Gone) => return Err(Refused::Target(validate::not_found(&request.pod))),
                 Err(error) => return Err(error.into()),
             };
             let (to_mark, exempt) = self.decide(request, &found)?;
@@ -133,8 +135,8 @@ impl Handler {
         let policy = self.policy.borrow().clone();
         let (mut to_mark, mut exempt) = (Vec::new(), None);
         for act in &request.acts {
-            let container = target::container(act, pod).map_err(Refused::Target)?;
-            let mut interaction = target::interaction(request, act, container, self.clock.now());
+            let container = validate::container(act, pod).map_err(Refused::Target)?;
+            let mut interaction = validate::interaction(request, act, container, self.clock.now());
             let decided = policy.decide(&interaction, &request.user, &act.command, pod);
             interaction.rule.clone_from(&decided.rule);
             match decided.verdict {
@@ -153,13 +155,13 @@ impl Handler {
     }
 
     async fn permitted(&self, request: &Request, operation: Operation) -> Result<(), Refused> {
-        let (verbs, subresource) = target::needed(operation);
+        let (verbs, subresource) = validate::needed(operation);
         for verb in verbs {
             if self.pods.may(&request.user, verb, subresource, &request.namespace, &request.pod).await? {
                 return Ok(());
             }
         }
-        Err(Refused::Target(target::forbidden(request, operation)))
+        Err(Refused::Target(validate::forbidden(request, operation)))
     }
 
     fn admitted(&self, request: &Request, admitted: &Admitted) -> (Answer, Decision) {
@@ -236,7 +238,7 @@ impl Handler {
         };
         let (word, decision) = if opens { ("unrecorded", Decision::Unrecorded) } else { ("denied", decision) };
         if let Some(act) = request.acts.first() {
-            let interaction = &target::interaction(request, act, act.container.clone(), self.clock.now());
+            let interaction = &validate::interaction(request, act, act.container.clone(), self.clock.now());
             let (pod_uid, evict_at, total, message) = (None, None, None, Some(denial.message.as_str()));
             let entry = Entry { decision: word, namespace, pod, pod_uid, evict_at, total, message, interaction };
             self.journal.write(&entry);

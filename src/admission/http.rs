@@ -10,9 +10,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::handler::Handler;
 use crate::{
-    duration,
-    path::keeper::Gate,
-    server,
+    admission::secret_path::renewer::Gate,
+    duration, server,
     telemetry::{Metrics, Reason},
 };
 

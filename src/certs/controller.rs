@@ -14,16 +14,16 @@ use tokio::{
 
 use super::{
     Certificate, Lifetimes, MINT_WITHIN, after,
-    authority::{self, Authority},
+    ca::{self, Authority},
     objects::{self, Live, Objects},
     resolver::Resolver,
     rotation::{Missing, Observed, Serving, Step, Stored, apply, generation_after, may_be_ready, plan},
     secret::{PHASES, Store},
 };
 use crate::{
+    api::events::{EventType, Events},
     clock::Clock,
     error::chain,
-    events::{EventType, Events},
     telemetry::{Certificate as Label, Metrics, Outcome, Phase},
 };
 
@@ -89,7 +89,7 @@ enum Error {
     #[error(transparent)]
     Object(#[from] objects::Error),
     #[error(transparent)]
-    Certificate(#[from] authority::Error),
+    Certificate(#[from] ca::Error),
     #[error("rustls does not take the serving certificate")]
     Tls(#[from] rustls::Error),
 }

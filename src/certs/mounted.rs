@@ -13,17 +13,16 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::sync::{Notify, watch};
 
 use super::{
-    Certificate, after,
-    authority::Leaf,
-    bundle,
+    Certificate, after, bundle,
+    ca::Leaf,
     objects::{self, Objects},
     resolver::Resolver,
 };
 use crate::{
+    api::events::{EventType, Events},
     clock::Clock,
+    dir_watch::Folder,
     error::chain,
-    events::{EventType, Events},
-    folder::Folder,
     telemetry::{Certificate as Label, Metrics, Outcome},
 };
 

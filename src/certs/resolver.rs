@@ -10,7 +10,7 @@ use rustls::{
 
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::authority::Leaf;
+use super::ca::Leaf;
 
 /// The certificate being served; empty until the first one is issued, and then handshakes fail.
 #[derive(Clone, Default)]

@@ -319,7 +319,7 @@ pub fn apply(
     store: &Store,
     lifetimes: &Lifetimes,
     now: Timestamp,
-    fresh: Option<(super::authority::Authority, Option<Certificate>)>,
+    fresh: Option<(super::ca::Authority, Option<Certificate>)>,
 ) -> Option<Store> {
     let mut store = store.clone();
     store.generation += 1;

@@ -8,9 +8,8 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Certificate,
-    authority::{Authority, Key},
-    bundle,
+    Certificate, bundle,
+    ca::{Authority, Key},
 };
 
 /// What the Secret holds: who signs now, who will, and who is still trusted.

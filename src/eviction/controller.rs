@@ -23,20 +23,18 @@ use tokio::{
 
 use super::{
     Settings,
-    agenda::Agenda,
-    attempt::{Attempt, lock},
-    handover::Handover,
-    inheritance,
+    entry::{End, Observed, Standing, Tracked, observe},
+    mark_successor::Handover,
     pacing::Pacing,
-    tracked::{End, Observed, Standing, Tracked, observe},
+    plan::inheritance,
+    queue::Agenda,
+    reconcile::{Attempt, lock},
 };
 use crate::{
+    api::{events::Events, pods::Pods},
     clock::Clock,
     error::chain,
-    events::Events,
-    mark,
-    owner::controller,
-    pods::Pods,
+    mark::{self, owner::controller},
     telemetry::{Metrics, State as Label},
 };
 

@@ -9,7 +9,7 @@ use std::{collections::HashMap, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::owner::Counts;
+use crate::mark::owner::Counts;
 
 /// The longest wait for a replacement, or for an owner that is not whole for reasons of its own.
 pub const PATIENCE: SignedDuration = SignedDuration::from_secs(300);

@@ -12,7 +12,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 
-use crate::{mark::QUARANTINED, owner::controller};
+use crate::mark::{QUARANTINED, owner::controller};
 
 /// Whether there is something to be done about this marked pod, whose deadline is to come.
 #[must_use]

@@ -10,13 +10,12 @@ use super::{
     Failure,
     connection::Connection,
     emit,
-    human::{duration, table},
+    format::{duration, table},
 };
 use crate::{
     certs::{
-        Certificate,
-        announcement::{Announcement, REPLICA},
-        bundle,
+        Certificate, bundle,
+        replica_status::{Announcement, REPLICA},
     },
     clock::Clock,
     mark::is_ready,

@@ -9,13 +9,12 @@ use super::{
     connection::Connection,
     each,
     evict::{Answer, evict},
-    human::{duration, table},
+    format::{duration, table},
     row::Row,
 };
 use crate::{
     clock::Clock,
-    mark::{Interaction, Mark},
-    owner::controller,
+    mark::{Interaction, Mark, owner::controller},
 };
 
 /// `describe`

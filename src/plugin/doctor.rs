@@ -22,7 +22,7 @@ use super::{
     certs::{NAME, Trust},
     connection::Connection,
     emit,
-    human::{duration, plain},
+    format::{duration, plain},
     is_colourful,
 };
 use crate::{clock::Clock, config};

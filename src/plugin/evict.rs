@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::{DryRun, Failure, connection::Connection, each, row::Row};
-use crate::{error::chain, pods};
+use crate::{api::pods, error::chain};
 
 /// `evict`
 #[derive(Args, Debug)]

@@ -9,7 +9,7 @@ use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::{DryRun, Failure, connection::Connection, each, human::duration as human, row::Row};
+use super::{DryRun, Failure, connection::Connection, each, format::duration as human, row::Row};
 use crate::{
     clock::Clock,
     mark::{USERS_KEYS, extension::Extension},

@@ -13,7 +13,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{Failure, complain, connection::Connection, each, emit, human::table, row::Row};
+use super::{Failure, complain, connection::Connection, each, emit, format::table, row::Row};
 use crate::{clock::Clock, error::chain, mark::INTERACTED};
 
 const HEADER: [&str; 7] = ["NAME", "INTERACTIONS", "BY", "AGE", "EVICTS-IN", "STATE", "REASON"];

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
-use super::human::{clip, duration};
+use super::format::{clip, duration};
 use crate::{
     eviction::{Next, Settings, plan},
     mark::{self, Found, Mark, QUARANTINED, State, extension::Extension},

@@ -12,14 +12,17 @@ use super::{
 };
 use jiff::Timestamp;
 use pristine::{
-    admission::{handler::Handler, http::Endpoint, turns::Turns},
-    certs::{authority::Authority, resolver::Resolver},
+    admission::{
+        handler::Handler,
+        http::Endpoint,
+        locks::Turns,
+        secret_path::{Paths, renewer::Gate},
+    },
+    api::{events::Events, pods::Pods},
+    audit_log::Journal,
+    certs::{ca::Authority, resolver::Resolver},
     clock::Clock,
     config,
-    events::Events,
-    journal::Journal,
-    path::{Paths, keeper::Gate},
-    pods::Pods,
     server::{self, Limits},
     telemetry::Metrics,
 };
@@ -37,7 +40,7 @@ pub struct Webhook {
     pub journal: Arc<Mutex<Vec<Value>>>,
     pub stop: watch::Sender<bool>,
     pub served: tokio::task::JoinHandle<()>,
-    _policy: watch::Sender<Arc<pristine::policy::Policy>>,
+    _policy: watch::Sender<Arc<pristine::config::policy::Policy>>,
 }
 
 pub async fn webhook(fake: Fake, rules: &str) -> Webhook {

@@ -156,8 +156,8 @@ fn more_than_anybody_sends_is_read_in_bounded_time() {
     let request = parse(review.to_string().as_bytes()).unwrap();
     assert_eq!((request.user.groups.len(), request.acts[0].command[0].len()), (10_000, 1024 * 1024));
     // What is recorded of it is bounded by redact, and what is on the pod by the mark.
-    let recorded = serde_json::to_string(&crate::redact::user(&request.user)).unwrap();
-    assert!(recorded.len() < 8 * 1024 && crate::redact::command(&request.acts[0].command).concat().len() <= 1024);
+    let recorded = serde_json::to_string(&crate::mark::redact::user(&request.user)).unwrap();
+    assert!(recorded.len() < 8 * 1024 && crate::mark::redact::command(&request.acts[0].command).concat().len() <= 1024);
 }
 
 #[test]

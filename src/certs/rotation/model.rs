@@ -13,7 +13,7 @@ use super::{
     tests::{LIFETIMES, names},
     *,
 };
-use crate::certs::authority::Authority;
+use crate::certs::ca::Authority;
 
 #[derive(Clone, Debug, Default)]
 struct Replica {

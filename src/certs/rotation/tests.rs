@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::certs::{authority::Authority, before};
+use crate::certs::{before, ca::Authority};
 
 pub(super) const LIFETIMES: Lifetimes = Lifetimes {
     authority: Duration::from_secs(9000),

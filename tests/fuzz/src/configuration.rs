@@ -2,10 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pristine::{
-    config,
-    policy::{conditions, overlap},
-};
+use pristine::config::{self, policy::{conditions, overlap}};
 
 fuzz_target!(|text: &str| {
     match config::parse("f", text) {

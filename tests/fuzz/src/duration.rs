@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use libfuzzer_sys::fuzz_target;
-use pristine::{config, duration, path::Paths};
+use pristine::{admission::secret_path::Paths, config, duration};
 
 fuzz_target!(|text: &str| {
     let _ = duration::parse(text);

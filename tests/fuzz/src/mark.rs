@@ -5,10 +5,7 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use libfuzzer_sys::fuzz_target;
-use pristine::{
-    eviction,
-    mark::{Found, Mark},
-};
+use pristine::{eviction, mark::{Found, Mark}};
 
 fuzz_target!(|texts: (&str, &str, &str)| {
     let (interactions, evict_at, phase) = texts;

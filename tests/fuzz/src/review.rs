@@ -2,16 +2,13 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pristine::{
-    admission::{review, target},
-    mark::{Found, Mark},
-};
+use pristine::{admission::{review, validate}, mark::{Found, Mark}};
 
 fuzz_target!(|data: &[u8]| {
     let Ok(request) = review::parse(data) else { return };
     let mut mark: Option<Mark> = None;
     for act in request.acts.iter().take(20) {
-        let interaction = target::interaction(&request, act, act.container.clone(), jiff::Timestamp::UNIX_EPOCH);
+        let interaction = validate::interaction(&request, act, act.container.clone(), jiff::Timestamp::UNIX_EPOCH);
         assert!(interaction.command.iter().map(String::len).sum::<usize>() <= 2048);
         mark = Mark::after(mark.clone(), "u", interaction, None).or(mark);
     }

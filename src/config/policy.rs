@@ -9,10 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::{
-    mark::{Interaction, Operation, User, before_quarantine, is_made_anew},
-    owner::controller,
-};
+use crate::mark::{Interaction, Operation, User, before_quarantine, is_made_anew, owner::controller};
 
 pub mod conditions;
 mod glob;

@@ -10,12 +10,14 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::sync::watch;
 
 use crate::{
-    config::{self, Configuration},
+    api::events::{EventType, Events},
+    config::{
+        self, Configuration,
+        policy::{Policy, overlap},
+    },
+    dir_watch::Folder,
     error::chain,
-    events::{EventType, Events},
     eviction::Settings,
-    folder::Folder,
-    policy::{Policy, overlap},
     telemetry::{Metrics, Outcome},
 };
 

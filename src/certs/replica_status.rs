@@ -5,6 +5,8 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
+pub mod publisher;
+
 /// The annotation of a replica's own pod. A policy in the API server lets nobody else write it.
 pub const REPLICA: &str = "pristine/replica";
 

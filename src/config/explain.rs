@@ -9,10 +9,10 @@ use serde_json::json;
 use crate::{
     admission::{
         review::{self, Denial},
-        target,
+        validate,
     },
+    config::policy::{Policy, Verdict},
     mark::before_quarantine,
-    policy::{Policy, Verdict},
 };
 
 /// Explains the decision about the review in `text`, on this pod or on one of a `ReplicaSet` without labels.
@@ -28,7 +28,7 @@ pub fn explain(policy: &Policy, text: &[u8], pod: Option<&Pod>, now: Timestamp) 
     }
     let given = &*before_quarantine(pod.unwrap_or(&assumed));
     for act in &request.acts {
-        let container = match (pod, target::container(act, given)) {
+        let container = match (pod, validate::container(act, given)) {
             (Some(_), Err(Denial { code, message, .. })) => {
                 let _ = writeln!(out, "refused before any rule, as the API server would: {code} {message}");
                 continue;
@@ -36,7 +36,7 @@ pub fn explain(policy: &Policy, text: &[u8], pod: Option<&Pod>, now: Timestamp) 
             (_, Ok(container)) => container,
             (None, Err(_)) => act.container.clone(),
         };
-        let interaction = target::interaction(&request, act, container, now);
+        let interaction = validate::interaction(&request, act, container, now);
         let _ = writeln!(out, "{} of pod {}/{}", interaction.summary(), request.namespace, request.pod);
         let decided = policy.decide(&interaction, &request.user, &act.command, given);
         for rule in &policy.rules {

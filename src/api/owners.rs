@@ -17,9 +17,9 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
-use super::{Error, Pods};
-use crate::{
-    mark::is_ready,
+use super::pods::{Error, Pods};
+use crate::mark::{
+    is_ready,
     owner::{Counts, controller, is_controller},
 };
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use jiff::Timestamp;
 
-use super::tracked::{Standing, Tracked};
+use super::entry::{Standing, Tracked};
 
 /// All of them.
 #[derive(Debug, Default)]

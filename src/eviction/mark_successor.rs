@@ -1,5 +1,5 @@
 //! Hands the mark of a deleted pod to the pod that has its name next, as long as an exec that was admitted for the first
-//! may still arrive at the second. The edge of [`super::inheritance`].
+//! may still arrive at the second. The edge of [`super::plan::inheritance`].
 //!
 //! Every replica does it, not only the one that evicts: the second finds what the first has written, and writes nothing.
 
@@ -8,13 +8,15 @@ use std::{sync::Arc, time::Duration};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::time::sleep;
 
-use super::Inheritance;
+use super::plan::Inheritance;
 use crate::{
+    api::{
+        events::{EventType, Events},
+        pods::{self, Pods},
+    },
+    audit_log::{Entry, Journal},
     clock::Clock,
     error::chain,
-    events::{EventType, Events},
-    journal::{Entry, Journal},
-    pods::{self, Pods},
     telemetry::{Metrics, Outcome},
 };
 

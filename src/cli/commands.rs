@@ -8,14 +8,18 @@ use clap::CommandFactory as _;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::{
-    args::{Cli, Command, Page},
     certs::{rotation::STEPS, secret::PHASES},
+    cli::{
+        args::{Cli, Command, Page},
+        docgen,
+    },
     clock::Clock,
-    config,
-    explain::explain,
+    config::{
+        self,
+        explain::explain,
+        policy::{conditions, overlap},
+    },
     plugin,
-    policy::{conditions, overlap},
-    reference,
     telemetry::Metrics,
 };
 
@@ -27,12 +31,12 @@ pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(_) => unreachable!("it does not only print"),
         Command::Schema => print!("{}", config::schema()),
-        Command::Reference { page: Page::Configuration } => print!("{}", reference::configuration(&config::schema())),
+        Command::Reference { page: Page::Configuration } => print!("{}", docgen::configuration(&config::schema())),
         Command::Reference { page: Page::Metrics } => {
-            print!("{}", reference::metrics(&Metrics::complete(&PHASES, &STEPS).render()));
+            print!("{}", docgen::metrics(&Metrics::complete(&PHASES, &STEPS).render()));
         }
         Command::Reference { page: Page::Flags } => {
-            print!("{}", reference::flags(&mut Cli::command(), &mut plugin::Cli::command()));
+            print!("{}", docgen::flags(&mut Cli::command(), &mut plugin::Cli::command()));
         }
         Command::CheckConfig { file } => {
             let policy = config::load(&file)?.policy;

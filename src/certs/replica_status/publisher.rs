@@ -5,12 +5,12 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use crate::{
+    api::pods::{Error, Pods},
     certs::{
-        announcement::{Announcement, REPLICA},
+        replica_status::{Announcement, REPLICA},
         resolver::Resolver,
     },
     error::chain,
-    pods::{Error, Pods},
 };
 
 /// A renewal is looked for this often.

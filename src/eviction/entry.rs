@@ -5,11 +5,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Next, Settings, backoff, plan, quarantine, standing};
-use crate::{
-    mark::{self, State, extension::Extension},
-    owner::controller,
+use super::{
+    Next, Settings,
+    plan::{backoff, plan, standing},
+    quarantine,
 };
+use crate::mark::{self, State, extension::Extension, owner::controller};
 
 /// Where a marked pod stands in the eyes of the replica that evicts; a word for the metric.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]

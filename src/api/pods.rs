@@ -23,10 +23,6 @@ use serde_json::{Value, json};
 
 use crate::mark::{self, Fate, Found, Interaction, Mark, State, User};
 
-mod owners;
-
-pub use owners::Owner;
-
 /// The field manager of every write.
 pub const MANAGER: &str = "pristine";
 
@@ -61,7 +57,7 @@ impl Error {
         !matches!(self, Self::Api { source, .. } if !matches!(&**source, kube::Error::Api(_)))
     }
 
-    fn of(action: &'static str) -> impl FnOnce(kube::Error) -> Self {
+    pub(super) fn of(action: &'static str) -> impl FnOnce(kube::Error) -> Self {
         move |error| match &error {
             kube::Error::Api(status) if status.code == 404 => Self::Gone,
             kube::Error::Api(status) if status.code == 409 => Self::Conflict,
@@ -98,7 +94,7 @@ pub enum Outcome {
 /// The pods of the cluster.
 #[derive(Clone)]
 pub struct Pods {
-    client: Client,
+    pub(super) client: Client,
 }
 
 impl Pods {
@@ -108,7 +104,7 @@ impl Pods {
         Self { client }
     }
 
-    fn api(&self, namespace: &str) -> Api<Pod> {
+    pub(super) fn api(&self, namespace: &str) -> Api<Pod> {
         Api::namespaced(self.client.clone(), namespace)
     }
 

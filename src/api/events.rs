@@ -23,7 +23,12 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{clock::Clock, error::chain, mark::shorten, owner::controller, telemetry::Metrics};
+use crate::{
+    clock::Clock,
+    error::chain,
+    mark::{owner::controller, shorten},
+    telemetry::Metrics,
+};
 
 /// Events waiting to be told. At the API server's pace of some 100 a second this is a few seconds.
 const QUEUE: usize = 512;

@@ -10,18 +10,21 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Next, Settings, grace_period,
+    Next, Settings,
+    entry::{End, Standing, Tracked},
     pacing::{Owner, Pacing},
-    plan, quarantine, standing, stuck,
-    tracked::{End, Standing, Tracked},
+    plan::{grace_period, plan, standing, stuck},
+    quarantine,
 };
 use crate::{
+    api::{
+        events::{EventType, Events},
+        owners,
+        pods::{self, Outcome, Pods},
+    },
     clock::Clock,
     error::chain,
-    events::{EventType, Events},
-    mark::{self, Mark, State},
-    owner::Counts,
-    pods::{self, Outcome, Pods},
+    mark::{self, Mark, State, owner::Counts},
     telemetry::{self, Metrics},
 };
 
@@ -343,7 +346,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(61);
 const OTHERS_FIRST: &str = "another pod of its controller is to be replaced first";
 const LAST: &str = "it is the last Ready pod of its controller, which wants more";
 
-fn counted<'a>(uid: &'a str, found: &'a pods::Owner) -> Owner<'a> {
+fn counted<'a>(uid: &'a str, found: &'a owners::Owner) -> Owner<'a> {
     Owner { uid, group: found.group.as_deref(), counts: found.counts, version: &found.version }
 }
 

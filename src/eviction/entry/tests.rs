@@ -2,10 +2,10 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::eviction::{
-    agenda::Agenda,
     pacing::{Owner, Pacing},
+    queue::Agenda,
 };
-use crate::owner::Counts;
+use crate::mark::owner::Counts;
 use proptest::prelude::*;
 
 fn at(milliseconds: i64) -> Timestamp {

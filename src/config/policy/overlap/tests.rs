@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
+    config::policy::{Action, Policy},
     mark::{Interaction, User},
-    policy::{Action, Policy},
 };
 use k8s_openapi::api::core::v1::Pod;
 use proptest::prelude::*;

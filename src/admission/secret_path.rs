@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-pub mod keeper;
+pub mod renewer;
 
 /// For how long the last path is still answered: API servers hear of a new one within 60 ms, and later when they are busy.
 pub const GRACE: SignedDuration = SignedDuration::from_secs(60);

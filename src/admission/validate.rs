@@ -6,10 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::review::{Act, Denial, Request};
-use crate::{
-    mark::{Interaction, Operation},
-    redact,
-};
+use crate::mark::{Interaction, Operation, redact};
 
 /// What is recorded of one act, before a rule has decided about it.
 #[must_use]
