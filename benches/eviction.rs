@@ -46,7 +46,7 @@ const DUE: usize = 2;
 /// What the standard rate limit of 600 a minute lets go at once.
 const AT_ONCE: usize = 60;
 /// At once, as in `src/eviction/controller.rs`.
-const ATTEMPTS: usize = 64;
+const CONCURRENT: usize = 64;
 const NAMESPACE: &str = "bench";
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:pristine-system:pristine";
 
@@ -258,7 +258,7 @@ async fn floor(client: &Client, pods: Vec<(String, String)>) -> f64 {
             start.elapsed().as_secs_f64()
         }
     };
-    let mut times = stream::iter(pods).map(evict).buffer_unordered(ATTEMPTS).collect::<Vec<f64>>().await;
+    let mut times = stream::iter(pods).map(evict).buffer_unordered(CONCURRENT).collect::<Vec<f64>>().await;
     show("floor, bare evictions of one of each: ", &mut times);
     times[(times.len() * 99 / 100).min(times.len() - 1)]
 }

@@ -36,9 +36,9 @@ pub struct Entry<'a> {
 
 /// Where the lines go.
 #[derive(Clone)]
-pub struct Journal(Arc<dyn Fn(&str) + Send + Sync>);
+pub struct AuditLog(Arc<dyn Fn(&str) + Send + Sync>);
 
-impl Journal {
+impl AuditLog {
     /// To stdout. A line that cannot be written is not worth a user's exec: the record is on the pod.
     #[must_use]
     pub fn stdout() -> Self {

@@ -1,7 +1,7 @@
-//! The certificates room: its nouns. One Secret holds the authority, every replica mints its own serving certificate in
+//! The certificates room: its nouns. One Secret holds the CA, every replica mints its own serving certificate in
 //! memory, and the webhook configuration's caBundle says whom to trust.
 //!
-//! How one authority A is followed by the next, B. No step assumes the one before it: each is planned from what is
+//! How one CA A is followed by the next, B. No step assumes the one before it: each is planned from what is
 //! observed, and any replica may take any step.
 //!
 //! | when | step | the Secret | caBundle | served |
@@ -35,30 +35,30 @@ pub mod secret;
 /// How long certificates live. Checked by [`Lifetimes::new`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Lifetimes {
-    /// Of an authority.
-    pub authority: Duration,
+    /// Of a CA.
+    pub ca: Duration,
     /// Of a serving certificate.
     pub serving: Duration,
-    /// Between a caBundle that holds the next authority and its activation.
+    /// Between a caBundle that holds the next CA and its activation.
     pub hold: Duration,
 }
 
 impl Lifetimes {
-    /// Checks the relations: what is staged at two thirds of an authority's life must be active, and every certificate
+    /// Checks the relations: what is staged at two thirds of a CA's life must be active, and every certificate
     /// of its predecessor expired, before that predecessor expires.
     ///
     /// # Errors
     /// Which flag to change.
-    pub fn new(authority: Duration, serving: Duration, hold: Duration) -> Result<Self, String> {
-        let all = Self { authority, serving, hold };
+    pub fn new(ca: Duration, serving: Duration, hold: Duration) -> Result<Self, String> {
+        let all = Self { ca, serving, hold };
         if serving < Duration::from_secs(5) {
             return Err(format!("--serving-lifetime {serving:?} is too short; the shortest is 5s"));
         }
-        let rest = authority / 3;
+        let rest = ca / 3;
         let needed = serving + hold + all.slack();
         if rest <= needed {
             return Err(format!(
-                "--authority-lifetime {authority:?} is too short: a third of it, {rest:?}, must be longer than \
+                "--ca-lifetime {ca:?} is too short: a third of it, {rest:?}, must be longer than \
                  --serving-lifetime {serving:?} plus --hold {hold:?} plus {:?}",
                 all.slack()
             ));
@@ -73,7 +73,7 @@ impl Lifetimes {
         Duration::from_secs(3600).min(life / 10)
     }
 
-    /// Added to the end of the last certificate of an authority before it is no longer trusted: a replica that read
+    /// Added to the end of the last certificate of a CA before it is no longer trusted: a replica that read
     /// the Secret just before the activation may still mint for [`MINT_WITHIN`], and clocks differ.
     #[must_use]
     pub fn slack(&self) -> Duration {

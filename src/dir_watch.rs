@@ -17,12 +17,12 @@ const POLL: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// Wakes when something in a directory changes, and now and then.
-pub struct Folder {
+pub struct DirWatch {
     changed: Arc<Notify>,
     _watcher: Option<RecommendedWatcher>,
 }
 
-impl Folder {
+impl DirWatch {
     /// Begins to watch.
     #[must_use]
     pub fn watch(path: &Path) -> Self {

@@ -2,7 +2,7 @@
 //! live, so that what runs is again what was reviewed and deployed.
 //!
 //! ```text
-//!                   Secret ⇄ certs::controller ── rotation::plan(observed, now) ── authority (rcgen)
+//!                   Secret ⇄ certs::controller ── rotation::plan(observed, now) ── CA (rcgen)
 //!                                │ caBundle            │ serving certificate
 //!                                ▼                     ▼
 //! kube-apiserver ─ AdmissionReview ─▶ server (TLS) ─▶ admission ─▶ policy ─▶ pods.mark ─▶ the pod: label, annotations,

@@ -122,7 +122,7 @@ impl Found {
             Some(Ok(at)) => Some(at),
             Some(Err(error)) => return Self::NotAMark(format!("annotation {EVICT_AT}: {error}")),
         };
-        if is_made_anew(pod) {
+        if is_recreated(pod) {
             mark.evict_at = mark.evict_at.into_iter().chain(mark.once_owned).min();
         }
         Self::Mark(mark)
@@ -142,7 +142,7 @@ impl Found {
 /// pods to their end (Tekton, Argo Workflows, Spark, ...). What serves has the restart policy Always: the API server takes no other
 /// in the template of a ReplicaSet, a StatefulSet or a DaemonSet.
 #[must_use]
-pub fn is_made_anew(pod: &Pod) -> bool {
+pub fn is_recreated(pod: &Pod) -> bool {
     let policy = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
     controller(pod).is_some_and(|owner| owner.kind != "Job") && policy.is_none_or(|policy| policy == "Always")
 }

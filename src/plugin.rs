@@ -55,7 +55,7 @@ pub enum Command {
     Release(extend::Release),
     /// Evict marked pods now, within their disruption budgets.
     Evict(evict::Arguments),
-    /// Show authorities, the serving certificate of each replica, and whether the API server is told to trust them.
+    /// Show CAs, the serving certificate of each replica, and whether the API server is told to trust them.
     Certs,
     /// Check whether the webhook is reachable and trusted, and find who can get around it.
     Doctor,

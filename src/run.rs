@@ -13,9 +13,9 @@ use tokio::{
 };
 
 use crate::{
-    admission::{handler::Handler, http::Endpoint, locks::Turns, secret_path::renewer::Keeper},
+    admission::{handler::Handler, http::Endpoint, locks::PodLocks, secret_path::renewer::PathRenewer},
     api::{events::Events, pods::Pods},
-    audit_log::Journal,
+    audit_log::AuditLog,
     certs::{self, mounted::Mounted, objects::Objects, replica_status::publisher, resolver::Resolver},
     cli::{
         args::{Cli, Command, Serve},
@@ -23,7 +23,7 @@ use crate::{
     },
     clock::Clock,
     config::{self, Configuration, reload::Reload},
-    eviction::{self, leadership::Candidate, mark_successor::Handover},
+    eviction::{self, leadership::LeaderElector, mark_successor::SuccessorMarker},
     server::{self, Limits, probes},
     telemetry::{Metrics, init_logs},
 };
@@ -147,11 +147,17 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let broken = Arc::new(Notify::new());
     let service = (args.service.clone(), args.namespace.clone());
     let configuration = args.webhook_configuration.clone();
-    let (keeper, gate) =
-        Keeper::new(client.clone(), configuration, service, args.path_lifetime, clock.clone(), broken.clone());
-    spawn("path", Box::pin(keeper.run()));
+    let (renewer, guard) = PathRenewer::new(
+        client.clone(),
+        configuration,
+        service,
+        args.secret_path_lifetime,
+        clock.clone(),
+        broken.clone(),
+    );
+    spawn("path", Box::pin(renewer.run()));
 
-    let candidate = Candidate {
+    let elector = LeaderElector {
         client: client.clone(),
         namespace: args.namespace.clone(),
         name: args.lease.clone(),
@@ -159,13 +165,13 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         clock: clock.clone(),
         metrics: metrics.clone(),
     };
-    let election = tokio::spawn(candidate.run(leading, stopping.clone()));
-    let journal = Journal::stdout();
-    let handover = Handover {
+    let election = tokio::spawn(elector.run(leading, stopping.clone()));
+    let audit_log = AuditLog::stdout();
+    let successors = SuccessorMarker {
         pods: pods.clone(),
         clock: clock.clone(),
         events: events.clone(),
-        journal: journal.clone(),
+        audit_log: audit_log.clone(),
         metrics: metrics.clone(),
     };
     let evictions = eviction::controller::Controller {
@@ -176,13 +182,14 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         metrics: metrics.clone(),
         settings,
         leading: led,
-        handover,
+        successors,
         synced,
     };
     spawn("eviction", Box::pin(evictions.run()));
 
-    let handler = Handler { pods, policy, clock, events, journal, metrics: metrics.clone(), turns: Turns::default() };
-    let endpoint = Arc::new(Endpoint::new(handler, gate, metrics.clone()));
+    let handler =
+        Handler { pods, policy, clock, events, audit_log, metrics: metrics.clone(), locks: PodLocks::default() };
+    let endpoint = Arc::new(Endpoint::new(handler, guard, metrics.clone()));
     let limits = Limits { requests: args.requests_per_connection, drain: args.drain, ..Limits::default() };
     let webhook = server::serve(webhook_port, tls, endpoint, limits, metrics, stopping, broken);
     let mut webhook = tokio::spawn(webhook);

@@ -109,7 +109,7 @@ pub struct State {
     pub state: &'static str,
 }
 
-/// Label of `pristine_authority_phase`.
+/// Label of `pristine_ca_phase`.
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
 pub struct Phase {
     /// `steady`, `staged`, `held` or `overlap`.
@@ -209,7 +209,7 @@ impl Default for Metrics {
         r.register_with_unit("certificate_not_after_timestamp", help, Unit::Seconds, all.not_after.clone());
         let help = "1 while caBundle of the webhook configuration is what it should be";
         r.register("ca_bundle_in_sync", help, all.bundle_in_sync.clone());
-        r.register("authority_phase", "1 for the phase that the rotation is in", all.phase.clone());
+        r.register("ca_phase", "1 for the phase that the rotation is in", all.phase.clone());
         r.register("ca_bundle_repairs", "Foreign changes of caBundle that were undone", all.bundle_repairs.clone());
         r.register("certificate_steps", "Steps taken by the certificate controller", all.certificate_steps.clone());
         r.register("configuration_reloads", "Changed configurations", all.reloads.clone());
@@ -227,9 +227,9 @@ const EVICTIONS: [&str; 10] = [
     "blocked",
     "queued",
     "quarantined",
-    "put_off",
+    "extended",
     "replaced",
-    "handed_over",
+    "successor_marked",
     "not_evictable",
     "stuck",
     "error",

@@ -39,8 +39,8 @@ fn a_missing_file_is_named() {
 
 #[test]
 fn lifetimes_that_cannot_overlap_are_refused() {
-    let (ok, text) = pristine(&["serve", "--authority-lifetime", "1h", "--serving-lifetime", "1h"]);
-    assert!(!ok && text.starts_with("pristine: --authority-lifetime 3600s is too short"), "{text}");
+    let (ok, text) = pristine(&["serve", "--ca-lifetime", "1h", "--serving-lifetime", "1h"]);
+    assert!(!ok && text.starts_with("pristine: --ca-lifetime 3600s is too short"), "{text}");
 }
 
 const RULES: &str = "apiVersion: pristine/v1alpha1

@@ -42,7 +42,7 @@ async fn one_apply_installs_two_ready_replicas_that_the_api_server_trusts() {
     let status = deployments.get("pristine").await.unwrap().status.unwrap();
     assert_eq!(status.ready_replicas, Some(2));
     let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM);
-    let secret = secrets.get("pristine-authority").await.unwrap().data.unwrap();
+    let secret = secrets.get("pristine-ca").await.unwrap().data.unwrap();
     let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client);
     let entries = configurations.get("pristine").await.unwrap().webhooks.unwrap();
     assert_eq!(entries.len(), 4);
@@ -62,7 +62,7 @@ async fn the_replicas_may_do_what_they_need_and_no_more() {
         (&["delete", "pods"], "no"),
         (&["get", "secrets"], "no"),
         (&["get", "secrets/other", "-n", SYSTEM], "no"),
-        (&["get", "secrets/pristine-authority", "-n", SYSTEM], "yes"),
+        (&["get", "secrets/pristine-ca", "-n", SYSTEM], "yes"),
         (&["patch", "validatingwebhookconfigurations/other"], "no"),
     ] {
         let output = common::cluster::attempt(&[&["auth", "can-i", account], arguments].concat()).await;

@@ -1,5 +1,5 @@
 //! Every way into a pod × every action × both protocols, on a real cluster: the answer, the mark, the Event, the line in
-//! the journal, and the API server's own audit log.
+//! the audit log, and the API server's own audit log.
 #![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
 mod common;
@@ -59,7 +59,7 @@ fn audited(namespace: &str, user: &str) -> Vec<Value> {
     lines
 }
 
-async fn journal(namespace: &str, user: &str) -> Vec<Value> {
+async fn audit_log(namespace: &str, user: &str) -> Vec<Value> {
     let logs =
         run(&["-n", SYSTEM, "logs", "-l", "app.kubernetes.io/component=webhook", "--tail=-1", "--max-log-requests=9"])
             .await;
@@ -101,8 +101,8 @@ async fn table(action: &str) {
         assert_eq!(!acts.is_empty(), decision == "marked", "{user}: {mark}");
         assert!(acts.first().is_none_or(|act| act["operation"] == way), "{user}: {mark}");
 
-        until(&format!("{user} in the journal"), 10, || async {
-            let lines = journal(&ns.name, &user).await;
+        until(&format!("{user} in the audit log"), 10, || async {
+            let lines = audit_log(&ns.name, &user).await;
             // kubectl debug also attaches to what it has added.
             let line = lines.iter().find(|line| line["interaction"]["operation"] == way)?;
             assert_eq!(line["decision"], decision, "{user}");
@@ -122,7 +122,7 @@ async fn table(action: &str) {
             // A denied debug has no audit annotation of an update that was tried again.
             let line = lines.iter().find(|line| line["annotations"][&entry] == decision)?;
             if way != "debug" {
-                let witness = line["annotations"]["witness.pods.pristine/interaction"].as_str().unwrap_or_default();
+                let witness = line["annotations"]["audit.pods.pristine/interaction"].as_str().unwrap_or_default();
                 assert!(witness.contains(&format!("{}/{name}", ns.name)), "{user}: {line}");
             }
             Some(())

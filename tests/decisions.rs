@@ -1,4 +1,4 @@
-//! What is decided about each operation by each action, in process: the mark, the answer, the journal.
+//! What is decided about each operation by each action, in process: the mark, the answer, the audit log.
 #![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
 mod common;
@@ -46,10 +46,10 @@ async fn every_action_does_to_every_operation_what_it_says() {
             assert_eq!(webhook.interactions().is_object(), marked, "{at}");
             let evict_at = &webhook.fake.pod("n/p")["metadata"]["annotations"]["pristine/evict-at"];
             assert_eq!(evict_at.is_string(), evicted, "{at}");
-            let journal = webhook.journal.lock().unwrap().clone();
-            assert_eq!(journal.len(), 1, "{at}: {journal:?}");
-            assert_eq!(journal[0]["decision"], decision, "{at}");
-            assert_eq!(journal[0]["interaction"]["operation"], operation, "{at}");
+            let audit_log = webhook.audit_log.lock().unwrap().clone();
+            assert_eq!(audit_log.len(), 1, "{at}: {audit_log:?}");
+            assert_eq!(audit_log[0]["decision"], decision, "{at}");
+            assert_eq!(audit_log[0]["interaction"]["operation"], operation, "{at}");
             assert_eq!(response["auditAnnotations"]["decision"], decision, "{at}");
         }
     }
@@ -103,7 +103,7 @@ async fn who_breaks_the_glass_is_recorded_and_never_held_up() {
             let response = webhook.review(&request).await;
             assert_eq!(response["allowed"], true, "{fails}");
             assert_eq!(response["auditAnnotations"]["decision"], "unrecorded", "{fails}");
-            assert_eq!(webhook.journal.lock().unwrap().last().unwrap()["decision"], "unrecorded", "{fails}");
+            assert_eq!(webhook.audit_log.lock().unwrap().last().unwrap()["decision"], "unrecorded", "{fails}");
         }
         assert!(webhook.metrics.render().contains("pristine_break_glass_total 1"), "{fails}");
     }
@@ -117,10 +117,10 @@ async fn the_journal_has_the_whole_record_and_a_folded_report_has_no_second_line
     for _ in 0..2 {
         assert_eq!(webhook.review(&request).await["allowed"], true);
     }
-    let journal = webhook.journal.lock().unwrap().clone();
-    assert_eq!(journal.len(), 1);
+    let audit_log = webhook.audit_log.lock().unwrap().clone();
+    assert_eq!(audit_log.len(), 1);
     assert_eq!(
-        journal[0],
+        audit_log[0],
         json!({
             "decision": "marked", "namespace": "n", "pod": "p", "podUid": "u1", "total": 1,
             "evictAt": "2026-01-01T00:10:00Z",

@@ -33,7 +33,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("admission::handler", &["api", "audit_log", "clock", "config", "error", "mark", "telemetry"]),
     ("admission::http", &["duration", "server", "telemetry"]),
     ("admission::secret_path::renewer", &["clock", "error"]),
-    ("eviction::reconcile", &["api", "clock", "error", "mark", "telemetry"]),
+    ("eviction::attempt", &["api", "clock", "error", "mark", "telemetry"]),
     ("eviction::controller", &["api", "clock", "error", "mark", "telemetry"]),
     ("eviction::mark_successor", &["api", "audit_log", "clock", "error", "mark", "telemetry"]),
     ("eviction::leadership", &["clock", "error", "telemetry"]),

@@ -13,7 +13,7 @@ use pristine::{
     api::events::Events,
     certs::{
         bundle,
-        ca::Authority,
+        ca::Ca,
         mounted::Mounted,
         objects::{Names, Objects},
         resolver::Resolver,
@@ -25,9 +25,9 @@ use rustls_pki_types::CertificateDer;
 use serde_json::json;
 use tokio::sync::watch;
 
-/// Somebody's PKI: an authority, and a pair of files by it.
+/// Somebody's PKI: a CA, and a pair of files by it.
 struct Pki {
-    authority: Authority,
+    ca: Ca,
 }
 
 impl Pki {
@@ -35,18 +35,18 @@ impl Pki {
         #[allow(clippy::disallowed_methods)]
         let now = Timestamp::now();
         let names = [https::NAME.to_owned()];
-        Self { authority: Authority::create(1, &names, Duration::from_secs(90_000), now, None).unwrap().0 }
+        Self { ca: Ca::create(1, &names, Duration::from_secs(90_000), now, None).unwrap().0 }
     }
 
     fn ca(&self) -> String {
-        bundle::pem([&self.authority.certificate])
+        bundle::pem([&self.ca.certificate])
     }
 
     /// tls.crt and tls.key, and what is in the first.
     fn pair(&self) -> (String, String, CertificateDer<'static>) {
         #[allow(clippy::disallowed_methods)]
         let now = Timestamp::now();
-        let leaf = self.authority.issue(&[https::NAME.to_owned()], Duration::from_secs(9000), now, None).unwrap();
+        let leaf = self.ca.issue(&[https::NAME.to_owned()], Duration::from_secs(9000), now, None).unwrap();
         let key = BASE64_STANDARD.encode(leaf.key.secret_der());
         let key = format!("-----BEGIN PRIVATE KEY-----\n{key}\n-----END PRIVATE KEY-----\n");
         (bundle::pem([&leaf.certificate]), key, leaf.certificate.der)
@@ -137,7 +137,7 @@ async fn with_ca_crt_the_bundle_is_kept_and_three_swaps_in_a_row_are_all_served(
     let mut ready = world.ready.clone();
     tokio::time::timeout(Duration::from_secs(5), ready.wait_for(Result::is_ok)).await.unwrap().unwrap();
 
-    // Another authority: both are trusted, because other replicas still serve by the first.
+    // Another CA: both are trusted, because other replicas still serve by the first.
     let other = Pki::new();
     let (crt, key, leaf) = other.pair();
     swap(world.mount.path(), 9, &[("tls.crt", &crt), ("tls.key", &key), ("ca.crt", &other.ca())]);

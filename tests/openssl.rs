@@ -6,7 +6,7 @@ use std::{fs, path::Path, process::Command, time::Duration};
 use jiff::Timestamp;
 use pristine::certs::{
     Certificate, bundle,
-    ca::{Authority, Leaf},
+    ca::{Ca, Leaf},
 };
 
 const NAME: &str = "pristine.pristine-system.svc";
@@ -44,8 +44,8 @@ fn openssl_accepts_the_old_and_the_new_chain_whatever_it_has_heard() {
     let now = Timestamp::now();
     let names = [NAME.to_owned()];
     let (day, folder) = (Duration::from_secs(86_400), tempfile::tempdir().unwrap());
-    let (a, _) = Authority::create(1, &names, 365 * day, now, None).unwrap();
-    let (b, cross) = Authority::create(2, &names, 365 * day, now, Some(&a)).unwrap();
+    let (a, _) = Ca::create(1, &names, 365 * day, now, None).unwrap();
+    let (b, cross) = Ca::create(2, &names, 365 * day, now, Some(&a)).unwrap();
     let leaf_a = a.issue(&names, 7 * day, now, None).unwrap();
     let leaf_b = b.issue(&names, 7 * day, now, cross.as_ref()).unwrap();
     let bare_b = b.issue(&names, 7 * day, now, None).unwrap();

@@ -2,7 +2,7 @@
 //! seconds, and exec reviews flowing through both API servers all the time, while replicas are killed and suspended and
 //! an API server's view lags. Not one admission may fail.
 //!
-//! `hack/test` runs it for 5 generations of authorities, `hack/soak` for 20 or as many as asked. Before a replica is
+//! `hack/test` runs it for 5 generations of CAs, `hack/soak` for 20 or as many as asked. Before a replica is
 //! killed or suspended it is taken out of the Service, as kubelet and the endpoints controller do for a pod that goes;
 //! what is proven is that the certificates lose nothing, not that a process can answer after SIGKILL.
 #![allow(clippy::float_cmp, reason = "counters of Prometheus are floats that hold whole numbers")]
@@ -40,7 +40,7 @@ use tokio::time::Instant;
 
 async fn active(client: &Client) -> Option<String> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM);
-    let data = secrets.get_opt("pristine-authority").await.unwrap()?.data?;
+    let data = secrets.get_opt("pristine-ca").await.unwrap()?.data?;
     String::from_utf8(data.get("active.crt")?.0.clone()).ok()
 }
 
@@ -106,12 +106,11 @@ async fn authorities_follow_each_other_under_load_without_one_failed_admission()
             0 => {
                 // Somebody deletes the Secret. The replicas have it in memory.
                 let secrets: Api<Secret> = Api::namespaced(clients[0].clone(), SYSTEM);
-                let deleted = secrets.delete("pristine-authority", &DeleteParams::default()).await;
+                let deleted = secrets.delete("pristine-ca", &DeleteParams::default()).await;
                 assert!(deleted.is_ok() || is_control, "{deleted:?}");
                 deletions += 1;
                 if !is_control {
-                    until("the Secret put back", 20, || async { secrets.get_opt("pristine-authority").await.unwrap() })
-                        .await;
+                    until("the Secret put back", 20, || async { secrets.get_opt("pristine-ca").await.unwrap() }).await;
                 }
             }
             _ => {}
@@ -135,7 +134,7 @@ async fn authorities_follow_each_other_under_load_without_one_failed_admission()
     }
     let admitted: usize = loads.iter().map(|load| load.admitted.load(Ordering::Relaxed)).sum();
     println!(
-        "TOTALS: {} new authorities in {:.0} s, {} serving certificates seen, {admitted} execs admitted ({reviews} calls of the webhook), \
+        "TOTALS: {} new CAs in {:.0} s, {} serving certificates seen, {admitted} execs admitted ({reviews} calls of the webhook), \
          {kills} replicas killed, {suspensions} suspended for longer than a certificate lives, {lags} times an API server stood still, {deletions} Secrets deleted; \
          failures by API server (calling_webhook_error, fail open, client side): {failures:?}",
         generations.len().saturating_sub(1),
@@ -201,9 +200,9 @@ async fn whatever_is_done_to_secret_and_bundle_is_repaired() {
     times.sort();
     println!("TOTALS: 50 repairs of caBundle: median {:.0?}, p99 {:.0?}", times[25], times[49]);
 
-    // The Secret deleted, garbled, and put back as it was: the same authority, or a later one that followed by the rules.
+    // The Secret deleted, garbled, and put back as it was: the same CA, or a later one that followed by the rules.
     let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM);
-    let before = secrets.get("pristine-authority").await.unwrap();
+    let before = secrets.get("pristine-ca").await.unwrap();
     let generation = |secret: &Secret| -> u64 {
         let state: Value = secret
             .data
@@ -217,37 +216,33 @@ async fn whatever_is_done_to_secret_and_bundle_is_repaired() {
         bundle().await.windows(ours.len()).any(|window| window == ours.as_slice())
     };
     for damage in ["deleted", "garbled", "restored"] {
-        let last = secrets.get("pristine-authority").await.unwrap();
+        let last = secrets.get("pristine-ca").await.unwrap();
         match damage {
-            "deleted" => drop(secrets.delete("pristine-authority", &DeleteParams::default()).await.unwrap()),
+            "deleted" => drop(secrets.delete("pristine-ca", &DeleteParams::default()).await.unwrap()),
             "garbled" => {
                 let patch = json!({"stringData": {"state.json": "{", "active.key": "x"}});
-                secrets.patch("pristine-authority", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+                secrets.patch("pristine-ca", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
             }
             _ => {
                 let patch = json!({"data": before.data});
-                secrets.patch("pristine-authority", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+                secrets.patch("pristine-ca", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
             }
         }
         let repaired = until("the Secret put back", 20, || async {
-            secrets.get_opt("pristine-authority").await.unwrap().filter(|secret| generation(secret) > generation(&last))
+            secrets.get_opt("pristine-ca").await.unwrap().filter(|secret| generation(secret) > generation(&last))
         })
         .await;
         assert!(trusted(&repaired).await, "{damage}: what signs is trusted");
         if damage == "deleted" {
-            assert_eq!(
-                repaired.data.as_ref().unwrap()["active.crt"],
-                last.data.unwrap()["active.crt"],
-                "the same authority"
-            );
+            assert_eq!(repaired.data.as_ref().unwrap()["active.crt"], last.data.unwrap()["active.crt"], "the same CA");
         }
     }
 
-    // A new authority on demand, by the same steps.
+    // A new CA on demand, by the same steps.
     let last = active(&client).await;
     let patch = json!({"metadata": {"annotations": {"pristine/rotate": "a drill"}}});
-    secrets.patch("pristine-authority", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
-    until("a new authority", 60, || async { (active(&client).await != last).then_some(()) }).await;
+    secrets.patch("pristine-ca", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    until("a new CA", 60, || async { (active(&client).await != last).then_some(()) }).await;
     drop(replicas);
 }
 
@@ -296,7 +291,7 @@ async fn with_the_api_server_out_of_reach_a_valid_certificate_is_served_on() {
     let replicas = Replicas::start_one(kubeconfig).await;
     until("ready", 30, || async { (readyz(0).await == Some(200)).then_some(()) }).await;
     cut.send_replace(true);
-    // Four times as long as a serving certificate lives, and less than the authority.
+    // Four times as long as a serving certificate lives, and less than the CA.
     let (start, mut seen) = (Instant::now(), BTreeSet::new());
     let target: SocketAddr = format!("{}:{}", replicas.address, webhook_port(0)).parse().unwrap();
     while start.elapsed() < Duration::from_secs(15) {
@@ -311,7 +306,7 @@ async fn with_the_api_server_out_of_reach_a_valid_certificate_is_served_on() {
     // Back again, it goes on by the rules.
     cut.send_replace(false);
     let before = active(&client(1).await).await;
-    until("the next authority", 60, || async { (active(&client(1).await).await != before).then_some(()) }).await;
+    until("the next CA", 60, || async { (active(&client(1).await).await != before).then_some(()) }).await;
     assert_eq!(readyz(0).await, Some(200));
 }
 

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::watch;
 
 use super::{
-    locks::Turns,
+    locks::PodLocks,
     review::{self, Answer, Denial, Request},
     validate,
 };
@@ -18,7 +18,7 @@ use crate::{
         events::{EventType, Events},
         pods::{self, Marked, Pods},
     },
-    audit_log::{Entry, Journal},
+    audit_log::{AuditLog, Entry},
     clock::Clock,
     config::policy::{Policy, Verdict},
     error::chain,
@@ -41,11 +41,11 @@ pub struct Handler {
     /// Where Events go.
     pub events: Events,
     /// Where interactions are written down.
-    pub journal: Journal,
+    pub audit_log: AuditLog,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// One writer a pod.
-    pub turns: Turns,
+    pub locks: PodLocks,
 }
 
 /// Why an interaction is let through.
@@ -102,7 +102,7 @@ impl Handler {
         // Both at once: neither needs the other, and the user waits.
         let read = || self.pods.get(&request.namespace, &request.pod);
         let in_turn = async {
-            let turn = self.turns.take(&request.namespace, &request.pod).await;
+            let turn = self.locks.lock(&request.namespace, &request.pod).await;
             (turn, read().await)
         };
         let (permitted, (_turn, mut pod)) = tokio::join!(self.permitted(request, first.operation), in_turn);
@@ -157,7 +157,7 @@ impl Handler {
     async fn permitted(&self, request: &Request, operation: Operation) -> Result<(), Refused> {
         let (verbs, subresource) = validate::needed(operation);
         for verb in verbs {
-            if self.pods.may(&request.user, verb, subresource, &request.namespace, &request.pod).await? {
+            if self.pods.can_i(&request.user, verb, subresource, &request.namespace, &request.pod).await? {
                 return Ok(());
             }
         }
@@ -173,7 +173,7 @@ impl Handler {
                 let (pod_uid, evict_at, total, message) = (None, None, None, None);
                 let decision = "exempt";
                 let entry = Entry { decision, namespace, pod: name, pod_uid, evict_at, total, message, interaction };
-                self.journal.write(&entry);
+                self.audit_log.write(&entry);
                 answer.audit.insert("rule", interaction.rule.clone());
                 answer.audit.insert("decision", decision.to_owned());
                 Decision::Exempt
@@ -197,7 +197,7 @@ impl Handler {
 
     fn tell(&self, request: &Request, pod: &Pod, marked: &Marked) {
         let (mark, interaction) = (&marked.mark, marked.mark.last());
-        self.journal.write(&Entry {
+        self.audit_log.write(&Entry {
             decision: "marked",
             namespace: &request.namespace,
             pod: &request.pod,
@@ -241,7 +241,7 @@ impl Handler {
             let interaction = &validate::interaction(request, act, act.container.clone(), self.clock.now());
             let (pod_uid, evict_at, total, message) = (None, None, None, Some(denial.message.as_str()));
             let entry = Entry { decision: word, namespace, pod, pod_uid, evict_at, total, message, interaction };
-            self.journal.write(&entry);
+            self.audit_log.write(&entry);
         }
         let audit = [("decision", decision.as_str().to_owned())].into();
         (Answer { denial: Some(denial).filter(|_| !opens), audit }, decision)

@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::handler::Handler;
 use crate::{
-    admission::secret_path::renewer::Gate,
+    admission::secret_path::renewer::PathGuard,
     duration, server,
     telemetry::{Metrics, Reason},
 };
@@ -33,7 +33,7 @@ const BUDGET_TIMEOUT: Duration = Duration::from_secs(2);
 /// The webhook as an HTTP service.
 pub struct Endpoint {
     handler: Handler,
-    gate: Gate,
+    guard: PathGuard,
     metrics: Arc<Metrics>,
     budget: Semaphore,
 }
@@ -75,8 +75,8 @@ impl server::Service for Endpoint {
 impl Endpoint {
     /// Hands reviews that come through this gate to this handler.
     #[must_use]
-    pub fn new(handler: Handler, gate: Gate, metrics: Arc<Metrics>) -> Self {
-        Self { handler, gate, metrics, budget: Semaphore::new(BUDGET as usize) }
+    pub fn new(handler: Handler, guard: PathGuard, metrics: Arc<Metrics>) -> Self {
+        Self { handler, guard, metrics, budget: Semaphore::new(BUDGET as usize) }
     }
 
     /// Room for a body of this size, kept until it is dropped.
@@ -90,7 +90,7 @@ impl Endpoint {
         let (head, body) = request.into_parts();
         let timeout = timeout(head.uri.query());
         // Room in memory is for who knows the path: eight slow bodies of anybody else would keep every exec out.
-        let is_known = self.gate.admits(head.uri.path()).await;
+        let is_known = self.guard.admits(head.uri.path()).await;
         let room = if is_known { self.room(body.size_hint().upper().unwrap_or(u64::MAX)).await } else { None };
         // The body first, whatever else is wrong: an answer before its end would be a broken connection to the sender.
         let keep = if room.is_some() { MAX_BODY } else { 0 };

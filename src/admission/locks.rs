@@ -10,11 +10,11 @@ use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
 
 /// Whose turn it is, by pod.
 #[derive(Default)]
-pub struct Turns(Mutex<HashMap<String, Weak<Turn<()>>>>);
+pub struct PodLocks(Mutex<HashMap<String, Weak<Turn<()>>>>);
 
-impl Turns {
+impl PodLocks {
     /// Waits for this pod's turn, and holds it until the guard is dropped.
-    pub async fn take(&self, namespace: &str, pod: &str) -> OwnedMutexGuard<()> {
+    pub async fn lock(&self, namespace: &str, pod: &str) -> OwnedMutexGuard<()> {
         let turn = {
             let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             all.retain(|_, turn| turn.strong_count() > 0);
@@ -33,14 +33,14 @@ mod tests {
 
     #[tokio::test]
     async fn one_pod_waits_for_itself_and_for_no_other_and_nothing_is_left_behind() {
-        let turns = Turns::default();
-        let first = turns.take("n", "a").await;
-        let other = turns.take("n", "b").await;
-        assert!(futures_util::poll!(Box::pin(turns.take("n", "a"))).is_pending());
+        let locks = PodLocks::default();
+        let first = locks.lock("n", "a").await;
+        let other = locks.lock("n", "b").await;
+        assert!(futures_util::poll!(Box::pin(locks.lock("n", "a"))).is_pending());
         drop(first);
-        drop(turns.take("n", "a").await);
+        drop(locks.lock("n", "a").await);
         drop(other);
-        drop(turns.take("n", "c").await);
-        assert_eq!(turns.0.lock().unwrap().len(), 1, "only the last one asked for");
+        drop(locks.lock("n", "c").await);
+        assert_eq!(locks.0.lock().unwrap().len(), 1, "only the last one asked for");
     }
 }

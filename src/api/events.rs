@@ -119,7 +119,7 @@ impl Events {
 
     /// About a pod. The UID is what makes it show in `kubectl describe pod`.
     pub fn pod(&self, pod: &Pod, type_: EventType, reason: &'static str, action: &'static str, note: &str) {
-        self.tell(pod.object_ref(&()), type_, reason, action, note);
+        self.publish(pod.object_ref(&()), type_, reason, action, note);
     }
 
     /// About the controller of a pod, in whose `kubectl describe` people look first, and which outlives the pod.
@@ -133,11 +133,11 @@ impl Events {
             namespace: pod.metadata.namespace.clone(),
             ..ObjectReference::default()
         };
-        self.tell(about, type_, reason, action, note);
+        self.publish(about, type_, reason, action, note);
     }
 
     /// About anything.
-    pub fn tell(
+    pub fn publish(
         &self,
         about: ObjectReference,
         type_: EventType,

@@ -121,7 +121,7 @@ impl Pods {
     ///
     /// # Errors
     /// What the API server says.
-    pub async fn may(
+    pub async fn can_i(
         &self,
         user: &User,
         verb: &str,
@@ -189,7 +189,7 @@ impl Pods {
     ///
     /// # Errors
     /// [`Error::Conflict`] if the pod must be read again.
-    pub async fn tell(&self, pod: &Pod, since: Timestamp, state: State, message: &str) -> Result<bool, Error> {
+    pub async fn set_condition(&self, pod: &Pod, since: Timestamp, state: State, message: &str) -> Result<bool, Error> {
         let metadata = &pod.metadata;
         let (Some(name), Some(namespace), Some(uid)) = (&metadata.name, &metadata.namespace, &metadata.uid) else {
             return Err(Error::Gone);
@@ -238,7 +238,7 @@ impl Pods {
     ///
     /// # Errors
     /// What the API server says.
-    pub async fn announce(&self, namespace: &str, name: &str, key: &str, value: &str) -> Result<(), Error> {
+    pub async fn annotate(&self, namespace: &str, name: &str, key: &str, value: &str) -> Result<(), Error> {
         self.patch_status(namespace, name, &json!({ "metadata": { "annotations": { key: value } } })).await
     }
 

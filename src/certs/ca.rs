@@ -33,7 +33,7 @@ impl std::fmt::Debug for Key {
 
 /// A certificate that signs others, and its key.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Authority {
+pub struct Ca {
     /// Self-signed.
     pub certificate: Certificate,
     /// Its private key.
@@ -42,7 +42,7 @@ pub struct Authority {
 
 /// A serving certificate with its key, fresh from memory.
 pub struct Leaf {
-    /// The leaf, and behind it the active authority signed by its predecessor, if it had one.
+    /// The leaf, and behind it the active CA signed by its predecessor, if it had one.
     pub chain: Vec<CertificateDer<'static>>,
     /// The leaf's private key.
     pub key: PrivateKeyDer<'static>,
@@ -50,8 +50,8 @@ pub struct Leaf {
     pub certificate: Certificate,
 }
 
-impl Authority {
-    /// A stored authority.
+impl Ca {
+    /// A stored CA.
     ///
     /// # Errors
     /// When the key is unreadable or not the certificate's.
@@ -64,7 +64,7 @@ impl Authority {
         Ok(Self { certificate, key })
     }
 
-    /// Makes a new authority for these names. With `predecessor` also the same authority signed by that one.
+    /// Makes a new CA for these names. With `predecessor` also the same CA signed by that one.
     ///
     /// # Errors
     /// When rcgen refuses.
@@ -79,7 +79,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         // Each generation has a subject of its own: with equal subjects Go tries every root and reports the wrong one.
-        let subject = format!("pristine-authority-{generation}-{:08x}", rand::random::<u32>());
+        let subject = format!("pristine-ca-{generation}-{:08x}", rand::random::<u32>());
         params.distinguished_name.push(DnType::CommonName, subject);
         // Go counts the intermediates below a root: B signed by A is one.
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
@@ -98,7 +98,7 @@ impl Authority {
         Ok(Issuer::from_ca_cert_der(&self.certificate.der, KeyPair::from_pem(&self.key.0)?)?)
     }
 
-    /// The successor with its own subject and key, signed by this authority.
+    /// The successor with its own subject and key, signed by this CA.
     fn sign(
         &self,
         mut params: CertificateParams,
@@ -112,7 +112,7 @@ impl Authority {
         Ok(certificate(params.signed_by(key, &self.issuer()?)?.der().clone()))
     }
 
-    /// Mints a serving certificate for these names with a new key; it ends with the authority at the latest.
+    /// Mints a serving certificate for these names with a new key; it ends with the CA at the latest.
     ///
     /// # Errors
     /// When rcgen refuses.
@@ -152,7 +152,7 @@ fn serial() -> SerialNumber {
     SerialNumber::from_slice(&bytes)
 }
 
-/// A stolen key of the authority is good for our own names only. A list of permitted DNS names says nothing about IP
+/// A stolen key of the CA is good for our own names only. A list of permitted DNS names says nothing about IP
 /// addresses (RFC 5280, 4.2.1.10), so those are excluded.
 fn constraints(names: &[String]) -> NameConstraints {
     NameConstraints {

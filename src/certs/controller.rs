@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     Certificate, Lifetimes, MINT_WITHIN, after,
-    ca::{self, Authority},
+    ca::{self, Ca},
     objects::{self, Live, Objects},
     resolver::Resolver,
     rotation::{Missing, Observed, Serving, Step, Stored, apply, generation_after, may_be_ready, plan},
@@ -163,7 +163,7 @@ impl Controller {
     }
 
     /// While the API server cannot be asked: a certificate that is about to end is renewed from what is in memory, for a
-    /// short time. It may be refused, if its authority was retired meanwhile; the one that ends would be for certain.
+    /// short time. It may be refused, if its CA was retired meanwhile; the one that ends would be for certain.
     fn hold_on(&self, memory: &mut Memory) {
         let now = self.clock.now();
         let (Some(store), Some(serving)) = (&memory.store, &memory.serving) else { return };
@@ -188,7 +188,13 @@ impl Controller {
         self.resolver.serve(leaf)?;
         tracing::info!(serial = serving.leaf.serial, not_after = %serving.leaf.not_after, "serving a new certificate");
         let note = format!("{} is served, valid until {}", serving.leaf.serial, serving.leaf.not_after);
-        self.events.tell(self.objects.secret_reference(), EventType::Normal, "LeafRenewed", "Issue", &note);
+        self.events.publish(
+            self.objects.secret_reference(),
+            EventType::Normal,
+            "ServingCertificateRenewed",
+            "Issue",
+            &note,
+        );
         memory.serving = Some(serving);
         Ok(())
     }
@@ -199,7 +205,7 @@ impl Controller {
         let live = self.objects.look().await?;
         let now = self.clock.now();
         if after(asked, MINT_WITHIN) < now {
-            // The process was suspended meanwhile. What it has read may be of an authority that is retired by now.
+            // The process was suspended meanwhile. What it has read may be of a CA that is retired by now.
             return Err(Error::Object(objects::Error::Conflict));
         }
         let stored = live.stored();
@@ -211,7 +217,7 @@ impl Controller {
             tracing::error!(why, "the Secret cannot be understood; what was served before is served on");
             self.metrics.certificate_steps.get_or_create(&Outcome { result: "unreadable" }).inc();
             let note = format!("cannot be understood: {why}");
-            self.events.tell(self.objects.secret_reference(), EventType::Warning, "SecretUnreadable", "Read", &note);
+            self.events.publish(self.objects.secret_reference(), EventType::Warning, "SecretUnreadable", "Read", &note);
         }
         memory.unreadable = unreadable;
         let published_generation = live.published_generation();
@@ -274,7 +280,7 @@ impl Controller {
                     self.metrics.bundle_repairs.inc();
                     let note = "somebody changed caBundle of the webhook configuration; it is what it was again";
                     tracing::warn!(note, "bundle repaired");
-                    self.events.tell(
+                    self.events.publish(
                         self.objects.secret_reference(),
                         EventType::Warning,
                         "BundleRepaired",
@@ -290,14 +296,14 @@ impl Controller {
                 return self.issue(store, self.lifetimes.serving, memory, now);
             }
             Step::Create => {
-                let (active, _) = Authority::create(newest + 1, &names, self.lifetimes.authority, now, None)?;
+                let (active, _) = Ca::create(newest + 1, &names, self.lifetimes.ca, now, None)?;
                 Some(Store::first(active))
             }
             Step::Restore => observed.memory.clone(),
             Step::Stage => known
                 .map(|store| {
                     let signer = Some(&store.active);
-                    let fresh = Authority::create(newest + 1, &names, self.lifetimes.authority, now, signer)?;
+                    let fresh = Ca::create(newest + 1, &names, self.lifetimes.ca, now, signer)?;
                     Ok::<_, Error>(apply(step, store, &self.lifetimes, now, Some(fresh)))
                 })
                 .transpose()?
@@ -310,8 +316,8 @@ impl Controller {
         store.generation = generation_after(step, newest);
         self.objects.write(&store, live).await?;
         if let Some((reason, note)) = telling(step, &store) {
-            tracing::info!(reason, note, "authority");
-            self.events.tell(self.objects.secret_reference(), EventType::Normal, reason, "Rotate", &note);
+            tracing::info!(reason, note, "CA");
+            self.events.publish(self.objects.secret_reference(), EventType::Normal, reason, "Rotate", &note);
         }
         memory.store = Some(store);
         Ok(())
@@ -337,7 +343,7 @@ impl Controller {
         };
         gauge("serving", observed.serving.as_ref().map(|serving| serving.leaf.not_after));
         let Stored::Store(store) = &observed.stored else {
-            return self.missing("there is no authority yet".to_owned());
+            return self.missing("there is no CA yet".to_owned());
         };
         for phase in PHASES {
             self.metrics.phase.get_or_create(&Phase { phase }).set(i64::from(phase == store.phase()));
@@ -379,17 +385,15 @@ fn telling(step: &Step, store: &Store) -> Option<(&'static str, String)> {
     let Store { active, generation, .. } = store;
     let until = active.certificate.not_after;
     match step {
-        Step::Create => Some(("CACreated", format!("a new authority, valid until {until}"))),
+        Step::Create => Some(("CACreated", format!("a new CA, valid until {until}"))),
         Step::Restore => {
             Some(("CARestored", format!("the Secret was put back from memory as generation {generation}")))
         }
-        Step::Stage => {
-            Some(("CAStaged", "the next authority is made; caBundle will trust it before it signs".to_owned()))
-        }
+        Step::Stage => Some(("CAStaged", "the next CA is made; caBundle will trust it before it signs".to_owned())),
         Step::Activate => {
-            Some(("CARotated", format!("a new authority signs, valid until {until}; the key of the last is erased")))
+            Some(("CARotated", format!("a new CA signs, valid until {until}; the key of the last is erased")))
         }
-        Step::Retire => Some(("CARetired", "the last authority is no longer trusted".to_owned())),
+        Step::Retire => Some(("CARetired", "the last CA is no longer trusted".to_owned())),
         _ => None,
     }
 }

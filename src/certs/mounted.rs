@@ -21,7 +21,7 @@ use super::{
 use crate::{
     api::events::{EventType, Events},
     clock::Clock,
-    dir_watch::Folder,
+    dir_watch::DirWatch,
     error::chain,
     telemetry::{Certificate as Label, Metrics, Outcome},
 };
@@ -68,7 +68,7 @@ struct Memory {
 impl Mounted {
     /// Runs until the process ends.
     pub async fn run(self) {
-        let folder = Folder::watch(&self.path);
+        let folder = DirWatch::watch(&self.path);
         let wake = Notify::new();
         let mut memory = Memory::default();
         let watching = async {
@@ -84,7 +84,7 @@ impl Mounted {
                     tracing::error!(path = %self.path.display(), problem, "the mounted certificate is not served");
                     self.metrics.certificate_steps.get_or_create(&Outcome { result: "refused" }).inc();
                     let note = format!("{}: {problem}; what was served before is served on", self.path.display());
-                    self.events.tell(self.about.clone(), EventType::Warning, "CertificateRefused", "Issue", &note);
+                    self.events.publish(self.about.clone(), EventType::Warning, "CertificateRefused", "Issue", &note);
                 }
                 memory.complaint = problem;
                 let hold = self.hold.min(Duration::from_secs(5));
@@ -149,7 +149,7 @@ impl Mounted {
             self.resolver.serve(Leaf { chain, key, certificate: leaf.clone() }).map_err(|error| error.to_string())?;
             tracing::info!(serial = leaf.serial, not_after = %leaf.not_after, "serving a new certificate");
             let note = format!("{} is served, valid until {}", leaf.serial, leaf.not_after);
-            self.events.tell(self.about.clone(), EventType::Normal, "LeafRenewed", "Issue", &note);
+            self.events.publish(self.about.clone(), EventType::Normal, "ServingCertificateRenewed", "Issue", &note);
             let end = leaf.not_after.duration_since(Timestamp::UNIX_EPOCH).as_secs_f64();
             self.metrics.not_after.get_or_create(&Label { certificate: "serving" }).set(end);
             memory.waiting = None;

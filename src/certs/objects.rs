@@ -1,4 +1,4 @@
-//! The two objects that everything here is about: the Secret with the authority, and the webhook configuration with
+//! The two objects that everything here is about: the Secret with the CA, and the webhook configuration with
 //! caBundle; and the namespace they go with. Reads them as they are, writes them only if they still are what was read.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -28,7 +28,7 @@ use super::{
 /// For one call to the API server. Writes of Secrets pass other people's webhooks, which may be slow.
 const CALL: Duration = Duration::from_secs(15);
 
-/// The annotation of the Secret that asks for a new authority now; its value is the reason, for people.
+/// The annotation of the Secret that asks for a new CA now; its value is the reason, for people.
 pub const ROTATE: &str = "pristine/rotate";
 
 /// The annotation of the webhook configuration with the generation of the store that caBundle was written from.
@@ -39,7 +39,7 @@ const GENERATION: &str = "pristine/generation";
 pub struct Names {
     /// Our namespace.
     pub namespace: String,
-    /// The Secret with the authority.
+    /// The Secret with the CA.
     pub secret: String,
     /// The Service that the webhook entries name.
     pub service: String,
@@ -119,7 +119,7 @@ impl Live {
         annotations.and_then(|all| all.get(GENERATION)).and_then(|text| text.parse().ok()).unwrap_or(0)
     }
 
-    /// Whether an operator asks for a new authority, by annotating the Secret.
+    /// Whether an operator asks for a new CA, by annotating the Secret.
     #[must_use]
     pub fn wants_rotation(&self) -> bool {
         let annotations = self.secret.as_ref().and_then(|secret| secret.metadata.annotations.as_ref());
@@ -224,7 +224,7 @@ impl Objects {
         if let Some(mut secret) = live.secret {
             // With the resourceVersion it was read with; foreign labels and annotations stay.
             secret.data = data;
-            // A request that was seen before is answered by the staged authority that is written here, or by one before.
+            // A request that was seen before is answered by the staged CA that is written here, or by one before.
             if store.next.is_some() {
                 secret.metadata.annotations.get_or_insert_default().remove(ROTATE);
             }

@@ -12,14 +12,14 @@ pub const REPLICA: &str = "pristine/replica";
 
 /// The annotation's value.
 #[derive(Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Announcement {
+pub struct ReplicaStatus {
     /// Of the program.
     pub version: String,
     /// What is served, leaf first; DER in base64.
     chain: Vec<String>,
 }
 
-impl Announcement {
+impl ReplicaStatus {
     /// Of this program, serving this.
     #[must_use]
     pub fn new(chain: &[CertificateDer<'_>]) -> Self {
@@ -52,9 +52,9 @@ mod tests {
 
     #[test]
     fn what_is_said_is_read_again() {
-        let announcement = Announcement::new(&[CertificateDer::from(vec![1, 2]), CertificateDer::from(vec![3])]);
-        let read = Announcement::parse(&announcement.to_text()).unwrap();
+        let status = ReplicaStatus::new(&[CertificateDer::from(vec![1, 2]), CertificateDer::from(vec![3])]);
+        let read = ReplicaStatus::parse(&status.to_text()).unwrap();
         assert_eq!(read.chain(), [CertificateDer::from(vec![1, 2]), CertificateDer::from(vec![3])]);
-        assert_eq!((read.version.as_str(), Announcement::parse("{}")), (env!("CARGO_PKG_VERSION"), None));
+        assert_eq!((read.version.as_str(), ReplicaStatus::parse("{}")), (env!("CARGO_PKG_VERSION"), None));
     }
 }

@@ -1,6 +1,6 @@
 //! Plans the life of the certificates: what was observed → the one step to take now. Pure.
 //!
-//! Safety: a serving certificate is issued only by an authority that every caBundle has been seen to hold (or whose
+//! Safety: a serving certificate is issued only by a CA that every caBundle has been seen to hold (or whose
 //! predecessor signed it), and a root leaves the bundle only after the last certificate under it has expired.
 //! Progress: from any observation, finitely many steps lead to [`Step::Idle`].
 
@@ -17,7 +17,7 @@ pub enum Stored {
     Absent,
     /// There is one, and it cannot be understood.
     Unreadable(String),
-    /// The authority.
+    /// The CA.
     Store(Box<Store>),
 }
 
@@ -26,7 +26,7 @@ pub enum Stored {
 pub struct Serving {
     /// The leaf.
     pub leaf: Certificate,
-    /// The authority it was issued by.
+    /// The CA it was issued by.
     pub issuer: Certificate,
     /// Whether the issuer signed by its predecessor is served too.
     pub cross: Option<Certificate>,
@@ -43,7 +43,7 @@ pub struct Observed {
     pub bundles: Option<Vec<Vec<u8>>>,
     /// What this replica serves.
     pub serving: Option<Serving>,
-    /// Since when there has been no Secret to go by, while an authority is trusted that must be somewhere.
+    /// Since when there has been no Secret to go by, while a CA is trusted that must be somewhere.
     pub missing_since: Option<Timestamp>,
     /// Generation of the store that caBundle was written from; a Secret with a lower one was put back from a backup.
     pub published_generation: u64,
@@ -51,30 +51,30 @@ pub struct Observed {
     pub owned: bool,
     /// Whether our namespace is going.
     pub leaving: bool,
-    /// Whether an operator asks for a new authority.
+    /// Whether an operator asks for a new CA.
     pub rotate: bool,
 }
 
 /// One step.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Step {
-    /// Make a first authority, and write it to the Secret if there is still none (or the same unreadable one).
+    /// Make a first CA, and write it to the Secret if there is still none (or the same unreadable one).
     Create,
     /// Write the store in memory to the Secret.
     Restore,
-    /// Add a next authority to the Secret.
+    /// Add a next CA to the Secret.
     Stage,
     /// Write this caBundle into the webhook configuration.
     Publish(String),
     /// Take the Secret as the newest, although its generation is older than what was published: nobody has a newer one.
     Adopt,
-    /// Note in the Secret that every bundle holds the next authority; the hold begins.
+    /// Note in the Secret that every bundle holds the next CA; the hold begins.
     BeginHold,
     /// Note that one does not any more; the hold will begin anew.
     BreakHold,
-    /// Let the next authority sign, and erase the key of the active one.
+    /// Let the next CA sign, and erase the key of the active one.
     Activate,
-    /// Stop trusting the previous authorities.
+    /// Stop trusting the previous CAs.
     Retire,
     /// Mint a serving certificate.
     Issue,
@@ -123,7 +123,7 @@ pub const STEPS: [&str; 11] = [
     "withdraw",
 ];
 
-/// How long a replica that knows no authority waits for one that does to put the Secret back, when the webhook
+/// How long a replica that knows no CA waits for one that does to put the Secret back, when the webhook
 /// configuration shows that there was one. Longer than twice the 30 s after which a replica looks without being woken: its
 /// watch may be interrupted at that very moment, and the Secret may be damaged again as soon as it is put back.
 pub const RESTORE_WAIT: Duration = Duration::from_secs(65);
@@ -168,13 +168,13 @@ pub fn plan(observed: &Observed, lifetimes: &Lifetimes, now: Timestamp) -> Step 
         return if gone { Step::Idle { until: Timestamp::MAX } } else { Step::Withdraw };
     }
     let store = match &observed.stored {
-        // Whoever put back a backup did not mean to bring back an authority that is no longer trusted.
+        // Whoever put back a backup did not mean to bring back a CA that is no longer trusted.
         Stored::Store(store) if observed.memory.as_ref().is_none_or(|known| known.generation <= store.generation) => {
             store
         }
         Stored::Store(_) | Stored::Absent | Stored::Unreadable(_) => match &observed.memory {
             // Not from a memory older than what is published: whoever slept through a rotation would bring back an
-            // authority that is no longer trusted, and the others would follow.
+            // CA that is no longer trusted, and the others would follow.
             Some(known)
                 if known.active.certificate.is_valid(now) && known.generation >= observed.published_generation =>
             {
@@ -240,7 +240,7 @@ fn create(observed: &Observed, now: Timestamp) -> Step {
     wait_for_others(observed, now).filter(|_| trusted_before).unwrap_or(Step::Create)
 }
 
-/// The step from one authority to the next, once every bundle is what it should be.
+/// The step from one CA to the next, once every bundle is what it should be.
 fn advance(store: &Store, rotate: bool, lifetimes: &Lifetimes, now: Timestamp) -> Option<Step> {
     match (&store.next, store.published_at) {
         (None, _) if !store.previous.is_empty() => (store.retire_at.is_none_or(|at| at <= now)).then_some(Step::Retire),
@@ -265,15 +265,15 @@ fn is_due(store: &Store, serving: Option<&Serving>, now: Timestamp) -> bool {
     serving.is_none_or(|serving| {
         serving.issuer == store.active.certificate
             && renew_at(&serving.leaf) <= now
-            // One that ends with its issuer cannot be renewed to last longer; the next authority will issue it.
+            // One that ends with its issuer cannot be renewed to last longer; the next CA will issue it.
             && serving.leaf.not_after < serving.issuer.not_after
     })
 }
 
-/// It is of another authority than the active one, or with another chain.
+/// It is of another CA than the active one, or with another chain.
 fn is_outdated(store: &Store, serving: Option<&Serving>) -> bool {
     serving.is_some_and(|serving| {
-        // With another authority it goes, or comes.
+        // With another CA it goes, or comes.
         serving.issuer != store.active.certificate || serving.cross.as_ref() != store.served_cross()
     })
 }
@@ -301,7 +301,7 @@ pub fn trusted(bundles: &[Vec<u8>], serving: &Serving, store: &Store, now: Times
     !bundles.is_empty() && serving.leaf.is_valid(now) && bundles.iter().all(|live| bundle::trusts(live, &roots, now))
 }
 
-/// The generation that a step writes, where `newest` is the highest one known. A new authority begins a new thousand: it
+/// The generation that a step writes, where `newest` is the highest one known. A new CA begins a new thousand: it
 /// must outrank writes of the last one that nobody remembers, should somebody put those back.
 #[must_use]
 pub const fn generation_after(step: &Step, newest: u64) -> u64 {
@@ -311,7 +311,7 @@ pub const fn generation_after(step: &Step, newest: u64) -> u64 {
     }
 }
 
-/// The store after a step that changes it. `fresh` is the authority made for it, and that authority signed by the
+/// The store after a step that changes it. `fresh` is the CA made for it, and that CA signed by the
 /// active one.
 #[must_use]
 pub fn apply(
@@ -319,7 +319,7 @@ pub fn apply(
     store: &Store,
     lifetimes: &Lifetimes,
     now: Timestamp,
-    fresh: Option<(super::ca::Authority, Option<Certificate>)>,
+    fresh: Option<(super::ca::Ca, Option<Certificate>)>,
 ) -> Option<Store> {
     let mut store = store.clone();
     store.generation += 1;

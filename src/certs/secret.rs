@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Certificate, bundle,
-    ca::{Authority, Key},
+    ca::{Ca, Key},
 };
 
 /// What the Secret holds: who signs now, who will, and who is still trusted.
@@ -18,12 +18,12 @@ pub struct Store {
     /// Grows with every write; of two stores the higher is the newer.
     pub generation: u64,
     /// Signs serving certificates.
-    pub active: Authority,
+    pub active: Ca,
     /// Will sign once it has been published for long enough.
-    pub next: Option<Authority>,
+    pub next: Option<Ca>,
     /// No longer sign, are still trusted; their keys are erased.
     pub previous: Vec<Certificate>,
-    /// The newest authority signed by the one before it: `next` while there is one, else `active`.
+    /// The newest CA signed by the one before it: `next` while there is one, else `active`.
     pub cross: Option<Certificate>,
     /// Since when every caBundle has been seen to hold `next`.
     pub published_at: Option<Timestamp>,
@@ -32,9 +32,9 @@ pub struct Store {
 }
 
 impl Store {
-    /// The store of a first authority. Its generation is given by whoever writes it.
+    /// The store of a first CA. Its generation is given by whoever writes it.
     #[must_use]
-    pub const fn first(active: Authority) -> Self {
+    pub const fn first(active: Ca) -> Self {
         Self { generation: 0, active, next: None, previous: vec![], cross: None, published_at: None, retire_at: None }
     }
 
@@ -59,12 +59,12 @@ impl Store {
     /// longer trusted: it costs half a kilobyte, and an API server may still go by a caBundle that somebody put back.
     #[must_use]
     pub fn served_cross(&self) -> Option<&Certificate> {
-        // While a next authority is staged, the cross certificate is that one's.
+        // While a next CA is staged, the cross certificate is that one's.
         if self.next.is_none() { self.cross.as_ref() } else { None }
     }
 }
 
-/// Nothing to do; the next authority is made; it is trusted and waits; it signs and the last one is trusted still.
+/// Nothing to do; the next CA is made; it is trusted and waits; it signs and the last one is trusted still.
 pub const PHASES: [&str; 4] = ["steady", "staged", "held", "overlap"];
 
 #[derive(Deserialize, Serialize)]
@@ -117,9 +117,9 @@ pub fn decode(data: &BTreeMap<String, ByteString>) -> Result<Store, String> {
     };
     let required = |key: &'static str| optional(key)?.ok_or_else(|| format!("{key} is missing"));
     let certificate = |key: &'static str, bytes| Certificate::from_pem(bytes).map_err(at(key));
-    let authority = |crt: &'static str, key: &'static str, bytes| {
+    let ca = |crt: &'static str, key: &'static str, bytes| {
         let pem = String::from_utf8(required(key)?.to_vec()).map_err(|_| format!("{key}: not text"))?;
-        Authority::new(certificate(crt, bytes)?, Key(pem)).map_err(at(key))
+        Ca::new(certificate(crt, bytes)?, Key(pem)).map_err(at(key))
     };
     let state: State =
         serde_json::from_slice(required("state.json")?).map_err(|error| format!("state.json: {error}"))?;
@@ -133,8 +133,8 @@ pub fn decode(data: &BTreeMap<String, ByteString>) -> Result<Store, String> {
     }
     Ok(Store {
         generation: state.generation,
-        active: authority("active.crt", "active.key", required("active.crt")?)?,
-        next: optional("next.crt")?.map(|bytes| authority("next.crt", "next.key", bytes)).transpose()?,
+        active: ca("active.crt", "active.key", required("active.crt")?)?,
+        next: optional("next.crt")?.map(|bytes| ca("next.crt", "next.key", bytes)).transpose()?,
         previous,
         cross: optional("cross.crt")?.map(|bytes| certificate("cross.crt", bytes)).transpose()?,
         published_at: state.published_at,

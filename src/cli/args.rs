@@ -88,8 +88,8 @@ pub struct Serve {
     /// The Service that the webhook configuration names.
     #[arg(long, default_value = "pristine")]
     pub service: String,
-    /// The Secret that keeps the authority.
-    #[arg(long, default_value = "pristine-authority")]
+    /// The Secret that keeps the CA.
+    #[arg(long, default_value = "pristine-ca")]
     pub secret: String,
     /// The Lease of the replica that evicts.
     #[arg(long, default_value = "pristine")]
@@ -97,22 +97,22 @@ pub struct Serve {
     /// The ValidatingWebhookConfiguration whose caBundle is kept.
     #[arg(long, default_value = "pristine")]
     pub webhook_configuration: String,
-    /// How long an authority lives. It is replaced at two thirds.
+    /// How long a CA lives. It is replaced at two thirds.
     #[arg(long, default_value = "8760h", value_parser = duration)]
-    pub authority_lifetime: Duration,
+    pub ca_lifetime: Duration,
     /// How long a serving certificate lives. It is renewed at two thirds.
     #[arg(long, default_value = "168h", value_parser = duration)]
     pub serving_lifetime: Duration,
-    /// How long the next authority is trusted before it signs.
+    /// How long the next CA is trusted before it signs.
     #[arg(long, default_value = "1m", value_parser = duration)]
     pub hold: Duration,
-    /// A directory with tls.crt, tls.key and optionally ca.crt, instead of an authority of our own. With ca.crt, caBundle
+    /// A directory with tls.crt, tls.key and optionally ca.crt, instead of a CA of our own. With ca.crt, caBundle
     /// is kept; without, somebody else injects it.
     #[arg(long)]
     pub tls_dir: Option<PathBuf>,
     /// How long API servers call one and the same path, which is a secret between them and us.
     #[arg(long, default_value = "15m", value_parser = duration)]
-    pub path_lifetime: Duration,
+    pub secret_path_lifetime: Duration,
     /// How many reviews one connection of an API server carries before it is asked to make a new one.
     #[arg(long, default_value_t = 1000)]
     pub requests_per_connection: usize,
@@ -133,7 +133,7 @@ impl Serve {
     /// # Errors
     /// Which flag to change.
     pub fn lifetimes(&self) -> Result<Lifetimes, String> {
-        Lifetimes::new(self.authority_lifetime, self.serving_lifetime, self.hold)
+        Lifetimes::new(self.ca_lifetime, self.serving_lifetime, self.hold)
     }
 
     /// The names of the objects.
@@ -177,14 +177,13 @@ mod tests {
 
     #[test]
     fn lifetimes_that_cannot_overlap_are_refused_and_the_flags_named() {
-        let error = serve(&["--authority-lifetime", "90s", "--serving-lifetime", "30s", "--hold", "3s"])
-            .lifetimes()
-            .unwrap_err();
+        let error =
+            serve(&["--ca-lifetime", "90s", "--serving-lifetime", "30s", "--hold", "3s"]).lifetimes().unwrap_err();
         assert!(
-            error.starts_with("--authority-lifetime 90s is too short: a third of it, 30s, must be longer than"),
+            error.starts_with("--ca-lifetime 90s is too short: a third of it, 30s, must be longer than"),
             "{error}"
         );
-        serve(&["--authority-lifetime", "90s", "--serving-lifetime", "12s", "--hold", "3s"]).lifetimes().unwrap();
+        serve(&["--ca-lifetime", "90s", "--serving-lifetime", "12s", "--hold", "3s"]).lifetimes().unwrap();
     }
 
     #[test]

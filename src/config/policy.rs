@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::mark::{Interaction, Operation, User, before_quarantine, is_made_anew, owner::controller};
+use crate::mark::{Interaction, Operation, User, before_quarantine, is_recreated, owner::controller};
 
 pub mod conditions;
 mod glob;
@@ -133,7 +133,7 @@ impl Policy {
             Action::Record => Verdict::Record,
             // Nobody makes a bare pod anew, and an eviction is a failure to what runs to its end: only a rule may ask for these.
             _ if matching.is_none() && !interaction.operation.enters() => Verdict::Record,
-            Action::Evict(ttl) if matching.is_none() && !is_made_anew(pod) => Verdict::Spare { ttl: *ttl },
+            Action::Evict(ttl) if matching.is_none() && !is_recreated(pod) => Verdict::Spare { ttl: *ttl },
             Action::Evict(ttl) => Verdict::Evict { ttl: *ttl },
             Action::Deny(message) => Verdict::Deny { message: message.clone() },
         };

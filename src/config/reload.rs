@@ -15,7 +15,7 @@ use crate::{
         self, Configuration,
         policy::{Policy, overlap},
     },
-    dir_watch::Folder,
+    dir_watch::DirWatch,
     error::chain,
     eviction::Settings,
     telemetry::{Metrics, Outcome},
@@ -42,7 +42,7 @@ pub struct Reload {
 impl Reload {
     /// Runs until the process ends.
     pub async fn run(self) {
-        let folder = Folder::watch(self.path.parent().unwrap_or_else(|| Path::new("/")));
+        let folder = DirWatch::watch(self.path.parent().unwrap_or_else(|| Path::new("/")));
         let mut known = Ok(self.text);
         self.metrics.configuration_valid.set(1);
         loop {
@@ -75,7 +75,7 @@ impl Reload {
             tracing::info!(result, note, "the configuration changed");
             self.metrics.reloads.get_or_create(&Outcome { result }).inc();
             self.metrics.configuration_valid.set(i64::from(result == "accepted"));
-            self.events.tell(self.about.clone(), type_, event, "Reload", &note);
+            self.events.publish(self.about.clone(), type_, event, "Reload", &note);
         }
     }
 }

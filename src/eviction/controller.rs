@@ -23,12 +23,12 @@ use tokio::{
 
 use super::{
     Settings,
-    entry::{End, Observed, Standing, Tracked, observe},
-    mark_successor::Handover,
+    entry::{End, Entry, Observed, Standing, observe},
+    mark_successor::SuccessorMarker,
     pacing::Pacing,
-    plan::inheritance,
-    queue::Agenda,
-    reconcile::{Attempt, lock},
+    plan::successor_mark,
+    queue::Queue,
+    reconcile::{Reconcile, lock},
 };
 use crate::{
     api::{events::Events, pods::Pods},
@@ -40,11 +40,11 @@ use crate::{
 
 /// Attempts at once: what the standard rate limit lets begin at once, so that many due at one moment wait for the API server
 /// and not for each other.
-const ATTEMPTS: usize = 64;
+const CONCURRENT: usize = 64;
 /// The wall clock is looked at this often, whatever the timers say: they stand still while a machine is suspended.
 const TICK: Duration = Duration::from_secs(5);
 /// One attempt: some GETs, an eviction, which has 15 s of its own, and a PATCH. One that hangs must not hold its place.
-const ATTEMPT: Duration = Duration::from_secs(30);
+const RECONCILE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Evicts what is due.
 pub struct Controller {
     /// For the watch.
@@ -62,7 +62,7 @@ pub struct Controller {
     /// Until when this replica may evict.
     pub leading: watch::Receiver<Option<Instant>>,
     /// For pods that are deleted right after an interaction.
-    pub handover: Handover,
+    pub successors: SuccessorMarker,
     /// Set once all marked pods are known.
     pub synced: watch::Sender<bool>,
 }
@@ -76,27 +76,27 @@ impl Controller {
         let watch = || watcher(api.clone(), config.clone()).default_backoff().boxed();
         let mut events = watch();
         let mut settings = self.settings.clone();
-        let (mut agenda, mut listed) = (Agenda::default(), Listed::default());
+        let (mut queue, mut listed) = (Queue::default(), Listed::default());
         let pacing = Arc::new(Mutex::new(Pacing::default()));
-        let mut attempts = FuturesUnordered::new();
+        let mut reconciles = FuturesUnordered::new();
         let mut counted = Instant::now();
         loop {
             let now = self.clock.never_ahead();
             // It goes through all of them, so not on every turn.
             if counted.elapsed() >= TICK {
                 counted = Instant::now();
-                self.report_overdue(&agenda, now);
+                self.report_overdue(&queue, now);
                 lock(&pacing).sweep(now);
             }
-            while attempts.len() < ATTEMPTS && self.leads() {
-                let Some(uid) = agenda.take_due(now) else { break };
-                if let Some(tracked) = agenda.get(&uid).cloned() {
-                    attempts.push(self.attempt(uid, tracked, pacing.clone()));
+            while reconciles.len() < CONCURRENT && self.leads() {
+                let Some(uid) = queue.take_due(now) else { break };
+                if let Some(entry) = queue.get(&uid).cloned() {
+                    reconciles.push(self.reconcile(uid, entry, pacing.clone()));
                 }
             }
-            self.report(&agenda);
-            let wait = agenda.next().and_then(|next| Duration::try_from(next.duration_since(now)).ok()).unwrap_or(TICK);
-            let wait = if self.leads() && attempts.len() < ATTEMPTS {
+            self.report(&queue);
+            let wait = queue.next().and_then(|next| Duration::try_from(next.duration_since(now)).ok()).unwrap_or(TICK);
+            let wait = if self.leads() && reconciles.len() < CONCURRENT {
                 wait.min(TICK)
             } else {
                 TICK.min(Duration::from_secs(1))
@@ -104,11 +104,11 @@ impl Controller {
             // Cancel safe: the stream and the set keep their state, the sleep is computed anew.
             tokio::select! {
                 event = events.try_next() => match event {
-                    Ok(Some(event)) => self.observe(event, &mut agenda, &mut listed, &pacing),
+                    Ok(Some(event)) => self.observe(event, &mut queue, &mut listed, &pacing),
                     Ok(None) => return,
                     Err(error) => tracing::warn!(error = %chain(&error), "the watch of marked pods was interrupted"),
                 },
-                Some((uid, before, end)) = attempts.next() => self.settle(&mut agenda, uid, &before, end),
+                Some((uid, before, end)) = reconciles.next() => self.settle(&mut queue, uid, &before, end),
                 Ok(()) = settings.changed() => {
                     // Deadlines, warnings and quarantines of all pods may be others now.
                     listed.is_anew = true;
@@ -123,65 +123,65 @@ impl Controller {
         self.leading.borrow().is_some_and(|until| Instant::now() < until)
     }
 
-    fn report(&self, agenda: &Agenda) {
+    fn report(&self, queue: &Queue) {
         for (standing, state) in Standing::ALL {
             let count = match standing {
                 // Who does not evict does not know what holds evictions up; it may have known once.
                 Standing::Queued | Standing::Blocked | Standing::Evicting if !self.leads() => 0,
                 Standing::Marked if !self.leads() => {
-                    let all = i64::try_from(agenda.uids().len()).unwrap_or(i64::MAX);
-                    all - agenda.count(Standing::Terminating)
+                    let all = i64::try_from(queue.uids().len()).unwrap_or(i64::MAX);
+                    all - queue.count(Standing::Terminating)
                 }
-                _ => agenda.count(standing),
+                _ => queue.count(standing),
             };
             self.metrics.marked.get_or_create(&Label { state }).set(count);
         }
         self.metrics.leader.set(i64::from(self.leads()));
     }
 
-    fn report_overdue(&self, agenda: &Agenda, now: Timestamp) {
-        let earliest = if self.leads() { agenda.earliest() } else { None };
+    fn report_overdue(&self, queue: &Queue, now: Timestamp) {
+        let earliest = if self.leads() { queue.earliest() } else { None };
         let overdue = earliest.map_or(0.0, |deadline| now.duration_since(deadline).as_secs_f64().max(0.0));
         self.metrics.overdue_seconds.set(overdue);
     }
 
-    fn observe(&self, event: watcher::Event<Pod>, agenda: &mut Agenda, listed: &mut Listed, pacing: &Mutex<Pacing>) {
+    fn observe(&self, event: watcher::Event<Pod>, queue: &mut Queue, listed: &mut Listed, pacing: &Mutex<Pacing>) {
         match event {
             watcher::Event::Init => listed.uids.clear(),
             watcher::Event::InitApply(pod) => {
                 listed.uids.extend(pod.metadata.uid.clone());
                 terminates(&pod, pacing, self.clock.never_ahead());
-                self.look(&pod, agenda, listed.is_anew);
+                self.look(&pod, queue, listed.is_anew);
             }
             watcher::Event::InitDone => {
-                let gone: Vec<String> = agenda.uids().filter(|uid| !listed.uids.contains(*uid)).cloned().collect();
+                let gone: Vec<String> = queue.uids().filter(|uid| !listed.uids.contains(*uid)).cloned().collect();
                 for uid in gone {
-                    let known = agenda.remove(&uid);
+                    let known = queue.remove(&uid);
                     lock(pacing).gone(known.and_then(|known| known.owner).as_deref(), &uid);
                 }
                 *listed = Listed::default();
-                tracing::info!(marked = agenda.uids().count(), "all marked pods are known");
+                tracing::info!(marked = queue.uids().count(), "all marked pods are known");
                 self.synced.send_replace(true);
             }
             watcher::Event::Apply(pod) => {
                 terminates(&pod, pacing, self.clock.never_ahead());
-                self.look(&pod, agenda, false);
+                self.look(&pod, queue, false);
             }
             watcher::Event::Delete(pod) => {
                 gone(&pod, pacing);
-                agenda.remove(pod.metadata.uid.as_deref().unwrap_or_default());
-                if let Some(inheritance) = inheritance(&pod, self.clock.now()) {
-                    tokio::spawn(self.handover.clone().run(pod, inheritance));
+                queue.remove(pod.metadata.uid.as_deref().unwrap_or_default());
+                if let Some(mark) = successor_mark(&pod, self.clock.now()) {
+                    tokio::spawn(self.successors.clone().run(pod, mark));
                 }
             }
         }
     }
 
-    /// Puts a pod on the agenda, or takes it off; `is_anew` as if it was never seen.
-    fn look(&self, pod: &Pod, agenda: &mut Agenda, is_anew: bool) {
+    /// Puts a pod on the queue, or takes it off; `is_anew` as if it was never seen.
+    fn look(&self, pod: &Pod, queue: &mut Queue, is_anew: bool) {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let settings = *self.settings.borrow();
-        let known = if is_anew { None } else { agenda.get(uid) };
+        let known = if is_anew { None } else { queue.get(uid) };
         match observe(pod, known, &settings, self.clock.never_ahead()) {
             Observed::Nothing => {}
             Observed::Forget(why) => {
@@ -189,28 +189,28 @@ impl Controller {
                     let (namespace, pod) = (&pod.metadata.namespace, &pod.metadata.name);
                     tracing::warn!(?namespace, ?pod, uid, why, "not a mark");
                 }
-                drop(agenda.remove(uid));
+                drop(queue.remove(uid));
             }
-            Observed::Track(tracked) => agenda.put(uid.to_owned(), *tracked),
+            Observed::Track(entry) => queue.put(uid.to_owned(), *entry),
         }
     }
 
-    /// Puts the pod back on the agenda, where it was before the attempt.
-    fn settle(&self, agenda: &mut Agenda, uid: String, before: &Tracked, end: End) {
-        agenda.done(&uid);
-        let Some(old) = agenda.get(&uid) else { return };
+    /// Puts the pod back on the queue, where it was before the attempt.
+    fn settle(&self, queue: &mut Queue, uid: String, before: &Entry, end: End) {
+        queue.done(&uid);
+        let Some(old) = queue.get(&uid) else { return };
         // What was observed during the attempt is newer than what came of it.
         if !old.is_same(before) || old.standing != before.standing {
             return;
         }
-        match old.after(&end, |standing| agenda.count(standing), self.clock.never_ahead(), rand::random()) {
-            Some(tracked) => agenda.put(uid, tracked),
-            None => drop(agenda.remove(&uid)),
+        match old.after(&end, |standing| queue.count(standing), self.clock.never_ahead(), rand::random()) {
+            Some(entry) => queue.put(uid, entry),
+            None => drop(queue.remove(&uid)),
         }
     }
 
-    async fn attempt(&self, uid: String, tracked: Tracked, pacing: Arc<Mutex<Pacing>>) -> (String, Tracked, End) {
-        let attempt = Attempt {
+    async fn reconcile(&self, uid: String, entry: Entry, pacing: Arc<Mutex<Pacing>>) -> (String, Entry, End) {
+        let reconcile = Reconcile {
             pods: &self.pods,
             clock: &self.clock,
             events: &self.events,
@@ -219,18 +219,18 @@ impl Controller {
             pacing: &pacing,
             leading: &self.leading,
             uid: &uid,
-            tracked: &tracked,
+            entry: &entry,
         };
-        let end = if let Ok(end) = timeout(ATTEMPT, attempt.run()).await {
+        let end = if let Ok(end) = timeout(RECONCILE_TIMEOUT, reconcile.run()).await {
             end
         } else {
-            let Tracked { namespace, name, .. } = &tracked;
+            let Entry { namespace, name, .. } = &entry;
             tracing::warn!(namespace, pod = name, uid, "the API server does not answer, will try again");
             // It may have been carried out: others of its owner wait as if it was.
             End::Refused(None)
         };
-        lock(&pacing).asked(tracked.owner.as_deref(), &uid);
-        (uid, tracked, end)
+        lock(&pacing).asked(entry.owner.as_deref(), &uid);
+        (uid, entry, end)
     }
 }
 

@@ -40,7 +40,7 @@ impl Standing {
 
 /// A pod to look at later.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Tracked {
+pub struct Entry {
     /// Its namespace.
     pub namespace: String,
     /// Its name.
@@ -93,7 +93,7 @@ const RECHECK: Duration = Duration::from_secs(60);
 /// The longest wait between two looks of a pod that the rate limit holds up, so that it goes soon when the others are gone.
 const MOST_LIMITED: Duration = Duration::from_secs(5);
 
-impl Tracked {
+impl Entry {
     /// Whether nothing has changed that matters for when to look.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
@@ -150,12 +150,12 @@ pub enum Observed {
     /// There is nothing to do for it, and perhaps something is wrong with its mark.
     Forget(Option<String>),
     /// Look at it when this says.
-    Track(Box<Tracked>),
+    Track(Box<Entry>),
 }
 
 /// Takes note of a pod, of which this much was `known`.
 #[must_use]
-pub fn observe(pod: &Pod, known: Option<&Tracked>, settings: &Settings, now: Timestamp) -> Observed {
+pub fn observe(pod: &Pod, known: Option<&Entry>, settings: &Settings, now: Timestamp) -> Observed {
     let told = mark::condition(pod, mark::CONDITION).and_then(|condition| condition.reason.as_deref());
     let (deadline, ends) = match plan(pod, settings, now) {
         Next::Nothing(_) => return Observed::Forget(None),
@@ -167,7 +167,7 @@ pub fn observe(pod: &Pod, known: Option<&Tracked>, settings: &Settings, now: Tim
         Next::Wait { until, .. } => (until, false),
         Next::Evict { due, .. } => (due, false),
     };
-    let mut seen = Tracked {
+    let mut seen = Entry {
         namespace: pod.metadata.namespace.clone().unwrap_or_default(),
         name: pod.metadata.name.clone().unwrap_or_default(),
         owner: controller(pod).map(|owner| owner.uid.clone()),

@@ -68,7 +68,7 @@ fn held(old: &LeaseSpec, me: &str, now: Timestamp) -> LeaseSpec {
 }
 
 /// Takes part in the election.
-pub struct Candidate {
+pub struct LeaderElector {
     /// For leases.
     pub client: Client,
     /// Namespace of the lease.
@@ -83,7 +83,7 @@ pub struct Candidate {
     pub metrics: Arc<Metrics>,
 }
 
-impl Candidate {
+impl LeaderElector {
     /// Runs until `stop`, then releases. `leading` holds until when this replica may act.
     pub async fn run(self, leading: watch::Sender<Option<Instant>>, mut stop: watch::Receiver<bool>) {
         let api: Api<Lease> = Api::namespaced(self.client.clone(), &self.namespace);

@@ -1,5 +1,5 @@
 //! Hands the mark of a deleted pod to the pod that has its name next, as long as an exec that was admitted for the first
-//! may still arrive at the second. The edge of [`super::plan::inheritance`].
+//! may still arrive at the second. The edge of [`super::plan::successor`].
 //!
 //! Every replica does it, not only the one that evicts: the second finds what the first has written, and writes nothing.
 
@@ -8,13 +8,13 @@ use std::{sync::Arc, time::Duration};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::time::sleep;
 
-use super::plan::Inheritance;
+use super::plan::SuccessorMark;
 use crate::{
     api::{
         events::{EventType, Events},
         pods::{self, Pods},
     },
-    audit_log::{Entry, Journal},
+    audit_log::{AuditLog, Entry},
     clock::Clock,
     error::chain,
     telemetry::{Metrics, Outcome},
@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// Hands marks over.
 #[derive(Clone)]
-pub struct Handover {
+pub struct SuccessorMarker {
     /// Reads and marks.
     pub pods: Pods,
     /// The wall clock.
@@ -33,17 +33,17 @@ pub struct Handover {
     /// Where Events go.
     pub events: Events,
     /// Where interactions are written down.
-    pub journal: Journal,
+    pub audit_log: AuditLog,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
 
-impl Handover {
+impl SuccessorMarker {
     /// Waits for the pod that has the name of this one next, and marks it; no longer than it matters.
-    pub async fn run(self, deleted: Pod, inheritance: Inheritance) {
+    pub async fn run(self, deleted: Pod, mark: SuccessorMark) {
         let (Some(namespace), Some(name)) = (&deleted.metadata.namespace, &deleted.metadata.name) else { return };
-        while self.clock.now() < inheritance.until {
-            match self.look(&deleted, namespace, name, &inheritance).await {
+        while self.clock.now() < mark.until {
+            match self.reconcile(&deleted, namespace, name, &mark).await {
                 Ok(true) => return,
                 Ok(false) | Err(pods::Error::Gone | pods::Error::Conflict) => {}
                 Err(error) => {
@@ -55,23 +55,23 @@ impl Handover {
     }
 
     /// Whether the successor was there.
-    async fn look(
+    async fn reconcile(
         &self,
         deleted: &Pod,
         namespace: &str,
         name: &str,
-        inheritance: &Inheritance,
+        mark: &SuccessorMark,
     ) -> Result<bool, pods::Error> {
         let successor = self.pods.get(namespace, name).await?;
         if successor.metadata.uid == deleted.metadata.uid || successor.metadata.deletion_timestamp.is_some() {
             return Ok(false);
         }
-        let Inheritance { interaction, fate, .. } = inheritance;
+        let SuccessorMark { interaction, fate, .. } = mark;
         let marked = self.pods.mark(&successor, vec![(interaction.clone(), *fate)]).await?;
         if marked.written {
             let message =
                 "the pod of this name was deleted so soon after the interaction that it may have reached its successor";
-            self.journal.write(&Entry {
+            self.audit_log.write(&Entry {
                 decision: "marked",
                 namespace,
                 pod: name,
@@ -81,8 +81,8 @@ impl Handover {
                 message: Some(message),
                 interaction,
             });
-            self.metrics.evictions.get_or_create(&Outcome { result: "handed_over" }).inc();
-            self.events.pod(&successor, EventType::Normal, "MarkHandedOver", "Mark", message);
+            self.metrics.evictions.get_or_create(&Outcome { result: "successor_marked" }).inc();
+            self.events.pod(&successor, EventType::Normal, "SuccessorMarked", "Mark", message);
         }
         Ok(true)
     }

@@ -52,7 +52,7 @@ impl Flight {
     /// Whether the pod was replaced, by what its owner says now.
     fn is_over(&self, owner: Owner<'_>, now: Timestamp) -> bool {
         let is_counted = owner.version != self.version && now.duration_since(self.since) >= SETTLE;
-        self.gone && is_counted && owner.counts.is_some_and(Counts::is_whole)
+        self.gone && is_counted && owner.counts.is_some_and(Counts::is_fully_ready)
     }
 
     /// Whether another pod may go although it was not replaced.
@@ -60,7 +60,7 @@ impl Flight {
         let waited = now.duration_since(self.since);
         match owner.counts {
             // Not even then the last one that serves.
-            Some(counts) => waited >= PATIENCE && !(is_ready && counts.are_down_to_one()),
+            Some(counts) => waited >= PATIENCE && !(is_ready && counts.is_last_ready()),
             None => waited >= PATIENCE || (self.gone && waited >= BLIND),
         }
     }
@@ -124,7 +124,7 @@ impl Pacing {
                         || flight.is_waited_for_no_longer(owner, is_ready, now)
                 }
                 // Taking away one that is not Ready takes nothing away.
-                None => !is_ready || owner.counts.is_none_or(Counts::is_whole),
+                None => !is_ready || owner.counts.is_none_or(Counts::is_fully_ready),
             };
         if free {
             self.depart(owner, pod, now);
@@ -156,7 +156,7 @@ impl Pacing {
     /// Whether the pod may be taken out of service now, of an owner that has all it wants. There is no bound to this wait: the
     /// pod keeps its place in quotas and on its node, so that its replacement may never come.
     pub fn begin_quarantine(&mut self, owner: Owner<'_>, pod: &str, now: Timestamp) -> bool {
-        let free = owner.counts.is_some_and(Counts::is_whole)
+        let free = owner.counts.is_some_and(Counts::is_fully_ready)
             && !self.is_sibling_in_flight(owner, now)
             && self.owners.get(owner.uid).is_none_or(|flight| flight.pod == pod || flight.is_over(owner, now));
         if free {

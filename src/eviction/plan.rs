@@ -20,7 +20,7 @@ pub struct Settings {
     pub warn_before: Option<Duration>,
     /// Evictions of a minute, a tenth of them at once.
     pub per_minute: u32,
-    /// Whether touched pods are taken out of service before.
+    /// Whether marked pods are taken out of service before.
     pub quarantine: bool,
 }
 
@@ -144,11 +144,11 @@ pub fn grace_period(pod: &Pod, settings: &Settings) -> Option<i64> {
 
 /// An exec that was admitted may still be held by another webhook, for 30 s at most, and then runs in whatever pod has the
 /// name by then (seen: `web-0` deleted meanwhile, the exec in the new `web-0`).
-pub const HANDOVER: SignedDuration = SignedDuration::from_secs(35);
+pub const SUCCESSOR_WINDOW: SignedDuration = SignedDuration::from_secs(35);
 
 /// What a deleted pod leaves to the one that has its name next.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Inheritance {
+pub struct SuccessorMark {
     /// The last interaction, which may arrive late.
     pub interaction: Interaction,
     /// What the interaction leads to.
@@ -159,7 +159,7 @@ pub struct Inheritance {
 
 /// What this pod, which was deleted, leaves.
 #[must_use]
-pub fn inheritance(deleted: &Pod, now: Timestamp) -> Option<Inheritance> {
+pub fn successor_mark(deleted: &Pod, now: Timestamp) -> Option<SuccessorMark> {
     // The names of these pods never come again.
     let owners = deleted.metadata.owner_references.iter().flatten();
     if owners.into_iter().any(|owner| matches!(owner.kind.as_str(), "ReplicaSet" | "DaemonSet" | "Job")) {
@@ -167,7 +167,7 @@ pub fn inheritance(deleted: &Pod, now: Timestamp) -> Option<Inheritance> {
     }
     let mark = Found::on(deleted).mark()?;
     let interaction = mark.last().clone();
-    let until = interaction.at.checked_add(HANDOVER).unwrap_or(Timestamp::MAX);
+    let until = interaction.at.checked_add(SUCCESSOR_WINDOW).unwrap_or(Timestamp::MAX);
     if until <= now {
         return None;
     }
@@ -178,7 +178,7 @@ pub fn inheritance(deleted: &Pod, now: Timestamp) -> Option<Inheritance> {
         (None, Some(at)) => Fate::EvictedOnceOwned(ttl(at)),
         (None, None) => Fate::Recorded,
     };
-    Some(Inheritance { interaction, fate, until })
+    Some(SuccessorMark { interaction, fate, until })
 }
 
 /// How long to wait after the n-th refusal in a row (the first is 0), where `random` is in `0.0..1.0`: 2 s, doubling to

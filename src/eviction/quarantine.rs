@@ -1,4 +1,4 @@
-//! Taking a touched pod out of service at once, where the configuration says so: it loses the labels by which its
+//! Taking a marked pod out of service at once, where the configuration says so: it loses the labels by which its
 //! ReplicaSet and its Services select it, a fresh pod takes its place, and it stays for whoever looks into it until the
 //! deadline. This file decides, and is pure.
 //!

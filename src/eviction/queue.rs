@@ -6,21 +6,21 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use jiff::Timestamp;
 
-use super::entry::{Standing, Tracked};
+use super::entry::{Entry, Standing};
 
 /// All of them.
 #[derive(Debug, Default)]
-pub struct Agenda {
-    pods: HashMap<String, Tracked>,
+pub struct Queue {
+    pods: HashMap<String, Entry>,
     order: BTreeSet<(Timestamp, String)>,
     running: HashSet<String>,
     counts: BTreeMap<Standing, i64>,
 }
 
-impl Agenda {
+impl Queue {
     /// What is known of a pod.
     #[must_use]
-    pub fn get(&self, uid: &str) -> Option<&Tracked> {
+    pub fn get(&self, uid: &str) -> Option<&Entry> {
         self.pods.get(uid)
     }
 
@@ -37,22 +37,22 @@ impl Agenda {
     }
 
     /// Adds a pod, or what is new about it.
-    pub fn put(&mut self, uid: String, tracked: Tracked) {
+    pub fn put(&mut self, uid: String, entry: Entry) {
         self.remove(&uid);
-        *self.counts.entry(tracked.standing).or_default() += 1;
-        self.order.insert((tracked.next, uid.clone()));
-        self.pods.insert(uid, tracked);
+        *self.counts.entry(entry.standing).or_default() += 1;
+        self.order.insert((entry.next, uid.clone()));
+        self.pods.insert(uid, entry);
     }
 
     /// Forgets a pod.
-    pub fn remove(&mut self, uid: &str) -> Option<Tracked> {
+    pub fn remove(&mut self, uid: &str) -> Option<Entry> {
         let old = self.pods.remove(uid)?;
         self.order.remove(&(old.next, uid.to_owned()));
         *self.counts.entry(old.standing).or_default() -= 1;
         Some(old)
     }
 
-    /// The next pod that is due and not being worked on; it stays on the agenda until its attempt says otherwise.
+    /// The next pod that is due and not being worked on; it stays on the queue until its attempt says otherwise.
     pub fn take_due(&mut self, now: Timestamp) -> Option<String> {
         let due = self.order.iter().take_while(|(next, _)| *next <= now);
         let uid = due.map(|(_, uid)| uid).find(|uid| !self.running.contains(*uid))?.clone();
@@ -68,7 +68,7 @@ impl Agenda {
     /// The earliest deadline: of the pod that is the most overdue, or will be next.
     #[must_use]
     pub fn earliest(&self) -> Option<Timestamp> {
-        let goes = |pod: &&Tracked| !matches!(pod.standing, Standing::Evicting | Standing::Terminating);
+        let goes = |pod: &&Entry| !matches!(pod.standing, Standing::Evicting | Standing::Terminating);
         let waiting = self.pods.values().filter(goes);
         waiting.map(|pod| pod.deadline).min()
     }

@@ -11,7 +11,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     Next, Settings,
-    entry::{End, Standing, Tracked},
+    entry::{End, Entry, Standing},
     pacing::{Owner, Pacing},
     plan::{grace_period, plan, standing, stuck},
     quarantine,
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// One look.
-pub struct Attempt<'a> {
+pub struct Reconcile<'a> {
     /// Reads, tells and evicts.
     pub pods: &'a Pods,
     /// The wall clock.
@@ -47,13 +47,13 @@ pub struct Attempt<'a> {
     /// The pod that is meant.
     pub uid: &'a str,
     /// What is known of it.
-    pub tracked: &'a Tracked,
+    pub entry: &'a Entry,
 }
 
-impl Attempt<'_> {
+impl Reconcile<'_> {
     /// Takes it.
     pub async fn run(&self) -> End {
-        let Tracked { namespace, name, .. } = self.tracked;
+        let Entry { namespace, name, .. } = self.entry;
         match self.look().await {
             Ok(end) => end,
             Err(pods::Error::Gone) => End::Done,
@@ -68,15 +68,15 @@ impl Attempt<'_> {
     }
 
     async fn look(&self) -> Result<End, pods::Error> {
-        let Tracked { namespace, name, owner, deadline, .. } = self.tracked;
+        let Entry { namespace, name, owner, deadline, .. } = self.entry;
         let (owner, now) = (owner.as_deref(), self.clock.never_ahead());
         if *deadline <= now
-            && self.tracked.standing != Standing::Terminating
+            && self.entry.standing != Standing::Terminating
             && let Some((end, why)) = self.cannot_go(owner, now)
         {
             // Said on the pod once, and not at the first look: that would keep the API server from those that go now.
-            if self.tracked.queued == 1
-                && self.tracked.refusals == 0
+            if self.entry.queued == 1
+                && self.entry.refusals == 0
                 && let Ok(pod) = self.pods.get(namespace, name).await
                 && let Next::Evict { mark, .. } = plan(&pod, &self.settings, now)
                 && pod.metadata.uid.as_deref() == Some(self.uid)
@@ -104,12 +104,12 @@ impl Attempt<'_> {
             }
             Next::Finished(mark) => {
                 let message = format!("{}. Its containers have ended, and it is left for its logs", mark.summary());
-                self.pods.tell(&pod, mark.first.at, State::Finished, &message).await?;
+                self.pods.set_condition(&pod, mark.first.at, State::Finished, &message).await?;
                 Ok(End::Done)
             }
             Next::Terminating { mark, gone_by } => self.terminating(&pod, &mark, gone_by).await,
             Next::NotEvictable(mark, why) => {
-                if self.pods.tell(&pod, mark.first.at, State::NotEvictable, why).await? {
+                if self.pods.set_condition(&pod, mark.first.at, State::NotEvictable, why).await? {
                     self.count("not_evictable");
                     self.events.pod(&pod, EventType::Warning, "NotEvictable", "Evict", why);
                 }
@@ -168,7 +168,7 @@ impl Attempt<'_> {
 
     /// Takes the pod out of service, if its owner can spare it; when to look again. Nothing of this keeps an eviction waiting.
     async fn quarantine(&self, pod: &Pod, mark: &Mark) -> Timestamp {
-        let (owner, now) = (self.tracked.owner.as_deref(), self.clock.never_ahead());
+        let (owner, now) = (self.entry.owner.as_deref(), self.clock.never_ahead());
         let later = |wait: Duration| now.checked_add(wait).unwrap_or(Timestamp::MAX);
         if !lock(self.pacing).ask(owner, self.uid, now) {
             return later(Duration::from_secs(1).mul_f64(rand::random_range(1.0..2.0)));
@@ -181,7 +181,7 @@ impl Attempt<'_> {
                 if matches!(error, pods::Error::Conflict | pods::Error::Gone) {
                     return later(Duration::from_secs(1));
                 }
-                let Tracked { namespace, name, .. } = self.tracked;
+                let Entry { namespace, name, .. } = self.entry;
                 tracing::warn!(namespace, pod = name, uid = self.uid, error = %chain(&error), "cannot quarantine, will try again");
                 later(Duration::from_secs(30))
             }
@@ -191,7 +191,7 @@ impl Attempt<'_> {
     /// Whether it was done. Only where nothing is missing, and where the disruption budgets would let the pod be evicted: it
     /// leaves them with its labels.
     async fn take_out(&self, pod: &Pod, mark: &Mark, now: Timestamp) -> Result<bool, pods::Error> {
-        let Tracked { namespace, name, owner: Some(owner), .. } = self.tracked else { return Ok(false) };
+        let Entry { namespace, name, owner: Some(owner), .. } = self.entry else { return Ok(false) };
         let found = self.pods.owner(pod).await?;
         if !lock(self.pacing).begin_quarantine(counted(owner, &found), self.uid, now) {
             return Ok(false);
@@ -222,21 +222,21 @@ impl Attempt<'_> {
         let since = self.clock.now();
         let told = mark::condition(pod, mark::CONDITION).and_then(|condition| condition.reason.as_deref());
         let was_extended = told == Some(State::Extended.reason());
-        if (state == State::Extended || was_extended) && self.pods.tell(pod, since, state, &message).await? {
-            let reason = if state == State::Extended { "EvictionPutOff" } else { "EvictionNotPutOff" };
-            self.count("put_off");
+        if (state == State::Extended || was_extended) && self.pods.set_condition(pod, since, state, &message).await? {
+            let reason = if state == State::Extended { "EvictionExtended" } else { "ExtensionEnded" };
+            self.count("extended");
             self.events.pod(pod, EventType::Normal, reason, "Extend", &message);
         }
-        if let Some(problem) = problem.filter(|_| !self.tracked.is_answered) {
+        if let Some(problem) = problem.filter(|_| !self.entry.is_answered) {
             self.events.pod(pod, EventType::Warning, "ExtensionIgnored", "Extend", &problem);
         }
         let warn = self.settings.warn_before.and_then(|before| until.checked_sub(before).ok());
         match warn {
             Some(at) if self.clock.never_ahead() < at => Ok(End::Again(at)),
             // Once: by the look that was meant for it, and not by those that come after.
-            Some(at) if self.tracked.next <= at => {
+            Some(at) if self.entry.next <= at => {
                 let note = format!("{message}; this is the warning before it");
-                tracing::info!(namespace = self.tracked.namespace, pod = self.tracked.name, %until, "eviction soon");
+                tracing::info!(namespace = self.entry.namespace, pod = self.entry.name, %until, "eviction soon");
                 self.events.pod(pod, EventType::Normal, "EvictionSoon", "Evict", &note);
                 Ok(End::Again(until))
             }
@@ -251,7 +251,7 @@ impl Attempt<'_> {
         let (owner, now) = (counted(owner, &found), self.clock.never_ahead());
         let begun = lock(self.pacing).begin(owner, self.uid, mark::is_ready(pod), now);
         if !begun {
-            let is_last = mark::is_ready(pod) && found.counts.is_some_and(Counts::are_down_to_one);
+            let is_last = mark::is_ready(pod) && found.counts.is_some_and(Counts::is_last_ready);
             self.tell_queued(pod, mark, if is_last { LAST } else { OTHERS_FIRST }).await?;
         }
         Ok(begun)
@@ -263,15 +263,15 @@ impl Attempt<'_> {
         let stuck = stuck(pod, gone_by, now);
         let why = stuck.clone().unwrap_or_else(|| format!("it is to be gone by {gone_by}"));
         let message = format!("{}. It terminates: {why}", mark.summary());
-        let is_news = match self.pods.tell(pod, mark.first.at, State::Terminating, &message).await {
+        let is_news = match self.pods.set_condition(pod, mark.first.at, State::Terminating, &message).await {
             Err(pods::Error::Conflict) => return Ok(End::Terminating(now.checked_add(LOOK_AGAIN).unwrap_or(now))),
             told => told?,
         };
         if is_news && stuck.is_some() {
             self.count("stuck");
             tracing::warn!(
-                namespace = self.tracked.namespace,
-                pod = self.tracked.name,
+                namespace = self.entry.namespace,
+                pod = self.entry.name,
                 uid = self.uid,
                 why,
                 "does not end"
@@ -285,7 +285,7 @@ impl Attempt<'_> {
     /// Says on the pod why it waits, unless it says so already.
     async fn tell_queued(&self, pod: &Pod, mark: &Mark, why: &str) -> Result<(), pods::Error> {
         let message = format!("{}. It is due, and waits: {why}", mark.summary());
-        match self.pods.tell(pod, mark.first.at, State::EvictionQueued, &message).await {
+        match self.pods.set_condition(pod, mark.first.at, State::EvictionQueued, &message).await {
             Ok(true) => self.count("queued"),
             // The next look tells it, if it is still true.
             Ok(false) | Err(pods::Error::Conflict) => {}
@@ -295,7 +295,7 @@ impl Attempt<'_> {
     }
 
     async fn evict(&self, pod: &Pod, mark: &Mark, due: Timestamp) -> Result<End, pods::Error> {
-        let Tracked { namespace, name, refusals, .. } = self.tracked;
+        let Entry { namespace, name, refusals, .. } = self.entry;
         let grace = grace_period(pod, &self.settings);
         let (why, after) = match self.pods.evict(namespace, name, self.uid, grace, false).await {
             Ok(Outcome::Accepted) => {
@@ -318,7 +318,7 @@ impl Attempt<'_> {
             self.events.pod(pod, EventType::Warning, "EvictionBlocked", "Evict", &message);
         }
         // Whatever comes of this changes nothing about the refusal, nor about when to ask again.
-        if let Err(error) = self.pods.tell(pod, mark.first.at, State::EvictionBlocked, &message).await {
+        if let Err(error) = self.pods.set_condition(pod, mark.first.at, State::EvictionBlocked, &message).await {
             tracing::debug!(namespace, pod = name, uid = self.uid, error = %chain(&error), "cannot say so on the pod");
         }
         Ok(End::Refused(after))
@@ -328,7 +328,7 @@ impl Attempt<'_> {
         let late = self.clock.now().duration_since(due);
         self.metrics.lateness_seconds.observe(late.as_secs_f64());
         self.count("evicted");
-        let Tracked { namespace, name, .. } = self.tracked;
+        let Entry { namespace, name, .. } = self.entry;
         tracing::info!(namespace, pod = name, uid = self.uid, %due, late_seconds = late.as_secs_f64(), "evicted");
         let note = format!("evicted {:.1} s after its deadline: {}", late.as_secs_f64(), mark.summary());
         self.events.pod(pod, EventType::Normal, "PodEvicted", "Evict", &note);

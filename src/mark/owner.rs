@@ -16,13 +16,13 @@ pub struct Counts {
 impl Counts {
     /// Whether nothing is missing.
     #[must_use]
-    pub const fn is_whole(self) -> bool {
+    pub const fn is_fully_ready(self) -> bool {
         self.ready >= self.wanted
     }
 
     /// Whether a Ready pod is the last one of several that are wanted: without it, nothing serves.
     #[must_use]
-    pub const fn are_down_to_one(self) -> bool {
+    pub const fn is_last_ready(self) -> bool {
         self.is_shared && self.wanted > 1 && self.ready <= 1
     }
 }

@@ -91,8 +91,8 @@ fn word(word: &str) -> String {
 
 fn without_userinfo(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    match authority.rsplit_once('@') {
+    let ca = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    match ca.rsplit_once('@') {
         Some((userinfo, _)) if userinfo.contains(':') => format!("{scheme}://{MASK}{}", &rest[userinfo.len()..]),
         _ => text.to_owned(),
     }

@@ -100,11 +100,11 @@ pub const RIGHTS: &[Right] = &[
         fix: NARROW,
     },
     Right {
-        leads_to: "read the key of the authority, and answer admission reviews in Pristine's place",
+        leads_to: "read the key of the CA, and answer admission reviews in Pristine's place",
         verbs: &["get", "list", "watch"],
         group: "",
         resource: "secrets",
-        name: Some("pristine-authority"),
+        name: Some("pristine-ca"),
         is_ours: true,
         fix: NARROW,
     },

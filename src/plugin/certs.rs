@@ -1,5 +1,5 @@
 //! `kubectl pristine certs`: what the API server is told to trust, and what each replica serves. Public certificates only;
-//! the Secret with the authority's key is not read.
+//! the Secret with the CA's key is not read.
 
 use jiff::Timestamp;
 use k8s_openapi::api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Pod};
@@ -15,7 +15,7 @@ use super::{
 use crate::{
     certs::{
         Certificate, bundle,
-        replica_status::{Announcement, REPLICA},
+        replica_status::{REPLICA, ReplicaStatus},
     },
     clock::Clock,
     mark::is_ready,
@@ -77,8 +77,8 @@ impl Trust {
             .is_some_and(|(_, first)| !first.is_empty() && self.entries.iter().all(|(_, it)| it == first))
     }
 
-    /// The authorities in any caBundle, each once.
-    fn authorities(&self) -> Vec<Certificate> {
+    /// The CAs in any caBundle, each once.
+    fn cas(&self) -> Vec<Certificate> {
         let mut all: Vec<Certificate> = Vec::new();
         for (_, bundle) in &self.entries {
             let found = CertificateDer::pem_slice_iter(bundle).filter_map(Result::ok);
@@ -106,8 +106,8 @@ fn replica(pod: Pod) -> Option<Replica> {
     }
     let is_ready = is_ready(&pod);
     let said = pod.metadata.annotations.as_ref().and_then(|all| all.get(REPLICA));
-    let said = said.and_then(|text| Announcement::parse(text));
-    let chain = said.as_ref().map(Announcement::chain).unwrap_or_default();
+    let said = said.and_then(|text| ReplicaStatus::parse(text));
+    let chain = said.as_ref().map(ReplicaStatus::chain).unwrap_or_default();
     Some(Replica { name: pod.metadata.name?, is_ready, version: said.map(|said| said.version), chain })
 }
 
@@ -125,24 +125,24 @@ fn text(trust: &Trust, now: Timestamp) -> String {
         if at <= now { "expired".to_owned() } else { duration(at.duration_since(now)) }
     };
     let entries = trust.entries.len();
-    let authority = |authority: &Certificate| {
-        let alone = bundle::pem([authority]);
-        let has = |bundle: &Vec<u8>| bundle::trusts(bundle, &[authority], now);
+    let ca = |ca: &Certificate| {
+        let alone = bundle::pem([ca]);
+        let has = |bundle: &Vec<u8>| bundle::trusts(bundle, &[ca], now);
         let trusting = trust.entries.iter().filter(|(_, bundle)| has(bundle)).count();
-        // The leaf alone: the chain may also hold the cross certificate, by which another authority vouches for it.
+        // The leaf alone: the chain may also hold the cross certificate, by which another CA vouches for it.
         let signs = |replica: &&Replica| {
             bundle::verifies(alone.as_bytes(), replica.chain.get(..1).unwrap_or_default(), &trust.dns, now)
         };
         let signed = trust.replicas.iter().filter(signs).count();
         [
-            authority.serial.clone(),
-            format!("{:.0}", authority.not_after),
-            left(authority.not_after),
+            ca.serial.clone(),
+            format!("{:.0}", ca.not_after),
+            left(ca.not_after),
             format!("{trusting} of {entries} entries"),
             format!("{signed} of {} replicas", trust.replicas.len()),
         ]
     };
-    let authorities: Vec<_> = trust.authorities().iter().map(authority).collect();
+    let cas: Vec<_> = trust.cas().iter().map(ca).collect();
     let replica = |replica: &Replica| {
         let leaf = replica.chain.first().and_then(|der| Certificate::from_der(der.clone()).ok());
         let trusted = if trust.trusted_until(replica, now).is_some() { "yes" } else { "no" };
@@ -160,10 +160,7 @@ fn text(trust: &Trust, now: Timestamp) -> String {
     let none = |text: String, is_empty: bool| if is_empty { "<none>\n".to_owned() } else { text };
     format!(
         "{}\n{}\ncaBundle is the same and not empty in all {entries} entries: {sync}\n",
-        none(
-            table(&["AUTHORITY", "VALID UNTIL", "EXPIRES-IN", "TRUSTED BY", "SIGNED FOR"], &authorities),
-            authorities.is_empty()
-        ),
+        none(table(&["AUTHORITY", "VALID UNTIL", "EXPIRES-IN", "TRUSTED BY", "SIGNED FOR"], &cas), cas.is_empty()),
         none(table(&["REPLICA", "SERVING", "VALID UNTIL", "EXPIRES-IN", "TRUSTED"], &replicas), replicas.is_empty()),
     )
 }

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{clock::Clock, config};
 
-const POLICIES: [&str; 3] = ["mark.pods.pristine", "self.pods.pristine", "witness.pods.pristine"];
+const POLICIES: [&str; 3] = ["mark.pods.pristine", "self.pods.pristine", "audit.pods.pristine"];
 /// The policy of manifests/components/nodes-proxy-guard.
 const NODES_PROXY: &str = "nodes-proxy.pristine";
 const REAPPLY: &str = "kubectl apply -f manifests/install.yaml (of the version that runs)";

@@ -105,11 +105,11 @@ impl Replicas {
             .args([
                 "serve",
                 "--log-format=text",
-                "--authority-lifetime=30s",
+                "--ca-lifetime=30s",
                 "--serving-lifetime=5s",
                 "--hold=1s",
                 "--requests-per-connection=5",
-                "--path-lifetime=10s",
+                "--secret-path-lifetime=10s",
             ])
             .arg(format!("--config={}", self.folder.path().join("pristine.yaml").display()))
             .arg(format!("--listen={}:{}", self.address, webhook_port(n)))
@@ -135,7 +135,7 @@ impl Replicas {
             command.args(arguments).env("KUBECONFIG", kubeconfig(1)).stdout(Stdio::null());
             command
         };
-        // As new: a caBundle without a Secret would make the first replica wait for others that know the authority.
+        // As new: a caBundle without a Secret would make the first replica wait for others that know the CA.
         let _ = kubectl(&["delete", "--ignore-not-found", "validatingwebhookconfiguration/pristine"]).status().await;
         for file in ["namespace.yaml", "webhook.yaml"] {
             let path = format!("{}/manifests/base/{file}", env!("CARGO_MANIFEST_DIR"));
@@ -148,7 +148,7 @@ impl Replicas {
         let services: Api<k8s_openapi::api::core::v1::Service> = Api::namespaced(self.client.clone(), SYSTEM);
         let _ = services.create(&PostParams::default(), &serde_json::from_value(service).unwrap()).await;
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), SYSTEM);
-        let _ = secrets.delete("pristine-authority", &DeleteParams::default()).await;
+        let _ = secrets.delete("pristine-ca", &DeleteParams::default()).await;
     }
 
     /// One EndpointSlice a replica, because each has a port of its own on the one address.

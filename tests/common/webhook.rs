@@ -15,12 +15,12 @@ use pristine::{
     admission::{
         handler::Handler,
         http::Endpoint,
-        locks::Turns,
-        secret_path::{Paths, renewer::Gate},
+        locks::PodLocks,
+        secret_path::{Paths, renewer::PathGuard},
     },
     api::{events::Events, pods::Pods},
-    audit_log::Journal,
-    certs::{ca::Authority, resolver::Resolver},
+    audit_log::AuditLog,
+    certs::{ca::Ca, resolver::Resolver},
     clock::Clock,
     config,
     server::{self, Limits},
@@ -37,7 +37,7 @@ pub struct Webhook {
     pub root: CertificateDer<'static>,
     pub fake: Fake,
     pub metrics: Arc<Metrics>,
-    pub journal: Arc<Mutex<Vec<Value>>>,
+    pub audit_log: Arc<Mutex<Vec<Value>>>,
     pub stop: watch::Sender<bool>,
     pub served: tokio::task::JoinHandle<()>,
     _policy: watch::Sender<Arc<pristine::config::policy::Policy>>,
@@ -52,11 +52,11 @@ pub async fn webhook(fake: Fake, rules: &str) -> Webhook {
     // Certificates of now, because the TLS client of the test has no other clock.
     #[allow(clippy::disallowed_methods)]
     let real = Timestamp::now();
-    let (authority, _) = Authority::create(1, &names, Duration::from_secs(9000), real, None).unwrap();
+    let (ca, _) = Ca::create(1, &names, Duration::from_secs(9000), real, None).unwrap();
     let resolver = Resolver::default();
-    resolver.serve(authority.issue(&names, Duration::from_secs(900), real, None).unwrap()).unwrap();
+    resolver.serve(ca.issue(&names, Duration::from_secs(900), real, None).unwrap()).unwrap();
     let metrics = Arc::new(Metrics::default());
-    let journal = Arc::new(Mutex::new(Vec::new()));
+    let audit_log = Arc::new(Mutex::new(Vec::new()));
     let (policy, rules) = watch::channel(Arc::new(policy));
     let (events, publish) = Events::new(fake.client(), "test", Clock::of(move || now), metrics.clone());
     tokio::spawn(publish);
@@ -65,15 +65,15 @@ pub async fn webhook(fake: Fake, rules: &str) -> Webhook {
         policy: rules,
         clock: Clock::of(move || now),
         events,
-        journal: Journal::of({
-            let written = journal.clone();
+        audit_log: AuditLog::of({
+            let written = audit_log.clone();
             move |line| written.lock().unwrap().push(serde_json::from_str(line).unwrap())
         }),
         metrics: metrics.clone(),
-        turns: Turns::default(),
+        locks: PodLocks::default(),
     };
-    let gate = Gate::of(Paths { live: vec![String::new()], previous: None }, handler.clock.clone());
-    let endpoint = Arc::new(Endpoint::new(handler, gate, metrics.clone()));
+    let guard = PathGuard::of(Paths { live: vec![String::new()], previous: None }, handler.clock.clone());
+    let endpoint = Arc::new(Endpoint::new(handler, guard, metrics.clone()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopping) = watch::channel(false);
@@ -86,7 +86,7 @@ pub async fn webhook(fake: Fake, rules: &str) -> Webhook {
     };
     let served =
         tokio::spawn(server::serve(listener, tls, endpoint, limits, metrics.clone(), stopping, Arc::default()));
-    Webhook { address, root: authority.certificate.der, fake, metrics, journal, stop, served, _policy: policy }
+    Webhook { address, root: ca.certificate.der, fake, metrics, audit_log, stop, served, _policy: policy }
 }
 
 pub const EVICT: &str = "default: {action: Evict, ttl: 10m}\n";

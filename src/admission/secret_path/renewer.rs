@@ -40,14 +40,14 @@ struct Seen {
 
 /// Lets requests through that know the path.
 #[derive(Clone)]
-pub struct Gate {
+pub struct PathGuard {
     seen: watch::Receiver<Seen>,
     look: Arc<Notify>,
     clock: Clock,
 }
 
 /// Renews the path.
-pub struct Keeper {
+pub struct PathRenewer {
     client: Client,
     configuration: String,
     /// Name and namespace of the Service that our entries name.
@@ -60,7 +60,7 @@ pub struct Keeper {
     leaked: Arc<Notify>,
 }
 
-impl Gate {
+impl PathGuard {
     /// Whether the request knows the path. An API server may hear of a new one before this replica does, so that a
     /// stranger is looked up once more.
     pub async fn admits(&self, path: &str) -> bool {
@@ -83,7 +83,7 @@ impl Gate {
     }
 }
 
-impl Keeper {
+impl PathRenewer {
     /// Keeps the path of the entries that name this Service in this webhook configuration.
     #[must_use]
     pub fn new(
@@ -93,11 +93,11 @@ impl Keeper {
         lifetime: Duration,
         clock: Clock,
         leaked: Arc<Notify>,
-    ) -> (Self, Gate) {
+    ) -> (Self, PathGuard) {
         let (sender, seen) = watch::channel(Seen { paths: Paths::default(), at: None });
         let look = Arc::new(Notify::new());
-        let gate = Gate { seen, look: look.clone(), clock: clock.clone() };
-        (Self { client, configuration, service, lifetime, clock, seen: sender, look, leaked }, gate)
+        let guard = PathGuard { seen, look: look.clone(), clock: clock.clone() };
+        (Self { client, configuration, service, lifetime, clock, seen: sender, look, leaked }, guard)
     }
 
     fn api(&self) -> Api<ValidatingWebhookConfiguration> {

@@ -17,12 +17,12 @@ fn now() -> Timestamp {
     "2026-01-01T00:00:00Z".parse().unwrap()
 }
 
-fn authority(generation: u64, predecessor: Option<&Authority>) -> (Authority, Option<Certificate>) {
-    Authority::create(generation, &names(), 365 * DAY, now(), predecessor).unwrap()
+fn ca(generation: u64, predecessor: Option<&Ca>) -> (Ca, Option<Certificate>) {
+    Ca::create(generation, &names(), 365 * DAY, now(), predecessor).unwrap()
 }
 
 /// Whether a caller with these roots accepts this chain for this name.
-fn accepts(roots: &[&Authority], leaf: &Leaf, name: &str, at: Timestamp) -> bool {
+fn accepts(roots: &[&Ca], leaf: &Leaf, name: &str, at: Timestamp) -> bool {
     let mut store = RootCertStore::empty();
     roots.iter().for_each(|root| store.add(root.certificate.der.clone()).unwrap());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -34,8 +34,8 @@ fn accepts(roots: &[&Authority], leaf: &Leaf, name: &str, at: Timestamp) -> bool
 
 #[test]
 fn the_chain_through_the_predecessor_is_accepted_whatever_the_caller_has_heard() {
-    let (a, _) = authority(1, None);
-    let (b, cross) = authority(2, Some(&a));
+    let (a, _) = ca(1, None);
+    let (b, cross) = ca(2, Some(&a));
     let leaf_a = a.issue(&names(), 7 * DAY, now(), None).unwrap();
     let leaf_b = b.issue(&names(), 7 * DAY, now(), cross.as_ref()).unwrap();
     let bare_b = b.issue(&names(), 7 * DAY, now(), None).unwrap();
@@ -60,7 +60,7 @@ fn the_chain_through_the_predecessor_is_accepted_whatever_the_caller_has_heard()
 
 #[test]
 fn a_serving_certificate_is_good_for_its_name_and_time_only() {
-    let (a, _) = authority(1, None);
+    let (a, _) = ca(1, None);
     let leaf = a.issue(&names(), 7 * DAY, now(), None).unwrap();
     assert!(accepts(&[&a], &leaf, NAME, after(now(), Duration::from_secs(7 * 24 * 3600 - 1))));
     assert!(!accepts(&[&a], &leaf, NAME, after(now(), 7 * DAY + Duration::from_secs(1))));
@@ -70,8 +70,8 @@ fn a_serving_certificate_is_good_for_its_name_and_time_only() {
 }
 
 #[test]
-fn a_stolen_authority_key_signs_for_our_names_only() {
-    let (a, _) = authority(1, None);
+fn a_stolen_ca_key_signs_for_our_names_only() {
+    let (a, _) = ca(1, None);
     for name in ["kubernetes.default.svc", "10.96.0.1"] {
         // An IP address as a DNS name would not even be tried against the constraints.
         let leaf = a.issue(&[name.to_owned()], 7 * DAY, now(), None).unwrap();
@@ -81,8 +81,8 @@ fn a_stolen_authority_key_signs_for_our_names_only() {
 
 #[test]
 fn the_profile_is_what_go_checks() {
-    let (a, _) = authority(1, None);
-    let (b, cross) = authority(2, Some(&a));
+    let (a, _) = ca(1, None);
+    let (b, cross) = ca(2, Some(&a));
     let cross = cross.unwrap();
     let leaf = b.issue(&names(), 7 * DAY, now(), Some(&cross)).unwrap().certificate;
     let parsed = |certificate: &Certificate| {
@@ -121,25 +121,25 @@ fn the_profile_is_what_go_checks() {
 
 #[test]
 fn no_certificate_outlives_its_issuer() {
-    let (a, _) = Authority::create(1, &names(), DAY, now(), None).unwrap();
+    let (a, _) = Ca::create(1, &names(), DAY, now(), None).unwrap();
     let leaf = a.issue(&names(), 7 * DAY, now(), None).unwrap();
     assert_eq!(leaf.certificate.not_after, a.certificate.not_after);
     let later = after(now(), DAY / 2);
-    let (b, cross) = Authority::create(2, &names(), DAY, later, Some(&a)).unwrap();
+    let (b, cross) = Ca::create(2, &names(), DAY, later, Some(&a)).unwrap();
     assert_eq!(cross.unwrap().not_after, a.certificate.not_after);
     assert!(b.certificate.not_after > a.certificate.not_after);
 }
 
 #[test]
-fn another_authoritys_key_is_refused() {
-    let ((a, _), (b, _)) = (authority(1, None), authority(2, None));
-    assert_eq!(Authority::new(a.certificate.clone(), a.key.clone()).unwrap(), a);
-    assert_eq!(Authority::new(a.certificate.clone(), b.key).unwrap_err(), "the key is not the certificate's");
-    assert!(Authority::new(a.certificate, Key("garbage".into())).unwrap_err().starts_with("not a private key"));
+fn another_cas_key_is_refused() {
+    let ((a, _), (b, _)) = (ca(1, None), ca(2, None));
+    assert_eq!(Ca::new(a.certificate.clone(), a.key.clone()).unwrap(), a);
+    assert_eq!(Ca::new(a.certificate.clone(), b.key).unwrap_err(), "the key is not the certificate's");
+    assert!(Ca::new(a.certificate, Key("garbage".into())).unwrap_err().starts_with("not a private key"));
 }
 
 #[test]
 fn keys_are_not_shown() {
-    let (a, _) = authority(1, None);
+    let (a, _) = ca(1, None);
     assert!(!format!("{a:?}").contains("BEGIN"), "{a:?}");
 }

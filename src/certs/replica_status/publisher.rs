@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use crate::{
     api::pods::{Error, Pods},
     certs::{
-        replica_status::{Announcement, REPLICA},
+        replica_status::{REPLICA, ReplicaStatus},
         resolver::Resolver,
     },
     error::chain,
@@ -26,7 +26,7 @@ pub async fn run(pods: Pods, namespace: String, name: String, resolver: Resolver
             sleep(LOOK).await;
             continue;
         };
-        match pods.announce(&namespace, &name, REPLICA, &Announcement::new(&now).to_text()).await {
+        match pods.annotate(&namespace, &name, REPLICA, &ReplicaStatus::new(&now).to_text()).await {
             Ok(()) => said = Some(now),
             // Outside a cluster there is no such pod.
             Err(Error::Gone) => sleep(PAUSE).await,

@@ -13,7 +13,7 @@ use super::{
     tests::{LIFETIMES, names},
     *,
 };
-use crate::certs::ca::Authority;
+use crate::certs::ca::Ca;
 
 #[derive(Clone, Debug, Default)]
 struct Replica {
@@ -167,7 +167,7 @@ impl World {
                     return true;
                 }
                 if matches!(step, Step::Create | Step::Adopt) {
-                    // The authority is lost, or an older one is all that is left of it, and with it what API servers
+                    // The CA is lost, or an older one is all that is left of it, and with it what API servers
                     // trusted. Never while somebody still has it.
                     let kept = self.replicas.iter().filter(|replica| !replica.asleep).filter_map(|r| r.memory.as_ref());
                     let kept: Vec<_> = kept
@@ -177,13 +177,11 @@ impl World {
                     // Nobody was told to trust what was never published.
                     assert!(
                         kept.is_empty() || observed.published_generation == 0,
-                        "{step:?}, although a replica has the authority in memory"
+                        "{step:?}, although a replica has the CA in memory"
                     );
                     self.configurations.iter_mut().for_each(|configuration| configuration.broken = true);
                 }
-                let create = |generation, signer| {
-                    Authority::create(generation, &names(), LIFETIMES.authority, now, signer).unwrap()
-                };
+                let create = |generation, signer| Ca::create(generation, &names(), LIFETIMES.ca, now, signer).unwrap();
                 let mut store = match step {
                     Step::Create => {
                         let (active, _) = create(newest + 1, None);

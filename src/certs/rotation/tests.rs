@@ -1,13 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::certs::{before, ca::Authority};
+use crate::certs::{before, ca::Ca};
 
-pub(super) const LIFETIMES: Lifetimes = Lifetimes {
-    authority: Duration::from_secs(9000),
-    serving: Duration::from_secs(900),
-    hold: Duration::from_secs(60),
-};
+pub(super) const LIFETIMES: Lifetimes =
+    Lifetimes { ca: Duration::from_secs(9000), serving: Duration::from_secs(900), hold: Duration::from_secs(60) };
 
 pub(super) fn names() -> Vec<String> {
     vec!["pristine.pristine-system.svc".to_owned()]
@@ -69,7 +66,7 @@ impl World {
                 self.observed.serving = Some(Serving { leaf, issuer, cross });
             }
             Step::Create => {
-                let (active, _) = Authority::create(generation, &names(), LIFETIMES.authority, self.now, None).unwrap();
+                let (active, _) = Ca::create(generation, &names(), LIFETIMES.ca, self.now, None).unwrap();
                 self.generations += 1;
                 self.write(Store { generation, ..Store::first(active) });
             }
@@ -79,9 +76,8 @@ impl World {
             }
             step => {
                 let store = self.store().unwrap().clone();
-                let fresh = (*step == Step::Stage).then(|| {
-                    Authority::create(generation, &names(), LIFETIMES.authority, self.now, Some(&store.active)).unwrap()
-                });
+                let fresh = (*step == Step::Stage)
+                    .then(|| Ca::create(generation, &names(), LIFETIMES.ca, self.now, Some(&store.active)).unwrap());
                 self.generations += usize::from(*step == Step::Activate);
                 self.write(apply(step, &store, &LIFETIMES, self.now, fresh).unwrap());
             }
@@ -138,12 +134,12 @@ fn five_generations_with_a_lagging_caller_never_meet_a_certificate_that_is_not_t
             assert!(replaced || bundle.is_empty() || world.accepted(bundle), "at {} bundle of {written}", world.now);
         }
         world.now = until.min(after(world.now, Duration::from_secs(120)));
-        assert!(world.now < after(start, 6 * LIFETIMES.authority));
+        assert!(world.now < after(start, 6 * LIFETIMES.ca));
     }
 }
 
 #[test]
-fn the_key_of_an_authority_that_signs_no_more_is_gone() {
+fn the_key_of_an_ca_that_signs_no_more_is_gone() {
     let mut world = World::new();
     while world.generations < 2 {
         world.now = world.settle();
@@ -226,13 +222,13 @@ fn a_webhook_configuration_without_our_owner_reference_is_written_again() {
 }
 
 #[test]
-fn a_new_authority_on_demand_takes_the_same_steps() {
+fn a_new_ca_on_demand_takes_the_same_steps() {
     let mut world = World::new();
     world.settle();
     world.observed.rotate = true;
     assert_eq!(plan(&world.observed, &LIFETIMES, world.now), Step::Stage);
     world.take(&Step::Stage);
-    // The write of the staged authority takes the request away.
+    // The write of the staged CA takes the request away.
     world.observed.rotate = false;
     world.settle();
     assert!(world.store().unwrap().published_at.is_some(), "held before it signs, as always");

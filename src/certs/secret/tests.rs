@@ -7,8 +7,8 @@ use super::*;
 pub(in crate::certs) fn store() -> Store {
     let now = "2026-01-01T00:00:00Z".parse().unwrap();
     let names = ["pristine.pristine-system.svc".to_owned()];
-    let create = |generation, predecessor: Option<&Authority>| {
-        Authority::create(generation, &names, Duration::from_secs(9_000_000), now, predecessor).unwrap()
+    let create = |generation, predecessor: Option<&Ca>| {
+        Ca::create(generation, &names, Duration::from_secs(9_000_000), now, predecessor).unwrap()
     };
     let (old, _) = create(1, None);
     let (active, _) = create(2, Some(&old));

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::eviction::{
     pacing::{Owner, Pacing},
-    queue::Agenda,
+    queue::Queue,
 };
 use crate::mark::owner::Counts;
 use proptest::prelude::*;
@@ -12,8 +12,8 @@ fn at(milliseconds: i64) -> Timestamp {
     Timestamp::from_millisecond(milliseconds).unwrap()
 }
 
-fn tracked(name: String, deadline: Timestamp) -> Tracked {
-    Tracked {
+fn entry(name: String, deadline: Timestamp) -> Entry {
+    Entry {
         namespace: "n".into(),
         name,
         owner: None,
@@ -41,7 +41,7 @@ fn any_end() -> impl Strategy<Value = End> {
 
 #[test]
 fn a_refused_pod_is_asked_about_less_and_less_often_and_never_before_it_was_told_to() {
-    let mut pod = tracked("a".into(), at(0));
+    let mut pod = entry("a".into(), at(0));
     let mut waits = Vec::new();
     for _ in 0..7 {
         pod = pod.after(&End::Refused(None), |_| 0, at(0), 0.5).unwrap();
@@ -57,7 +57,7 @@ fn a_refused_pod_is_asked_about_less_and_less_often_and_never_before_it_was_told
 
 #[test]
 fn of_many_that_the_rate_limit_holds_up_few_look_at_a_time() {
-    let pod = tracked("a".into(), at(0));
+    let pod = entry("a".into(), at(0));
     let limited = |waiting, random| {
         let end = End::Limited(Duration::from_millis(100));
         pod.after(&end, |_| waiting, at(0), random).unwrap().next.as_millisecond()
@@ -72,7 +72,7 @@ proptest! {
     fn a_pod_is_forgotten_when_nothing_is_left_to_do_and_otherwise_looked_at_again_soon(
         ends in proptest::collection::vec((any_end(), 0_i64..10_000, 0.0..1.0), 1..50),
     ) {
-        let (now, mut pod) = (at(1_000_000), tracked("a".into(), at(0)));
+        let (now, mut pod) = (at(1_000_000), entry("a".into(), at(0)));
         for (end, waiting, random) in ends {
             let Some(after) = pod.after(&end, |_| waiting, now, random) else {
                 prop_assert_eq!(end, End::Done);
@@ -107,26 +107,26 @@ proptest! {
     ) {
         use rand::{Rng as _, SeedableRng as _};
         let mut random = rand::rngs::StdRng::seed_from_u64(seed);
-        let (mut agenda, mut pacing, mut now) = (Agenda::default(), Pacing::default(), at(0));
+        let (mut queue, mut pacing, mut now) = (Queue::default(), Pacing::default(), at(0));
         let per_minute = Settings::default().per_minute;
         // Of each owner: the version of its status, and until when one of its pods is missing.
         let mut world: BTreeMap<String, (u64, Timestamp)> = BTreeMap::new();
         let mut looks = 0;
         for n in 0..owners * pods {
             let owner = format!("o{}", n % owners);
-            agenda.put(format!("p{n}"), Tracked { owner: Some(owner), ..tracked(format!("p{n}"), at(0)) });
+            queue.put(format!("p{n}"), Entry { owner: Some(owner), ..entry(format!("p{n}"), at(0)) });
         }
-        while agenda.uids().next().is_some() {
-            now = agenda.next().unwrap().max(now);
-            prop_assert!(now < at(3_600_000), "{agenda:?}");
-            let uid = agenda.take_due(now).unwrap();
-            let pod = agenda.get(&uid).unwrap().clone();
+        while queue.uids().next().is_some() {
+            now = queue.next().unwrap().max(now);
+            prop_assert!(now < at(3_600_000), "{queue:?}");
+            let uid = queue.take_due(now).unwrap();
+            let pod = queue.get(&uid).unwrap().clone();
             let owner = pod.owner.clone().unwrap();
             looks += 1;
             let (version, missing) = world.entry(owner.clone()).or_insert_with(|| (0, at(0)));
-            let is_whole = *missing <= now;
-            let counts = Some(Counts { wanted: 5, ready: if is_whole { 5 } else { 4 }, is_shared: true });
-            let text = format!("{version}-{is_whole}");
+            let is_fully_ready = *missing <= now;
+            let counts = Some(Counts { wanted: 5, ready: if is_fully_ready { 5 } else { 4 }, is_shared: true });
+            let text = format!("{version}-{is_fully_ready}");
             let seen = Owner { uid: &owner, group: None, counts, version: &text };
             let end = if let Some(wait) = pacing.wait(per_minute, now) {
                 End::Limited(wait)
@@ -136,7 +136,7 @@ proptest! {
                 pacing.abandon(Some(&owner), &uid);
                 End::Refused(None)
             } else {
-                prop_assert!(is_whole, "{uid} goes at {now}, and {owner} misses one until {missing}");
+                prop_assert!(is_fully_ready, "{uid} goes at {now}, and {owner} misses one until {missing}");
                 prop_assert!(pacing.spend(per_minute, now).is_ok());
                 (*version, *missing) = (*version + 1, now + Duration::from_millis(start));
                 pacing.gone(Some(&owner), &uid);
@@ -144,10 +144,10 @@ proptest! {
                 End::Done
             };
             pacing.asked(Some(&owner), &uid);
-            agenda.done(&uid);
-            match pod.after(&end, |standing| agenda.count(standing), now, random.random()) {
-                Some(after) => agenda.put(uid, after),
-                None => drop(agenda.remove(&uid)),
+            queue.done(&uid);
+            match pod.after(&end, |standing| queue.count(standing), now, random.random()) {
+                Some(after) => queue.put(uid, after),
+                None => drop(queue.remove(&uid)),
             }
         }
         let most = owners * pods * 400;
@@ -176,10 +176,10 @@ fn pod(annotations: serde_json::Value, condition: Option<&str>) -> Pod {
     .unwrap()
 }
 
-fn track(pod: &Pod, known: Option<&Tracked>, now: i64) -> Option<Tracked> {
+fn track(pod: &Pod, known: Option<&Entry>, now: i64) -> Option<Entry> {
     let settings = Settings { warn_before: Some(Duration::from_secs(10)), ..Settings::default() };
     match observe(pod, known, &settings, at(now * 1000)) {
-        Observed::Track(tracked) => Some(*tracked),
+        Observed::Track(entry) => Some(*entry),
         Observed::Nothing | Observed::Forget(_) => None,
     }
 }
