@@ -5,11 +5,11 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use policy::{Action, Match, Policy, Rule};
+use policy::{Match, Policy, Rule, Verdict};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 
-use crate::{duration, eviction::Settings};
+use crate::{duration, eviction::Settings, mark::Disposition};
 
 pub mod explain;
 pub mod policy;
@@ -52,7 +52,7 @@ struct File {
     _kind: (),
     /// When no rule matches. Bare pods and what runs to its end, as pods of Jobs do, are recorded by it where it says Evict.
     #[schemars(with = "RawAction")]
-    default: Action,
+    default: Verdict,
     /// The first rule that matches decides.
     #[serde(default)]
     #[schemars(with = "Vec<RawRule>")]
@@ -182,21 +182,21 @@ fn kind<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
     expect(deserializer, KIND)
 }
 
-fn action(name: ActionName, ttl: Option<Ttl>, message: Option<String>) -> Result<Action, String> {
+fn action(name: ActionName, ttl: Option<Ttl>, message: Option<String>) -> Result<Verdict, String> {
     match (name, ttl, message) {
-        (ActionName::Exempt, None, None) => Ok(Action::Exempt),
-        (ActionName::Record, None, None) => Ok(Action::Record),
-        (ActionName::Evict, Some(Ttl(ttl)), None) => Ok(Action::Evict(ttl)),
+        (ActionName::Exempt, None, None) => Ok(Verdict::Exempt),
+        (ActionName::Record, None, None) => Ok(Verdict::Mark(Disposition::Record)),
+        (ActionName::Evict, Some(Ttl(ttl)), None) => Ok(Verdict::Mark(Disposition::Evict(ttl))),
         (ActionName::Evict, None, _) => Err("action Evict needs a ttl, for example `ttl: 10m`".to_owned()),
-        (ActionName::Deny, None, message) => {
-            Ok(Action::Deny(message.unwrap_or_else(|| "the policy of this cluster does not allow it".to_owned())))
-        }
+        (ActionName::Deny, None, message) => Ok(Verdict::Deny {
+            message: message.unwrap_or_else(|| "the policy of this cluster does not allow it".to_owned()),
+        }),
         (name, Some(_), _) => Err(format!("action {name:?} takes no ttl; only Evict does")),
         (name, _, Some(_)) => Err(format!("action {name:?} takes no message; only Deny does")),
     }
 }
 
-impl<'de> Deserialize<'de> for Action {
+impl<'de> Deserialize<'de> for Verdict {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let RawAction { action: name, ttl, message } = RawAction::deserialize(deserializer)?;
         action(name, ttl, message).map_err(de::Error::custom)

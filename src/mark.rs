@@ -65,24 +65,24 @@ pub struct Mark {
     pub evict_at: Option<Timestamp>,
     /// When it is to be evicted if by then it has a controller that makes it anew. Else the label by which a ReplicaSet
     /// selects it could be taken off before an exec, and put back after it.
-    #[serde(default, rename = "onceOwned", skip_serializing_if = "Option::is_none")]
-    once_owned: Option<Timestamp>,
+    #[serde(default, rename = "evictIfOwnedAt", skip_serializing_if = "Option::is_none")]
+    evict_if_owned_at: Option<Timestamp>,
 }
 
-/// What an interaction leads to.
+/// What happens to a pod because of an interaction.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Fate {
-    /// It is recorded, and that is all.
-    Recorded,
-    /// The pod is evicted after this, if it has a controller that makes it anew.
-    EvictedOnceOwned(Duration),
-    /// The pod is evicted after this.
-    Evicted(Duration),
+pub enum Disposition {
+    /// The interaction is recorded and the pod is not evicted.
+    Record,
+    /// The pod is evicted this long after the interaction if a controller owns it by then.
+    EvictIfOwned(Duration),
+    /// The pod is evicted this long after the interaction.
+    Evict(Duration),
 }
 
-impl From<Option<Duration>> for Fate {
+impl From<Option<Duration>> for Disposition {
     fn from(ttl: Option<Duration>) -> Self {
-        ttl.map_or(Self::Recorded, Self::Evicted)
+        ttl.map_or(Self::Record, Self::Evict)
     }
 }
 
@@ -123,7 +123,7 @@ impl Found {
             Some(Err(error)) => return Self::NotAMark(format!("annotation {EVICT_AT}: {error}")),
         };
         if is_recreated(pod) {
-            mark.evict_at = mark.evict_at.into_iter().chain(mark.once_owned).min();
+            mark.evict_at = mark.evict_at.into_iter().chain(mark.evict_if_owned_at).min();
         }
         Self::Mark(mark)
     }
@@ -184,7 +184,7 @@ impl Mark {
         existing: Option<Self>,
         pod_uid: &str,
         interaction: Interaction,
-        fate: impl Into<Fate>,
+        disposition: impl Into<Disposition>,
     ) -> Option<Self> {
         let after = |ttl: Duration| {
             SignedDuration::try_from(ttl)
@@ -194,25 +194,25 @@ impl Mark {
                 .and_then(|at| at.round(TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Ceil)).ok())
                 .unwrap_or(Timestamp::MAX)
         };
-        let (evict_at, once_owned) = match fate.into() {
-            Fate::Recorded => (None, None),
-            Fate::EvictedOnceOwned(ttl) => (None, Some(after(ttl))),
-            Fate::Evicted(ttl) => (Some(after(ttl)), None),
+        let (evict_at, evict_if_owned_at) = match disposition.into() {
+            Disposition::Record => (None, None),
+            Disposition::EvictIfOwned(ttl) => (None, Some(after(ttl))),
+            Disposition::Evict(ttl) => (Some(after(ttl)), None),
         };
         let Some(mut mark) = existing else {
             let (pod, recent) = (pod_uid.to_owned(), Vec::new());
-            return Some(Self { pod, total: 1, first: interaction, recent, evict_at, once_owned });
+            return Some(Self { pod, total: 1, first: interaction, recent, evict_at, evict_if_owned_at });
         };
         let earliest = mark.evict_at.into_iter().chain(evict_at).min();
-        let once_owned = mark.once_owned.into_iter().chain(once_owned).min();
-        let is_as_strict = (earliest, once_owned) == (mark.evict_at, mark.once_owned);
+        let evict_if_owned_at = mark.evict_if_owned_at.into_iter().chain(evict_if_owned_at).min();
+        let is_as_strict = (earliest, evict_if_owned_at) == (mark.evict_at, mark.evict_if_owned_at);
         // A stricter rule that matched what is not recorded (another group, the words behind a mask) must not be lost.
         if is_as_strict && mark.latest().any(|known| known.same(&interaction)) {
             return None;
         }
         mark.total = mark.total.saturating_add(1);
         mark.recent.push(interaction);
-        (mark.evict_at, mark.once_owned) = (earliest, once_owned);
+        (mark.evict_at, mark.evict_if_owned_at) = (earliest, evict_if_owned_at);
         let surplus = mark.recent.len().saturating_sub(MAX_RECENT);
         mark.recent.drain(..surplus);
         while mark.recent.len() > 1 && mark.record().len() > MAX_BYTES {
@@ -223,8 +223,8 @@ impl Mark {
 
     /// When it is to be evicted if it has a controller that makes it anew by then.
     #[must_use]
-    pub const fn once_owned(&self) -> Option<Timestamp> {
-        self.once_owned
+    pub const fn evict_if_owned_at(&self) -> Option<Timestamp> {
+        self.evict_if_owned_at
     }
 
     /// The interactions still listed, latest first.

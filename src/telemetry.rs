@@ -40,7 +40,7 @@ pub fn init_logs(format: LogFormat, filter: &str) -> anyhow::Result<()> {
 
 /// How an admission review was answered.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, EncodeLabelValue)]
-pub enum Decision {
+pub enum AdmissionOutcome {
     /// Admitted with a mark on the pod.
     Marked,
     /// Admitted; the same interaction was on the pod already.
@@ -55,7 +55,7 @@ pub enum Decision {
     Unrecorded,
 }
 
-impl Decision {
+impl AdmissionOutcome {
     /// Every one.
     pub const ALL: [Self; 6] = [Self::Marked, Self::Folded, Self::Exempt, Self::Denied, Self::Failed, Self::Unrecorded];
 
@@ -78,7 +78,7 @@ pub struct Admission {
     /// `exec`, `attach`, `debug`, `port-forward`, `proxy`, or `none`.
     pub operation: &'static str,
     /// How it was answered.
-    pub decision: Decision,
+    pub decision: AdmissionOutcome,
 }
 
 /// Why something was refused; a word that the code has.
@@ -239,7 +239,7 @@ const REJECTIONS: [&str; 8] = ["path", "method", "busy", "slow", "too_large", "b
 impl Metrics {
     fn begin_at_zero(&self) {
         for operation in ["exec", "attach", "debug", "port-forward", "proxy"] {
-            for decision in Decision::ALL {
+            for decision in AdmissionOutcome::ALL {
                 drop(self.admissions.get_or_create(&Admission { operation, decision }));
             }
         }

@@ -11,7 +11,7 @@ use pristine::{
     api::events::Events,
     config::{
         self,
-        policy::{Action, Policy},
+        policy::{Policy, Verdict},
         reload::Reload,
     },
     telemetry::Metrics,
@@ -32,7 +32,7 @@ fn swap(mount: &Path, version: u32, text: &str) {
 }
 
 async fn becomes(rules: &mut watch::Receiver<Arc<Policy>>, ttl: u64) {
-    let wanted = Action::Evict(Duration::from_secs(ttl));
+    let wanted = Verdict::Mark(pristine::mark::Disposition::Evict(Duration::from_secs(ttl)));
     let changed = rules.wait_for(|policy| policy.default == wanted);
     tokio::time::timeout(Duration::from_secs(5), changed).await.expect("the new rules within seconds").unwrap();
 }

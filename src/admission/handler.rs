@@ -20,10 +20,10 @@ use crate::{
     },
     audit_log::{AuditLog, Entry},
     clock::Clock,
-    config::policy::{Policy, Verdict},
+    config::policy::{Decision, Policy, Verdict},
     error::chain,
-    mark::{Fate, Interaction, Operation},
-    telemetry::{Admission, Decision, Metrics},
+    mark::{Disposition, Interaction, Operation},
+    telemetry::{Admission, AdmissionOutcome, Metrics},
 };
 
 /// Subtracted from the API server's timeout, so that the user reads our reason and not "context deadline exceeded",
@@ -56,6 +56,15 @@ enum Admitted {
     Exempt(Interaction),
     /// Nothing may be written, or no container is touched.
     NothingToMark,
+}
+
+/// What the rules decided about the interactions of one review.
+#[derive(Default)]
+struct Decided {
+    /// To be written on the pod.
+    to_mark: Vec<(Interaction, Disposition)>,
+    /// The last interaction that a rule exempts, for the audit log.
+    exempt: Option<Interaction>,
 }
 
 /// Why it is not.
@@ -113,7 +122,7 @@ impl Handler {
                 Err(pods::Error::Gone) => return Err(Refused::Target(validate::not_found(&request.pod))),
                 Err(error) => return Err(error.into()),
             };
-            let (to_mark, exempt) = self.decide(request, &found)?;
+            let Decided { to_mark, exempt } = self.decide(request, &found)?;
             if request.dry_run {
                 return Ok(Admitted::NothingToMark);
             }
@@ -129,29 +138,28 @@ impl Handler {
         }
     }
 
-    /// What the rules say of this pod: what to record, each with what it leads to, and what they exempt.
-    #[allow(clippy::type_complexity, reason = "a list of pairs, and the last of those left out")]
-    fn decide(&self, request: &Request, pod: &Pod) -> Result<(Vec<(Interaction, Fate)>, Option<Interaction>), Refused> {
+    /// Asks the rules about each interaction of the review with this pod.
+    fn decide(&self, request: &Request, pod: &Pod) -> Result<Decided, Refused> {
         let policy = self.policy.borrow().clone();
-        let (mut to_mark, mut exempt) = (Vec::new(), None);
+        let mut decided = Decided::default();
         for act in &request.acts {
             let container = validate::container(act, pod).map_err(Refused::Target)?;
             let mut interaction = validate::interaction(request, act, container, self.clock.now());
-            let decided = policy.decide(&interaction, &request.user, &act.command, pod);
-            interaction.rule.clone_from(&decided.rule);
-            match decided.verdict {
-                Verdict::Exempt => exempt = Some(interaction),
-                Verdict::Record => to_mark.push((interaction, Fate::Recorded)),
-                Verdict::Spare { ttl } => to_mark.push((interaction, Fate::EvictedOnceOwned(ttl))),
-                Verdict::Evict { ttl } => to_mark.push((interaction, Fate::Evicted(ttl))),
-                Verdict::Deny { .. } if request.breaks_glass() => to_mark.push((interaction, Fate::Recorded)),
+            let Decision { verdict, rule } = policy.decide(&interaction, &request.user, &act.command, pod);
+            interaction.rule = rule;
+            match verdict {
+                Verdict::Exempt => decided.exempt = Some(interaction),
+                Verdict::Mark(disposition) => decided.to_mark.push((interaction, disposition)),
+                Verdict::Deny { .. } if request.breaks_glass() => {
+                    decided.to_mark.push((interaction, Disposition::Record));
+                }
                 Verdict::Deny { message } => {
-                    let message = format!("rule {:?}: {message}", decided.rule);
+                    let message = format!("rule {:?}: {message}", interaction.rule);
                     return Err(Refused::Rule(Denial { code: 403, reason: "Forbidden", message }));
                 }
             }
         }
-        Ok((to_mark, exempt))
+        Ok(decided)
     }
 
     async fn permitted(&self, request: &Request, operation: Operation) -> Result<(), Refused> {
@@ -164,11 +172,11 @@ impl Handler {
         Err(Refused::Target(validate::forbidden(request, operation)))
     }
 
-    fn admitted(&self, request: &Request, admitted: &Admitted) -> (Answer, Decision) {
+    fn admitted(&self, request: &Request, admitted: &Admitted) -> (Answer, AdmissionOutcome) {
         let mut answer = Answer::default();
         let Request { namespace, pod: name, .. } = request;
         let decision = match admitted {
-            Admitted::NothingToMark => Decision::Exempt,
+            Admitted::NothingToMark => AdmissionOutcome::Exempt,
             Admitted::Exempt(interaction) => {
                 let (pod_uid, evict_at, total, message) = (None, None, None, None);
                 let decision = "exempt";
@@ -176,7 +184,7 @@ impl Handler {
                 self.audit_log.write(&entry);
                 answer.audit.insert("rule", interaction.rule.clone());
                 answer.audit.insert("decision", decision.to_owned());
-                Decision::Exempt
+                AdmissionOutcome::Exempt
             }
             Admitted::Marked(pod, marked) => {
                 let interaction = marked.mark.last();
@@ -189,7 +197,7 @@ impl Handler {
                 if marked.written {
                     self.tell(request, pod, marked);
                 }
-                if marked.written { Decision::Marked } else { Decision::Folded }
+                if marked.written { AdmissionOutcome::Marked } else { AdmissionOutcome::Folded }
             }
         };
         (answer, decision)
@@ -218,7 +226,7 @@ impl Handler {
         self.events.owner(pod, kind, reason, "Mark", &format!("pod {}: {note}", request.pod));
     }
 
-    fn refused(&self, request: &Request, refused: Refused) -> (Answer, Decision) {
+    fn refused(&self, request: &Request, refused: Refused) -> (Answer, AdmissionOutcome) {
         let Request { namespace, pod, user, .. } = request;
         let opens = match &refused {
             Refused::Rule(_) => false,
@@ -226,17 +234,17 @@ impl Handler {
             Refused::Target(_) | Refused::Unavailable(_) => request.fails_open(),
         };
         let (denial, decision) = match refused {
-            Refused::Rule(denial) | Refused::Target(denial) => (denial, Decision::Denied),
+            Refused::Rule(denial) | Refused::Target(denial) => (denial, AdmissionOutcome::Denied),
             Refused::Unavailable(why) => {
                 tracing::error!(namespace, pod, user = user.name, error = why, "the mark could not be written");
                 let message = format!(
                     "the interaction could not be recorded on pod {namespace}/{pod}, and nobody enters a container unrecorded: {why}. \
                      Try again; if it lasts, see the log of the deployment pristine in its namespace"
                 );
-                (Denial { code: 503, reason: "ServiceUnavailable", message }, Decision::Failed)
+                (Denial { code: 503, reason: "ServiceUnavailable", message }, AdmissionOutcome::Failed)
             }
         };
-        let (word, decision) = if opens { ("unrecorded", Decision::Unrecorded) } else { ("denied", decision) };
+        let (word, decision) = if opens { ("unrecorded", AdmissionOutcome::Unrecorded) } else { ("denied", decision) };
         if let Some(act) = request.acts.first() {
             let interaction = &validate::interaction(request, act, act.container.clone(), self.clock.now());
             let (pod_uid, evict_at, total, message) = (None, None, None, Some(denial.message.as_str()));

@@ -21,7 +21,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::mark::{self, Fate, Found, Interaction, Mark, State, User};
+use crate::mark::{self, Disposition, Found, Interaction, Mark, State, User};
 
 /// The field manager of every write.
 pub const MANAGER: &str = "pristine";
@@ -160,7 +160,7 @@ impl Pods {
     ///
     /// # Errors
     /// [`Error::Conflict`] if the pod must be read again.
-    pub async fn mark(&self, pod: &Pod, interactions: Vec<(Interaction, Fate)>) -> Result<Marked, Error> {
+    pub async fn mark(&self, pod: &Pod, interactions: Vec<(Interaction, Disposition)>) -> Result<Marked, Error> {
         let (Some(name), Some(namespace), Some(uid)) = (&pod.metadata.name, &pod.metadata.namespace, &pod.metadata.uid)
         else {
             return Err(Error::Gone);
@@ -168,8 +168,8 @@ impl Pods {
         let found = Found::on(pod).mark();
         let is_first = found.is_none();
         let mut written = false;
-        let mark = interactions.into_iter().fold(found, |mark, (interaction, fate)| {
-            match Mark::after(mark.clone(), uid, interaction, fate) {
+        let mark = interactions.into_iter().fold(found, |mark, (interaction, disposition)| {
+            match Mark::after(mark.clone(), uid, interaction, disposition) {
                 Some(next) => {
                     written = true;
                     Some(next)

@@ -12,7 +12,7 @@ use crate::{
         validate,
     },
     config::policy::{Policy, Verdict},
-    mark::before_quarantine,
+    mark::{Disposition, before_quarantine},
 };
 
 /// Explains the decision about the review in `text`, on this pod or on one of a `ReplicaSet` without labels.
@@ -48,16 +48,18 @@ pub fn explain(policy: &Policy, text: &[u8], pod: Option<&Pod>, now: Timestamp) 
             }
         }
         let what = match &decided.verdict {
-            Verdict::Exempt => "exempt: admitted, and nothing is written".to_owned(),
-            Verdict::Record => "recorded: admitted and marked, never evicted".to_owned(),
-            Verdict::Spare { ttl } => format!(
-                "recorded: admitted and marked, and evicted {ttl:?} after it only if a controller makes it anew by then"
+            Verdict::Exempt => "Exempt: admitted, nothing is written".to_owned(),
+            Verdict::Mark(Disposition::Record) => "Record: admitted and marked, never evicted".to_owned(),
+            Verdict::Mark(Disposition::EvictIfOwned(ttl)) => format!(
+                "Record: admitted and marked, and evicted {ttl:?} later only if a controller owns the pod by then"
             ),
-            Verdict::Evict { ttl } => format!("admitted and marked, and the pod evicted {ttl:?} after it"),
-            Verdict::Deny { .. } if request.breaks_glass() => {
-                "break-glass: admitted and marked all the same".to_owned()
+            Verdict::Mark(Disposition::Evict(ttl)) => {
+                format!("Evict: admitted and marked, and the pod is evicted {ttl:?} later")
             }
-            Verdict::Deny { message } => format!("denied: {message}"),
+            Verdict::Deny { .. } if request.breaks_glass() => {
+                "break-glass: admitted and marked in spite of the rule".to_owned()
+            }
+            Verdict::Deny { message } => format!("Deny: {message}"),
         };
         let by = if decided.rule == "default" { "the default".to_owned() } else { format!("rule {:?}", decided.rule) };
         let _ = writeln!(out, "  {by} decides: {what}");

@@ -3,39 +3,29 @@
 //! Pure. The first rule that matches decides; the default decides when none does. A list that is empty or absent in a
 //! rule matches everything, as in Kubernetes' own webhook rules.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Pod;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::mark::{Interaction, Operation, User, before_quarantine, is_recreated, owner::controller};
+use crate::mark::{Disposition, Interaction, Operation, User, before_quarantine, is_recreated, owner::controller};
 
 pub mod conditions;
 mod glob;
 pub mod overlap;
 pub use glob::Glob;
 
-/// What is done about an interaction.
+/// What a rule does about an interaction. It is the one form of the decision from the configuration file to the answer.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Verdict {
-    /// Admitted and nothing is written: a rule says so.
+    /// The interaction is admitted and nothing is written.
     Exempt,
-    /// Admitted and marked, never evicted.
-    Record,
-    /// Admitted and marked by the default, and only evicted if it has a controller that makes it anew by then.
-    Spare {
-        /// From the interaction to the eviction.
-        ttl: Duration,
-    },
-    /// Admitted, marked, and the pod is evicted after the time to live.
-    Evict {
-        /// From the interaction to the eviction.
-        ttl: Duration,
-    },
-    /// Refused, with this message for the user.
+    /// The interaction is admitted with a mark on the pod.
+    Mark(Disposition),
+    /// The interaction is denied.
     Deny {
-        /// What the user is told.
+        /// What the user reads.
         message: String,
     },
 }
@@ -53,22 +43,9 @@ pub struct Decision {
 #[derive(Clone, Debug)]
 pub struct Policy {
     /// When no rule matches.
-    pub default: Action,
+    pub default: Verdict,
     /// In order; the first that matches decides.
     pub rules: Vec<Rule>,
-}
-
-/// `{action: Evict, ttl: 10m}` and the like; one variant an action.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Action {
-    /// Admit and write nothing.
-    Exempt,
-    /// Admit and mark.
-    Record,
-    /// Admit, mark, and evict after `ttl`.
-    Evict(Duration),
-    /// Refuse with a message.
-    Deny(String),
 }
 
 /// One named rule.
@@ -79,7 +56,7 @@ pub struct Rule {
     /// To which interactions it applies.
     pub matches: Match,
     /// What it does.
-    pub action: Action,
+    pub action: Verdict,
 }
 
 /// All the lists must match; within one list, any entry.
@@ -129,13 +106,14 @@ impl Policy {
         let matching = self.rules.iter().find(|rule| rule.matches.covers(interaction, user, argv, pod));
         let (action, rule) = matching.map_or((&self.default, "default"), |rule| (&rule.action, rule.name.as_str()));
         let verdict = match action {
-            Action::Exempt => Verdict::Exempt,
-            Action::Record => Verdict::Record,
-            // Nobody makes a bare pod anew, and an eviction is a failure to what runs to its end: only a rule may ask for these.
-            _ if matching.is_none() && !interaction.operation.enters() => Verdict::Record,
-            Action::Evict(ttl) if matching.is_none() && !is_recreated(pod) => Verdict::Spare { ttl: *ttl },
-            Action::Evict(ttl) => Verdict::Evict { ttl: *ttl },
-            Action::Deny(message) => Verdict::Deny { message: message.clone() },
+            Verdict::Exempt | Verdict::Mark(Disposition::Record) => action.clone(),
+            _ if matching.is_none() && !interaction.operation.enters() => Verdict::Mark(Disposition::Record),
+            // Nothing recreates a bare pod, and evicting a pod that runs to completion counts as a failure. Only a named
+            // rule may evict these.
+            Verdict::Mark(Disposition::Evict(ttl)) if matching.is_none() && !is_recreated(pod) => {
+                Verdict::Mark(Disposition::EvictIfOwned(*ttl))
+            }
+            Verdict::Mark(_) | Verdict::Deny { .. } => action.clone(),
         };
         Decision { verdict, rule: rule.to_owned() }
     }

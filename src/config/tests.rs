@@ -24,8 +24,8 @@ rules:
         ),
     )
     .unwrap();
-    assert_eq!(policy.policy.default, Action::Evict(Duration::from_secs(5400)));
-    assert_eq!(policy.policy.rules[1].action, Action::Deny("use the read replica".into()));
+    assert_eq!(policy.policy.default, Verdict::Mark(Disposition::Evict(Duration::from_secs(5400))));
+    assert_eq!(policy.policy.rules[1].action, Verdict::Deny { message: "use the read replica".into() });
     assert_eq!(policy.policy.rules.len(), 2);
 }
 

@@ -66,8 +66,8 @@ impl SuccessorMarker {
         if successor.metadata.uid == deleted.metadata.uid || successor.metadata.deletion_timestamp.is_some() {
             return Ok(false);
         }
-        let SuccessorMark { interaction, fate, .. } = mark;
-        let marked = self.pods.mark(&successor, vec![(interaction.clone(), *fate)]).await?;
+        let SuccessorMark { interaction, disposition, .. } = mark;
+        let marked = self.pods.mark(&successor, vec![(interaction.clone(), *disposition)]).await?;
         if marked.written {
             let message =
                 "the pod of this name was deleted so soon after the interaction that it may have reached its successor";

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
-use crate::mark::{Fate, Found, Interaction, Mark, State, extension::Extension};
+use crate::mark::{Disposition, Found, Interaction, Mark, State, extension::Extension};
 
 /// What the configuration says of evictions.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -152,7 +152,7 @@ pub struct SuccessorMark {
     /// The last interaction, which may arrive late.
     pub interaction: Interaction,
     /// What the interaction leads to.
-    pub fate: Fate,
+    pub disposition: Disposition,
     /// After this the interaction cannot arrive any more.
     pub until: Timestamp,
 }
@@ -173,12 +173,12 @@ pub fn successor_mark(deleted: &Pod, now: Timestamp) -> Option<SuccessorMark> {
     }
     // Not before it is certain that nothing arrives any more: else the eviction of one heir would make the next one.
     let ttl = |at: Timestamp| Duration::try_from(at.max(until).duration_since(interaction.at)).unwrap_or_default();
-    let fate = match (mark.evict_at, mark.once_owned()) {
-        (Some(at), _) => Fate::Evicted(ttl(at)),
-        (None, Some(at)) => Fate::EvictedOnceOwned(ttl(at)),
-        (None, None) => Fate::Recorded,
+    let disposition = match (mark.evict_at, mark.evict_if_owned_at()) {
+        (Some(at), _) => Disposition::Evict(ttl(at)),
+        (None, Some(at)) => Disposition::EvictIfOwned(ttl(at)),
+        (None, None) => Disposition::Record,
     };
-    Some(SuccessorMark { interaction, fate, until })
+    Some(SuccessorMark { interaction, disposition, until })
 }
 
 /// How long to wait after the n-th refusal in a row (the first is 0), where `random` is in `0.0..1.0`: 2 s, doubling to

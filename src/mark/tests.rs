@@ -38,7 +38,8 @@ fn deadline_is_the_first_interaction_plus_ttl() {
 #[test]
 fn a_pod_that_was_bare_at_the_exec_is_due_once_it_has_a_controller() {
     // As when somebody takes a label off, execs, and puts it back.
-    let mark = Mark::after(None, "u1", interaction("a", "2026-01-01T00:00:00Z"), Fate::EvictedOnceOwned(TTL.unwrap()));
+    let mark =
+        Mark::after(None, "u1", interaction("a", "2026-01-01T00:00:00Z"), Disposition::EvictIfOwned(TTL.unwrap()));
     let mut pod = pod_with(&mark.unwrap().patch("1", true), "u1");
     assert_eq!(Found::on(&pod).mark().unwrap().evict_at, None);
     for (kind, deadline) in [("Job", None), ("ReplicaSet", Some("2026-01-01T00:10:00Z".parse().unwrap()))] {
@@ -48,7 +49,7 @@ fn a_pod_that_was_bare_at_the_exec_is_due_once_it_has_a_controller() {
     }
     // What is recorded later takes nothing back, and the deadline gets its annotation.
     let next = interaction("b", "2026-01-01T00:01:00Z");
-    let after = Mark::after(Found::on(&pod).mark(), "u1", next, Fate::Recorded).unwrap();
+    let after = Mark::after(Found::on(&pod).mark(), "u1", next, Disposition::Record).unwrap();
     assert_eq!(after.patch("2", false)["metadata"]["annotations"][EVICT_AT], "2026-01-01T00:10:00Z");
 }
 

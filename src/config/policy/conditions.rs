@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::{Action, Match, Policy, Rule};
+use super::{Match, Policy, Rule, Verdict};
 
 /// The name of the condition.
 pub const NAME: &str = "not-exempt";
@@ -22,7 +22,7 @@ pub fn expression(policy: &Policy) -> Option<String> {
 fn is_by_user_alone(rule: &Rule) -> bool {
     let Match { users, groups, .. } = &rule.matches;
     let rest = Match { users: Vec::new(), groups: Vec::new(), ..rule.matches.clone() };
-    rule.action == Action::Exempt && rest == Match::default() && !(users.is_empty() && groups.is_empty())
+    rule.action == Verdict::Exempt && rest == Match::default() && !(users.is_empty() && groups.is_empty())
 }
 
 fn is_of(matches: &Match) -> String {
@@ -53,23 +53,24 @@ pub fn patch(policy: &Policy) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mark::Disposition;
 
-    fn policy(rules: &[(serde_json::Value, Action)]) -> Policy {
+    fn policy(rules: &[(serde_json::Value, Verdict)]) -> Policy {
         let rules = rules.iter().enumerate().map(|(n, (matches, action))| Rule {
             name: n.to_string(),
             matches: serde_json::from_value(matches.clone()).unwrap(),
             action: action.clone(),
         });
-        Policy { default: Action::Record, rules: rules.collect() }
+        Policy { default: Verdict::Mark(Disposition::Record), rules: rules.collect() }
     }
 
     #[test]
     fn the_first_rules_that_exempt_by_user_or_group_alone_become_one_condition() {
         let text = expression(&policy(&[
-            (json!({"users": ["system:serviceaccount:velero:velero", "a\"b"]}), Action::Exempt),
-            (json!({"users": ["c"], "groups": ["g"]}), Action::Exempt),
-            (json!({"namespaces": ["x"]}), Action::Record),
-            (json!({"users": ["late"]}), Action::Exempt),
+            (json!({"users": ["system:serviceaccount:velero:velero", "a\"b"]}), Verdict::Exempt),
+            (json!({"users": ["c"], "groups": ["g"]}), Verdict::Exempt),
+            (json!({"namespaces": ["x"]}), Verdict::Mark(Disposition::Record)),
+            (json!({"users": ["late"]}), Verdict::Exempt),
         ]));
         let first = r#"((request.userInfo.username in ["system:serviceaccount:velero:velero","a\"b"]))"#;
         let second = r#"((request.userInfo.username in ["c"]) && (has(request.userInfo.groups) && request.userInfo.groups.exists(g, g in ["g"])))"#;
@@ -81,9 +82,9 @@ mod tests {
         for matches in
             [json!({}), json!({"users": ["a"], "containers": ["c"]}), json!({"users": ["a"], "operations": ["exec"]})]
         {
-            assert_eq!(expression(&policy(&[(matches, Action::Exempt)])), None);
+            assert_eq!(expression(&policy(&[(matches, Verdict::Exempt)])), None);
         }
-        assert_eq!(expression(&policy(&[(json!({"users": ["a"]}), Action::Record)])), None);
+        assert_eq!(expression(&policy(&[(json!({"users": ["a"]}), Verdict::Mark(Disposition::Record))])), None);
         let without = patch(&policy(&[]));
         assert_eq!(without["webhooks"][0]["matchConditions"][0]["$patch"], "delete");
     }

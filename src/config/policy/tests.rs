@@ -1,6 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 use serde_json::json;
+use std::time::Duration;
 
 fn pod(owner: Option<&str>) -> Pod {
     let owners =
@@ -25,10 +26,10 @@ fn interaction() -> Interaction {
     }
 }
 
-const EVICT: Action = Action::Evict(Duration::from_secs(60));
+const EVICT: Verdict = Verdict::Mark(Disposition::Evict(Duration::from_secs(60)));
 
 fn decide(matches: serde_json::Value) -> String {
-    let rule = Rule { name: "r".into(), matches: serde_json::from_value(matches).unwrap(), action: Action::Exempt };
+    let rule = Rule { name: "r".into(), matches: serde_json::from_value(matches).unwrap(), action: Verdict::Exempt };
     let i = interaction();
     Policy { default: EVICT, rules: vec![rule] }.decide(&i, &i.user, &i.command, &pod(Some("ReplicaSet"))).rule
 }
@@ -58,29 +59,32 @@ fn each_field_narrows_a_rule() {
 #[test]
 fn the_first_matching_rule_decides() {
     let rule = |name: &str, action| Rule { name: name.into(), matches: Match::default(), action };
-    let policy = Policy { default: EVICT, rules: vec![rule("a", Action::Record), rule("b", Action::Exempt)] };
+    let policy = Policy {
+        default: EVICT,
+        rules: vec![rule("a", Verdict::Mark(Disposition::Record)), rule("b", Verdict::Exempt)],
+    };
     let decision = policy.decide(&interaction(), &interaction().user, &[], &pod(None));
-    assert_eq!(decision, Decision { verdict: Verdict::Record, rule: "a".into() });
+    assert_eq!(decision, Decision { verdict: Verdict::Mark(Disposition::Record), rule: "a".into() });
 }
 
 #[test]
 fn bare_and_job_pods_are_evicted_by_a_rule_only() {
     let by_default = Policy { default: EVICT, rules: vec![] };
     let by_rule = Policy {
-        default: Action::Record,
+        default: Verdict::Mark(Disposition::Record),
         rules: vec![Rule { name: "r".into(), matches: Match::default(), action: EVICT }],
     };
     for owner in [None, Some("Job")] {
         let spared = by_default.decide(&interaction(), &interaction().user, &[], &pod(owner)).verdict;
-        assert_eq!(spared, Verdict::Spare { ttl: Duration::from_secs(60) });
+        assert_eq!(spared, Verdict::Mark(Disposition::EvictIfOwned(Duration::from_secs(60))));
         assert_eq!(
             by_rule.decide(&interaction(), &interaction().user, &[], &pod(owner)).verdict,
-            Verdict::Evict { ttl: Duration::from_secs(60) }
+            Verdict::Mark(Disposition::Evict(Duration::from_secs(60)))
         );
     }
     assert!(matches!(
         by_default.decide(&interaction(), &interaction().user, &[], &pod(Some("StatefulSet"))).verdict,
-        Verdict::Evict { .. }
+        Verdict::Mark(Disposition::Evict(_))
     ));
 }
 
@@ -91,14 +95,14 @@ fn what_runs_to_its_end_is_evicted_by_a_rule_only_whatever_its_controller_is_cal
         let mut task = pod(Some("TaskRun"));
         task.spec = serde_json::from_value(json!({"restartPolicy": policy, "containers": []})).unwrap();
         let verdict = by_default.decide(&interaction(), &interaction().user, &[], &task).verdict;
-        assert_eq!(matches!(verdict, Verdict::Evict { .. }), evicted, "{policy}: {verdict:?}");
+        assert_eq!(matches!(verdict, Verdict::Mark(Disposition::Evict(_))), evicted, "{policy}: {verdict:?}");
     }
 }
 
 #[test]
 fn a_quarantine_does_not_take_a_pod_out_of_the_rules() {
     let database: Match = serde_json::from_value(json!({"podSelector": {"matchLabels": {"tier": "db"}}})).unwrap();
-    let deny = Rule { name: "db".into(), matches: database, action: Action::Deny("no".into()) };
+    let deny = Rule { name: "db".into(), matches: database, action: Verdict::Deny { message: "no".into() } };
     let policy = Policy { default: EVICT, rules: vec![deny] };
     let decide = |pod: &Pod| policy.decide(&interaction(), &interaction().user, &[], pod).verdict;
     let first = serde_json::to_value(interaction()).unwrap();
@@ -113,10 +117,10 @@ fn a_quarantine_does_not_take_a_pod_out_of_the_rules() {
     );
     assert_eq!(decide(&touched), Verdict::Deny { message: "no".into() });
     touched.metadata.annotations.as_mut().unwrap().insert("pristine/quarantined".into(), json!({"a": "b"}).to_string());
-    assert!(matches!(decide(&touched), Verdict::Evict { .. }), "it had a controller");
+    assert!(matches!(decide(&touched), Verdict::Mark(Disposition::Evict(_))), "it had a controller");
     // Without a mark of this pod, somebody else wrote it.
     touched.metadata.uid = Some("other".into());
-    assert!(matches!(decide(&touched), Verdict::Spare { .. }));
+    assert!(matches!(decide(&touched), Verdict::Mark(Disposition::EvictIfOwned(_))));
 }
 
 #[test]

@@ -238,13 +238,13 @@ fn a_pod_deleted_right_after_an_interaction_leaves_its_mark_to_its_successor_onc
     let interacted = at(1000);
     let left = successor_mark(&pod("u", Some(600), |_| ()), at(1010)).unwrap();
     assert_eq!(
-        (left.interaction.at, left.fate, left.until),
-        (interacted, Fate::Evicted(Duration::from_secs(600)), at(1035))
+        (left.interaction.at, left.disposition, left.until),
+        (interacted, Disposition::Evict(Duration::from_secs(600)), at(1035))
     );
     // With a deadline that is over before nothing can arrive any more, the heir of the heir would be the next.
     let left = successor_mark(&pod("u", Some(5), |_| ()), at(1010)).unwrap();
-    assert_eq!(left.fate, Fate::Evicted(Duration::from_secs(35)));
-    assert_eq!(successor_mark(&pod("u", None, |_| ()), at(1010)).unwrap().fate, Fate::Recorded);
+    assert_eq!(left.disposition, Disposition::Evict(Duration::from_secs(35)));
+    assert_eq!(successor_mark(&pod("u", None, |_| ()), at(1010)).unwrap().disposition, Disposition::Record);
     assert_eq!(successor_mark(&pod("u", Some(600), |_| ()), at(1035)), None, "nothing arrives any more");
     assert_eq!(successor_mark(&pod("other", Some(600), |_| ()), at(1010)), None, "a mark of another pod");
     for kind in ["ReplicaSet", "DaemonSet", "Job"] {

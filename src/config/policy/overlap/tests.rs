@@ -1,17 +1,17 @@
 use super::*;
 use crate::{
-    config::policy::{Action, Policy},
-    mark::{Interaction, User},
+    config::policy::{Policy, Verdict},
+    mark::{Disposition, Interaction, User},
 };
 use k8s_openapi::api::core::v1::Pod;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-fn rule(name: &str, matches: Value, action: Action) -> Rule {
+fn rule(name: &str, matches: Value, action: Verdict) -> Rule {
     Rule { name: name.into(), matches: serde_json::from_value(matches).unwrap(), action }
 }
 
-fn whys(rules: &[(Value, Action)]) -> Vec<(String, String)> {
+fn whys(rules: &[(Value, Verdict)]) -> Vec<(String, String)> {
     let rules: Vec<Rule> = rules
         .iter()
         .enumerate()
@@ -23,10 +23,10 @@ fn whys(rules: &[(Value, Action)]) -> Vec<(String, String)> {
 #[test]
 fn a_rule_behind_a_wider_one_is_named_with_it() {
     let found = whys(&[
-        (json!({"namespaces": ["prod-*"]}), Action::Record),
-        (json!({"namespaces": ["prod-eu"], "users": ["a"]}), Action::Exempt),
-        (json!({"namespaces": ["prod-*"]}), Action::Record),
-        (json!({"namespaces": ["prod-eu", "dev"]}), Action::Exempt),
+        (json!({"namespaces": ["prod-*"]}), Verdict::Mark(Disposition::Record)),
+        (json!({"namespaces": ["prod-eu"], "users": ["a"]}), Verdict::Exempt),
+        (json!({"namespaces": ["prod-*"]}), Verdict::Mark(Disposition::Record)),
+        (json!({"namespaces": ["prod-eu", "dev"]}), Verdict::Exempt),
     ]);
     let all = "rule \"0\" before it matches everything that it matches";
     assert_eq!(found, [("1".into(), format!("{all}, and does something else")), ("2".into(), all.into())]);
@@ -34,9 +34,14 @@ fn a_rule_behind_a_wider_one_is_named_with_it() {
 
 #[test]
 fn a_rule_without_operations_says_nothing_of_ports() {
-    assert_eq!(whys(&[(json!({}), Action::Record), (json!({"operations": ["proxy"]}), Action::Exempt)]), []);
-    let found =
-        whys(&[(json!({"operations": ["exec", "attach", "debug"]}), Action::Record), (json!({}), Action::Exempt)]);
+    assert_eq!(
+        whys(&[(json!({}), Verdict::Mark(Disposition::Record)), (json!({"operations": ["proxy"]}), Verdict::Exempt)]),
+        []
+    );
+    let found = whys(&[
+        (json!({"operations": ["exec", "attach", "debug"]}), Verdict::Mark(Disposition::Record)),
+        (json!({}), Verdict::Exempt),
+    ]);
     assert_eq!(found.len(), 1);
 }
 
@@ -47,7 +52,7 @@ fn what_nothing_can_match_is_named() {
         (json!({"operations": ["port-forward"], "interactive": true}), "terminal"),
         (json!({"operations": ["attach"], "commandPrefix": ["sh"]}), "command"),
     ] {
-        let found = whys(&[(matches, Action::Record)]);
+        let found = whys(&[(matches, Verdict::Mark(Disposition::Record))]);
         assert!(found[0].1.contains(word), "{found:?}");
     }
 }
@@ -85,7 +90,7 @@ proptest! {
         (operation, container, tty) in (0_usize..5, "[cde]", any::<bool>()),
         (command, label, owner) in (prop_oneof![Just(vec![]), Just(vec!["sh"]), Just(vec!["sh", "-c", "id"])], "[xyz]", any::<bool>()),
     ) {
-        let rules: Vec<Rule> = rules.into_iter().enumerate().map(|(n, matches)| Rule { name: n.to_string(), matches, action: Action::Record }).collect();
+        let rules: Vec<Rule> = rules.into_iter().enumerate().map(|(n, matches)| Rule { name: n.to_string(), matches, action: Verdict::Mark(Disposition::Record) }).collect();
         let owners = json!([{"apiVersion": "batch/v1", "kind": "Job", "name": "o", "uid": "o", "controller": true}]);
         let pod: Pod = serde_json::from_value(json!({"metadata": {
             "namespace": namespace, "name": "p", "labels": {"l": label}, "ownerReferences": owner.then_some(owners),
@@ -100,7 +105,7 @@ proptest! {
             command: argv.clone(), stdin: false, tty: tty && enters, user: user.clone(), review: String::new(), rule: String::new(),
         };
         let dead: Vec<String> = dead(&rules).into_iter().map(|dead| dead.rule).collect();
-        let decided = Policy { default: Action::Exempt, rules }.decide(&interaction, &user, &argv, &pod).rule;
+        let decided = Policy { default: Verdict::Exempt, rules }.decide(&interaction, &user, &argv, &pod).rule;
         prop_assert!(!dead.contains(&decided), "{decided} of {dead:?}");
     }
 }
