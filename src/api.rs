@@ -1,5 +1,39 @@
-//! The Kubernetes API: one module for each kind of object that is read or written.
+//! The Kubernetes API: one module for each kind of object that is read or written, and the [`Context`] that every module
+//! with I/O works in.
+
+use std::sync::Arc;
+
+use kube::Client;
+
+use crate::{audit_log::AuditLog, clock::Clock, telemetry::Metrics};
 
 pub mod events;
 pub mod owners;
 pub mod pods;
+
+/// The clock, and the three places where a module reports what it did. Cheap to clone.
+#[derive(Clone)]
+pub struct Context {
+    /// The wall clock: deadlines and certificates are wall-clock times.
+    pub clock: Clock,
+    /// Kubernetes Events, for `kubectl describe`.
+    pub events: events::Events,
+    /// One JSON line for each interaction.
+    pub audit_log: AuditLog,
+    /// Counters and gauges.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Context {
+    /// Returns the context, and the task that publishes its Events; `instance` is the name of this replica.
+    pub fn new(
+        client: Client,
+        instance: &str,
+        clock: Clock,
+        audit_log: AuditLog,
+        metrics: Arc<Metrics>,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (events, publish) = events::Events::new(client, instance, clock.clone(), metrics.clone());
+        (Self { clock, events, audit_log, metrics }, publish)
+    }
+}

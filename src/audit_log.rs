@@ -11,7 +11,7 @@ use crate::mark::Interaction;
 /// One line.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Entry<'a> {
+pub struct Line<'a> {
     /// `marked`, `exempt`, `denied`, or `unrecorded` for what was let through without a mark because it must not be held up.
     pub decision: &'static str,
     /// Namespace of the pod.
@@ -51,7 +51,7 @@ impl AuditLog {
     }
 
     /// Writes one line.
-    pub fn write(&self, entry: &Entry<'_>) {
-        (self.0)(&serde_json::to_string(entry).expect("an entry has string keys only"));
+    pub fn write(&self, line: &Line<'_>) {
+        (self.0)(&serde_json::to_string(line).expect("a line has string keys only"));
     }
 }

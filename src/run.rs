@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::{
     admission::{handler::Handler, http::Endpoint, locks::PodLocks, secret_path::renewer::PathRenewer},
-    api::{events::Events, pods::Pods},
+    api::{Context, pods::Pods},
     audit_log::AuditLog,
     certs::{self, mounted::Mounted, objects::Objects, replica_status::publisher, resolver::Resolver},
     cli::{
@@ -23,8 +23,12 @@ use crate::{
     },
     clock::Clock,
     config::{self, Configuration, reload::Reload},
-    eviction::{self, leadership::LeaderElector, mark_successor::SuccessorMarker},
-    server::{self, Limits, probes},
+    eviction::{
+        self,
+        leadership::{LeaderElector, Leadership},
+        mark_successor::SuccessorMarker,
+    },
+    server::{self, Limits, probes, readiness::Readiness},
     telemetry::{Metrics, init_logs},
 };
 
@@ -94,13 +98,11 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let clock = Clock::system();
     let pods = Pods::new(client.clone());
     let (stop, stopping) = watch::channel(false);
-    let (rules, policy) = watch::channel(Arc::new(policy));
-    let (evictions, settings) = watch::channel(eviction);
-    let (leading, led) = watch::channel(None);
-    let (synced, is_synced) = watch::channel(false);
-    let (trusted, is_trusted) = watch::channel(Err("starting".to_owned()));
-    let (readiness, is_ready) = watch::channel(Err("starting".to_owned()));
-    let (events, publish_events) = Events::new(client.clone(), &args.pod_name, clock.clone(), metrics.clone());
+    let (policy_tx, policy_rx) = watch::channel(Arc::new(policy));
+    let (settings_tx, settings_rx) = watch::channel(eviction);
+    let (synced, trusted, ready) = (Readiness::default(), Readiness::default(), Readiness::default());
+    let leadership = Leadership::default();
+    let (context, publish_events) = Context::new(client.clone(), &args.pod_name, clock, AuditLog::stdout(), metrics);
 
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
     let mut spawn = |name: &'static str, task: Task| {
@@ -110,18 +112,17 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         });
     };
     spawn("events", Box::pin(publish_events));
-    spawn("probes", Box::pin(probes::serve(probe_port, metrics.clone(), is_ready)));
-    spawn("readiness", Box::pin(ready(readiness, is_trusted, is_synced, stopping.clone())));
+    spawn("probes", Box::pin(probes::serve(probe_port, context.metrics.clone(), ready.clone())));
+    spawn("readiness", Box::pin(ready.follow(trusted.clone(), synced.clone(), stopping.clone())));
 
     let about = own_pod(&args);
     let reload = Reload {
         path: args.config.clone(),
         text,
-        policy: rules,
-        eviction: evictions,
-        events: events.clone(),
+        policy: policy_tx,
+        eviction: settings_tx,
         about: about.clone(),
-        metrics: metrics.clone(),
+        context: context.clone(),
     };
     spawn("configuration", Box::pin(reload.run()));
 
@@ -130,16 +131,13 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let (namespace, name) = (args.namespace.clone(), args.pod_name.clone());
     spawn("announcement", Box::pin(publisher::run(pods.clone(), namespace, name, resolver.clone())));
     let objects = Objects::new(client.clone(), args.names());
-    let ready = trusted;
     let certificates: Task = {
-        let (clock, events, metrics) = (clock.clone(), events.clone(), metrics.clone());
+        let (context, ready) = (context.clone(), trusted);
         if let Some(path) = args.tls_dir.clone() {
             let hold = lifetimes.hold;
-            Box::pin(Mounted { path, objects, hold, clock, events, about, metrics, resolver, ready }.run())
+            Box::pin(Mounted { path, objects, hold, about, context, resolver, ready }.run())
         } else {
-            Box::pin(
-                certs::controller::Controller { objects, lifetimes, clock, events, metrics, resolver, ready }.run(),
-            )
+            Box::pin(certs::controller::Controller { objects, lifetimes, context, resolver, ready }.run())
         }
     };
     spawn("certificates", certificates);
@@ -147,48 +145,32 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let broken = Arc::new(Notify::new());
     let service = (args.service.clone(), args.namespace.clone());
     let configuration = args.webhook_configuration.clone();
-    let (renewer, guard) = PathRenewer::new(
-        client.clone(),
-        configuration,
-        service,
-        args.secret_path_lifetime,
-        clock.clone(),
-        broken.clone(),
-    );
-    spawn("path", Box::pin(renewer.run()));
+    let clock = context.clock.clone();
+    let (renewer, guard) =
+        PathRenewer::new(client.clone(), configuration, service, args.secret_path_lifetime, clock, broken.clone());
+    spawn("secret path", Box::pin(renewer.run()));
 
     let elector = LeaderElector {
         client: client.clone(),
         namespace: args.namespace.clone(),
         name: args.lease.clone(),
         identity: args.pod_name.clone(),
-        clock: clock.clone(),
-        metrics: metrics.clone(),
+        context: context.clone(),
     };
-    let election = tokio::spawn(elector.run(leading, stopping.clone()));
-    let audit_log = AuditLog::stdout();
-    let successors = SuccessorMarker {
-        pods: pods.clone(),
-        clock: clock.clone(),
-        events: events.clone(),
-        audit_log: audit_log.clone(),
-        metrics: metrics.clone(),
-    };
+    let election = tokio::spawn(elector.run(leadership.clone(), stopping.clone()));
     let evictions = eviction::controller::Controller {
         client,
         pods: pods.clone(),
-        clock: clock.clone(),
-        events: events.clone(),
-        metrics: metrics.clone(),
-        settings,
-        leading: led,
-        successors,
+        context: context.clone(),
+        settings: settings_rx,
+        leadership,
+        successors: SuccessorMarker { pods: pods.clone(), context: context.clone() },
         synced,
     };
     spawn("eviction", Box::pin(evictions.run()));
 
-    let handler =
-        Handler { pods, policy, clock, events, audit_log, metrics: metrics.clone(), locks: PodLocks::default() };
+    let metrics = context.metrics.clone();
+    let handler = Handler { pods, policy: policy_rx, locks: PodLocks::default(), context };
     let endpoint = Arc::new(Endpoint::new(handler, guard, metrics.clone()));
     let limits = Limits { requests: args.requests_per_connection, drain: args.drain, ..Limits::default() };
     let webhook = server::serve(webhook_port, tls, endpoint, limits, metrics, stopping, broken);
@@ -208,40 +190,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    anyhow::bail!("the task {ended} ended, and without it nothing here can be relied on")
-}
-
-/// Ready is: the API server is told to trust what is served, and all marked pods are known. Not ready any more is
-/// only a process that was told to stop.
-async fn ready(
-    readiness: watch::Sender<Result<(), String>>,
-    mut trusted: watch::Receiver<Result<(), String>>,
-    mut synced: watch::Receiver<bool>,
-    mut stopping: watch::Receiver<bool>,
-) {
-    loop {
-        let known =
-            if *synced.borrow_and_update() { Ok(()) } else { Err("not all marked pods are known yet".to_owned()) };
-        // The certificates' reason first: it says what the API server said, if it refuses to be asked at all.
-        let (is_stopping, trusted_now) = (*stopping.borrow_and_update(), trusted.borrow_and_update().clone());
-        let now = match (is_stopping, trusted_now, known) {
-            (true, ..) => Err("stopping".to_owned()),
-            (_, Err(one), Err(other)) => Err(format!("{one}; {other}")),
-            (_, trusted, known) => trusted.and(known),
-        };
-        if now.is_ok() && readiness.borrow().is_err() {
-            tracing::info!("ready");
-        }
-        drop(readiness.send_replace(now));
-        let changed = tokio::select! {
-            changed = trusted.changed() => changed,
-            changed = synced.changed() => changed,
-            changed = stopping.changed() => changed,
-        };
-        if changed.is_err() {
-            return;
-        }
-    }
+    anyhow::bail!("task {ended} exited unexpectedly; shutting down")
 }
 
 async fn terminated() -> std::io::Result<()> {

@@ -28,6 +28,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::telemetry::{Metrics, Outcome};
 
 pub mod probes;
+pub mod readiness;
 
 /// What one client may cost.
 #[derive(Clone, Copy, Debug)]

@@ -10,7 +10,8 @@ use common::{cluster::until, fake::Fake, https};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use pristine::{
-    api::events::Events,
+    api::Context,
+    audit_log::AuditLog,
     certs::{
         bundle,
         ca::Ca,
@@ -19,11 +20,11 @@ use pristine::{
         resolver::Resolver,
     },
     clock::Clock,
+    server::readiness::Readiness,
     telemetry::Metrics,
 };
 use rustls_pki_types::CertificateDer;
 use serde_json::json;
-use tokio::sync::watch;
 
 /// Somebody's PKI: a CA, and a pair of files by it.
 struct Pki {
@@ -72,7 +73,7 @@ struct World {
     fake: Fake,
     resolver: Resolver,
     metrics: Arc<Metrics>,
-    ready: watch::Receiver<Result<(), String>>,
+    ready: Readiness,
 }
 
 fn world(bundle: &str, hold: Duration) -> World {
@@ -85,7 +86,7 @@ fn world(bundle: &str, hold: Duration) -> World {
     fake.state().configuration =
         Some(json!({"metadata": {"name": "pristine", "resourceVersion": "1"}, "webhooks": webhooks}));
     let metrics = Arc::new(Metrics::default());
-    let (events, publish) = Events::new(fake.client(), "test", Clock::system(), metrics.clone());
+    let (context, publish) = Context::new(fake.client(), "test", Clock::system(), AuditLog::stdout(), metrics.clone());
     tokio::spawn(publish);
     let names = Names {
         namespace: "pristine-system".into(),
@@ -93,21 +94,19 @@ fn world(bundle: &str, hold: Duration) -> World {
         service: "pristine".into(),
         configuration: "pristine".into(),
     };
-    let (ready, is_ready) = watch::channel(Err("starting".to_owned()));
+    let ready = Readiness::default();
     let resolver = Resolver::default();
     let mounted = Mounted {
         path: mount.path().to_owned(),
         objects: Objects::new(fake.client(), names),
         hold,
-        clock: Clock::system(),
-        events,
         about: ObjectReference::default(),
-        metrics: metrics.clone(),
+        context,
         resolver: resolver.clone(),
-        ready,
+        ready: ready.clone(),
     };
     tokio::spawn(mounted.run());
-    World { mount, fake, resolver, metrics, ready: is_ready }
+    World { mount, fake, resolver, metrics, ready }
 }
 
 impl World {
@@ -134,8 +133,7 @@ async fn with_ca_crt_the_bundle_is_kept_and_three_swaps_in_a_row_are_all_served(
         world.serves(&leaf).await;
     }
     assert_eq!(world.bundle(), pki.ca());
-    let mut ready = world.ready.clone();
-    tokio::time::timeout(Duration::from_secs(5), ready.wait_for(Result::is_ok)).await.unwrap().unwrap();
+    until("the replica is ready", 5, || async { world.ready.get().ok() }).await;
 
     // Another CA: both are trusted, because other replicas still serve by the first.
     let other = Pki::new();

@@ -8,7 +8,9 @@ use std::{fs, os::unix::fs::symlink, path::Path, sync::Arc, time::Duration};
 use common::fake::Fake;
 use k8s_openapi::api::core::v1::ObjectReference;
 use pristine::{
-    api::events::Events,
+    api::Context,
+    audit_log::AuditLog,
+    clock::Clock,
     config::{
         self,
         policy::{Policy, Verdict},
@@ -47,18 +49,10 @@ async fn three_swaps_in_a_row_are_all_seen_and_a_bad_file_keeps_the_old_rules() 
     let first = text(1);
     let (policy, mut rules) = watch::channel(Arc::new(config::load(&path).unwrap().policy));
     let (eviction, _) = watch::channel(pristine::eviction::Settings::default());
-    let (events, publish) =
-        Events::new(Fake::default().client(), "test", pristine::clock::Clock::system(), metrics.clone());
+    let (context, publish) =
+        Context::new(Fake::default().client(), "test", Clock::system(), AuditLog::stdout(), metrics.clone());
     tokio::spawn(publish);
-    let reload = Reload {
-        path,
-        text: first,
-        policy,
-        eviction,
-        events,
-        about: ObjectReference::default(),
-        metrics: metrics.clone(),
-    };
+    let reload = Reload { path, text: first, policy, eviction, about: ObjectReference::default(), context };
     tokio::spawn(reload.run());
     tokio::time::sleep(Duration::from_millis(200)).await;
 

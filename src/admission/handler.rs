@@ -15,15 +15,15 @@ use super::{
 };
 use crate::{
     api::{
-        events::{EventType, Events},
+        Context,
+        events::EventType,
         pods::{self, Marked, Pods},
     },
-    audit_log::{AuditLog, Entry},
-    clock::Clock,
+    audit_log::Line,
     config::policy::{Decision, Policy, Verdict},
     error::chain,
     mark::{Disposition, Interaction, Operation},
-    telemetry::{Admission, AdmissionOutcome, Metrics},
+    telemetry::{Admission, AdmissionOutcome},
 };
 
 /// Subtracted from the API server's timeout, so that the user reads our reason and not "context deadline exceeded",
@@ -36,14 +36,8 @@ pub struct Handler {
     pub pods: Pods,
     /// The rules in force.
     pub policy: watch::Receiver<Arc<Policy>>,
-    /// The wall clock.
-    pub clock: Clock,
-    /// Where Events go.
-    pub events: Events,
-    /// Where interactions are written down.
-    pub audit_log: AuditLog,
-    /// Counters.
-    pub metrics: Arc<Metrics>,
+    /// The clock, and where what is done is reported.
+    pub context: Context,
     /// One writer a pod.
     pub locks: PodLocks,
 }
@@ -92,9 +86,9 @@ impl Handler {
         let request = review::parse(body)?;
         let start = tokio::time::Instant::now();
         let outcome = tokio::time::timeout(timeout.saturating_sub(RESERVE), self.admit(&request)).await;
-        self.metrics.admission_seconds.observe(start.elapsed().as_secs_f64());
+        self.context.metrics.admission_seconds.observe(start.elapsed().as_secs_f64());
         if request.breaks_glass() && !request.dry_run {
-            self.metrics.break_glass.inc();
+            self.context.metrics.break_glass.inc();
         }
         let late = || Err(Refused::Unavailable("the API server did not answer in time".to_owned()));
         let (answer, decision) = match outcome.unwrap_or_else(|_| late()) {
@@ -102,7 +96,7 @@ impl Handler {
             Err(refused) => self.refused(&request, refused),
         };
         let operation = request.acts.first().map_or("none", |act| act.operation.as_str());
-        self.metrics.admissions.get_or_create(&Admission { operation, decision }).inc();
+        self.context.metrics.admissions.get_or_create(&Admission { operation, decision }).inc();
         Ok(review::render(&request.uid, &answer))
     }
 
@@ -144,7 +138,7 @@ impl Handler {
         let mut decided = Decided::default();
         for act in &request.acts {
             let container = validate::container(act, pod).map_err(Refused::Target)?;
-            let mut interaction = validate::interaction(request, act, container, self.clock.now());
+            let mut interaction = validate::interaction(request, act, container, self.context.clock.now());
             let Decision { verdict, rule } = policy.decide(&interaction, &request.user, &act.command, pod);
             interaction.rule = rule;
             match verdict {
@@ -180,8 +174,8 @@ impl Handler {
             Admitted::Exempt(interaction) => {
                 let (pod_uid, evict_at, total, message) = (None, None, None, None);
                 let decision = "exempt";
-                let entry = Entry { decision, namespace, pod: name, pod_uid, evict_at, total, message, interaction };
-                self.audit_log.write(&entry);
+                let entry = Line { decision, namespace, pod: name, pod_uid, evict_at, total, message, interaction };
+                self.context.audit_log.write(&entry);
                 answer.audit.insert("rule", interaction.rule.clone());
                 answer.audit.insert("decision", decision.to_owned());
                 AdmissionOutcome::Exempt
@@ -205,7 +199,7 @@ impl Handler {
 
     fn tell(&self, request: &Request, pod: &Pod, marked: &Marked) {
         let (mark, interaction) = (&marked.mark, marked.mark.last());
-        self.audit_log.write(&Entry {
+        self.context.audit_log.write(&Line {
             decision: "marked",
             namespace: &request.namespace,
             pod: &request.pod,
@@ -222,8 +216,8 @@ impl Handler {
         };
         let reason = if request.breaks_glass() { "BreakGlass" } else { "PodInteraction" };
         let kind = if request.breaks_glass() { EventType::Warning } else { EventType::Normal };
-        self.events.pod(pod, kind, reason, "Mark", &note);
-        self.events.owner(pod, kind, reason, "Mark", &format!("pod {}: {note}", request.pod));
+        self.context.events.pod(pod, kind, reason, "Mark", &note);
+        self.context.events.owner(pod, kind, reason, "Mark", &format!("pod {}: {note}", request.pod));
     }
 
     fn refused(&self, request: &Request, refused: Refused) -> (Answer, AdmissionOutcome) {
@@ -246,10 +240,10 @@ impl Handler {
         };
         let (word, decision) = if opens { ("unrecorded", AdmissionOutcome::Unrecorded) } else { ("denied", decision) };
         if let Some(act) = request.acts.first() {
-            let interaction = &validate::interaction(request, act, act.container.clone(), self.clock.now());
+            let interaction = &validate::interaction(request, act, act.container.clone(), self.context.clock.now());
             let (pod_uid, evict_at, total, message) = (None, None, None, Some(denial.message.as_str()));
-            let entry = Entry { decision: word, namespace, pod, pod_uid, evict_at, total, message, interaction };
-            self.audit_log.write(&entry);
+            let entry = Line { decision: word, namespace, pod, pod_uid, evict_at, total, message, interaction };
+            self.context.audit_log.write(&entry);
         }
         let audit = [("decision", decision.as_str().to_owned())].into();
         (Answer { denial: Some(denial).filter(|_| !opens), audit }, decision)

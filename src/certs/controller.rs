@@ -3,12 +3,12 @@
 //! No leader: any replica may take any step, and every write is a compare-and-swap. Who loses looks again and finds
 //! the step taken.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use tokio::{
-    sync::{Notify, watch},
+    sync::Notify,
     time::{Instant, sleep},
 };
 
@@ -21,10 +21,10 @@ use super::{
     secret::{PHASES, Store},
 };
 use crate::{
-    api::events::{EventType, Events},
-    clock::Clock,
+    api::{Context, events::EventType},
     error::chain,
-    telemetry::{Certificate as Label, Metrics, Outcome, Phase},
+    server::readiness::Readiness,
+    telemetry::{Certificate as Label, Outcome, Phase},
 };
 
 /// How long a certificate lives that was issued without asking the API server.
@@ -37,16 +37,12 @@ pub struct Controller {
     pub objects: Objects,
     /// How long certificates live.
     pub lifetimes: Lifetimes,
-    /// The wall clock.
-    pub clock: Clock,
-    /// Where Events go.
-    pub events: Events,
-    /// Gauges.
-    pub metrics: Arc<Metrics>,
+    /// The clock, and where what is done is reported.
+    pub context: Context,
     /// Gets the serving certificates.
     pub resolver: Resolver,
-    /// What is missing before the API server can call us; latches.
-    pub ready: watch::Sender<Result<(), String>>,
+    /// Whether the API server can verify what this replica serves.
+    pub ready: Readiness,
 }
 
 /// How fast steps follow each other.
@@ -134,7 +130,7 @@ impl Controller {
         loop {
             let wait = match self.step(&mut memory).await {
                 Ok((Step::Idle { until }, _)) => {
-                    let wait = Duration::try_from(until.duration_since(self.clock.now())).unwrap_or_default();
+                    let wait = Duration::try_from(until.duration_since(self.context.clock.now())).unwrap_or_default();
                     wait.clamp(Duration::from_millis(10), TICK)
                 }
                 Ok((step, now)) => {
@@ -144,12 +140,13 @@ impl Controller {
                 Err(error) => {
                     if !matches!(error, Error::Object(objects::Error::Conflict)) {
                         tracing::warn!(error = %chain(&error), "a certificate step failed, will try again");
-                        self.missing(chain(&error));
+                        self.ready.set_missing(chain(&error));
                         self.hold_on(&mut memory);
                     }
                     // Not past the moment at which this replica must help itself.
                     let ending = memory.serving.as_ref().map(|serving| ends_soon_at(&serving.leaf));
-                    let left = ending.and_then(|at| Duration::try_from(at.duration_since(self.clock.now())).ok());
+                    let left =
+                        ending.and_then(|at| Duration::try_from(at.duration_since(self.context.clock.now())).ok());
                     sleep(pace.after_failure().min(left.filter(|left| !left.is_zero()).unwrap_or(Duration::MAX))).await;
                     continue;
                 }
@@ -165,7 +162,7 @@ impl Controller {
     /// While the API server cannot be asked: a certificate that is about to end is renewed from what is in memory, for a
     /// short time. It may be refused, if its CA was retired meanwhile; the one that ends would be for certain.
     fn hold_on(&self, memory: &mut Memory) {
-        let now = self.clock.now();
+        let now = self.context.clock.now();
         let (Some(store), Some(serving)) = (&memory.store, &memory.serving) else { return };
         let active = &store.active.certificate;
         let ending = ends_soon_at(&serving.leaf) <= now && serving.leaf.not_after < active.not_after;
@@ -176,7 +173,7 @@ impl Controller {
                 tracing::error!(error = %chain(&error), "cannot renew the serving certificate");
             }
         } else if serving.leaf.not_after <= now {
-            drop(self.ready.send_replace(Err("the serving certificate has expired".to_owned())));
+            self.ready.set_unready("the serving certificate has expired".to_owned());
         }
     }
 
@@ -188,7 +185,7 @@ impl Controller {
         self.resolver.serve(leaf)?;
         tracing::info!(serial = serving.leaf.serial, not_after = %serving.leaf.not_after, "serving a new certificate");
         let note = format!("{} is served, valid until {}", serving.leaf.serial, serving.leaf.not_after);
-        self.events.publish(
+        self.context.events.publish(
             self.objects.secret_reference(),
             EventType::Normal,
             "ServingCertificateRenewed",
@@ -201,9 +198,9 @@ impl Controller {
 
     /// One look and one step; which, and when.
     async fn step(&self, memory: &mut Memory) -> Result<(Step, Timestamp), Error> {
-        let asked = self.clock.now();
+        let asked = self.context.clock.now();
         let live = self.objects.look().await?;
-        let now = self.clock.now();
+        let now = self.context.clock.now();
         if after(asked, MINT_WITHIN) < now {
             // The process was suspended meanwhile. What it has read may be of a CA that is retired by now.
             return Err(Error::Object(objects::Error::Conflict));
@@ -215,9 +212,15 @@ impl Controller {
         };
         if let Some(why) = unreadable.as_ref().filter(|_| memory.unreadable != unreadable) {
             tracing::error!(why, "the Secret cannot be understood; what was served before is served on");
-            self.metrics.certificate_steps.get_or_create(&Outcome { result: "unreadable" }).inc();
+            self.context.metrics.certificate_steps.get_or_create(&Outcome { result: "unreadable" }).inc();
             let note = format!("cannot be understood: {why}");
-            self.events.publish(self.objects.secret_reference(), EventType::Warning, "SecretUnreadable", "Read", &note);
+            self.context.events.publish(
+                self.objects.secret_reference(),
+                EventType::Warning,
+                "SecretUnreadable",
+                "Read",
+                &note,
+            );
         }
         memory.unreadable = unreadable;
         let published_generation = live.published_generation();
@@ -248,7 +251,7 @@ impl Controller {
         self.report(&observed, &step, now);
         if !matches!(step, Step::Idle { .. }) {
             self.take(&step, &observed, live, memory, now).await?;
-            self.metrics.certificate_steps.get_or_create(&Outcome { result: step.as_str() }).inc();
+            self.context.metrics.certificate_steps.get_or_create(&Outcome { result: step.as_str() }).inc();
             let generation = memory.store.as_ref().map(|store| store.generation);
             tracing::info!(step = step.as_str(), generation, "certificate step taken");
         }
@@ -277,10 +280,10 @@ impl Controller {
                 self.objects.publish(pem, newest, &live).await?;
                 let changed = observed.bundles.iter().flatten().any(|live| live != pem.as_bytes());
                 if changed && memory.published.as_ref() == Some(pem) {
-                    self.metrics.bundle_repairs.inc();
+                    self.context.metrics.bundle_repairs.inc();
                     let note = "somebody changed caBundle of the webhook configuration; it is what it was again";
                     tracing::warn!(note, "bundle repaired");
-                    self.events.publish(
+                    self.context.events.publish(
                         self.objects.secret_reference(),
                         EventType::Warning,
                         "BundleRepaired",
@@ -317,60 +320,46 @@ impl Controller {
         self.objects.write(&store, live).await?;
         if let Some((reason, note)) = telling(step, &store) {
             tracing::info!(reason, note, "CA");
-            self.events.publish(self.objects.secret_reference(), EventType::Normal, reason, "Rotate", &note);
+            self.context.events.publish(self.objects.secret_reference(), EventType::Normal, reason, "Rotate", &note);
         }
         memory.store = Some(store);
         Ok(())
     }
 
-    fn missing(&self, what: String) {
-        // Latched: once ready, a broken bundle is repaired, and taking the endpoint away would only delay that.
-        self.ready.send_if_modified(|ready| match ready {
-            Ok(()) => false,
-            Err(known) => {
-                *known = what;
-                true
-            }
-        });
-    }
-
     fn report(&self, observed: &Observed, step: &Step, now: Timestamp) {
         let has_entries = observed.bundles.as_ref().is_some_and(|bundles| !bundles.is_empty());
-        self.metrics.bundle_in_sync.set(i64::from(has_entries && !matches!(step, Step::Publish(_))));
+        self.context.metrics.bundle_in_sync.set(i64::from(has_entries && !matches!(step, Step::Publish(_))));
         let gauge = |certificate, at: Option<Timestamp>| {
             let seconds = at.map_or(0.0, |at| at.duration_since(Timestamp::UNIX_EPOCH).as_secs_f64());
-            self.metrics.not_after.get_or_create(&Label { certificate }).set(seconds);
+            self.context.metrics.not_after.get_or_create(&Label { certificate }).set(seconds);
         };
         gauge("serving", observed.serving.as_ref().map(|serving| serving.leaf.not_after));
         let Stored::Store(store) = &observed.stored else {
-            return self.missing("there is no CA yet".to_owned());
+            return self.ready.set_missing("there is no CA yet".to_owned());
         };
         for phase in PHASES {
-            self.metrics.phase.get_or_create(&Phase { phase }).set(i64::from(phase == store.phase()));
+            self.context.metrics.phase.get_or_create(&Phase { phase }).set(i64::from(phase == store.phase()));
         }
         gauge("active", Some(store.active.certificate.not_after));
         gauge("next", store.next.as_ref().map(|next| next.certificate.not_after));
         match (&observed.bundles, &observed.serving) {
             (None, _) => {
-                self.missing(format!(
+                self.ready.set_missing(format!(
                     "there is no ValidatingWebhookConfiguration {}",
                     self.objects.names.configuration
                 ));
             }
-            (_, None) => self.missing("no serving certificate yet".to_owned()),
+            (_, None) => self.ready.set_missing("no serving certificate yet".to_owned()),
             (Some(bundles), Some(serving)) if may_be_ready(bundles, serving, store, now) => {
-                if self.ready.send_replace(Ok(())).is_err() {
-                    tracing::info!(
-                        serial = serving.leaf.serial,
-                        "the API server is told to trust the serving certificate"
-                    );
+                if self.ready.set_ready() {
+                    tracing::info!(serial = serving.leaf.serial, "caBundle trusts the serving certificate");
                 }
             }
-            (Some(bundles), _) if bundles.is_empty() => self.missing(format!(
+            (Some(bundles), _) if bundles.is_empty() => self.ready.set_missing(format!(
                 "no entry of the ValidatingWebhookConfiguration {} calls the Service {}/{}",
                 self.objects.names.configuration, self.objects.names.namespace, self.objects.names.service
             )),
-            _ => self.missing("caBundle does not trust the serving certificate yet".to_owned()),
+            _ => self.ready.set_missing("caBundle does not trust the serving certificate yet".to_owned()),
         }
     }
 }

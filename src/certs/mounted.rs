@@ -4,13 +4,13 @@
 //! With `ca.crt`, caBundle is ours to keep; without, somebody else injects it, and it is left alone. What cannot be read
 //! never replaces what is served.
 
-use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use super::{
     Certificate, after, bundle,
@@ -19,11 +19,11 @@ use super::{
     resolver::Resolver,
 };
 use crate::{
-    api::events::{EventType, Events},
-    clock::Clock,
+    api::{Context, events::EventType},
     dir_watch::DirWatch,
     error::chain,
-    telemetry::{Certificate as Label, Metrics, Outcome},
+    server::readiness::Readiness,
+    telemetry::{Certificate as Label, Outcome},
 };
 
 /// Keeps what is served the same as what is mounted.
@@ -34,18 +34,14 @@ pub struct Mounted {
     pub objects: Objects,
     /// How long caBundle must have trusted a certificate before it is served.
     pub hold: Duration,
-    /// The wall clock.
-    pub clock: Clock,
-    /// Where Events go.
-    pub events: Events,
+    /// The clock, and where what is done is reported.
+    pub context: Context,
     /// Our own pod, which the Events are about.
     pub about: ObjectReference,
-    /// Gauges.
-    pub metrics: Arc<Metrics>,
     /// Gets the serving certificates.
     pub resolver: Resolver,
-    /// What is missing before the API server can call us; latches.
-    pub ready: watch::Sender<Result<(), String>>,
+    /// Whether the API server can verify what this replica serves.
+    pub ready: Readiness,
 }
 
 /// What the directory held.
@@ -82,9 +78,15 @@ impl Mounted {
                 let problem = self.look(&mut memory).await.err();
                 if let Some(problem) = problem.as_ref().filter(|problem| memory.complaint.as_ref() != Some(problem)) {
                     tracing::error!(path = %self.path.display(), problem, "the mounted certificate is not served");
-                    self.metrics.certificate_steps.get_or_create(&Outcome { result: "refused" }).inc();
+                    self.context.metrics.certificate_steps.get_or_create(&Outcome { result: "refused" }).inc();
                     let note = format!("{}: {problem}; what was served before is served on", self.path.display());
-                    self.events.publish(self.about.clone(), EventType::Warning, "CertificateRefused", "Issue", &note);
+                    self.context.events.publish(
+                        self.about.clone(),
+                        EventType::Warning,
+                        "CertificateRefused",
+                        "Issue",
+                        &note,
+                    );
                 }
                 memory.complaint = problem;
                 let hold = self.hold.min(Duration::from_secs(5));
@@ -107,9 +109,12 @@ impl Mounted {
         if live.is_leaving() {
             return self.objects.withdraw(&live).await.map_err(|error| chain(&error));
         }
-        let now = self.clock.now();
+        let now = self.context.clock.now();
         let Some(bundles) = live.bundles() else {
-            self.missing(format!("there is no ValidatingWebhookConfiguration {}", self.objects.names.configuration));
+            self.ready.set_missing(format!(
+                "there is no ValidatingWebhookConfiguration {}",
+                self.objects.names.configuration
+            ));
             return Ok(());
         };
         let pair = pair?;
@@ -143,24 +148,30 @@ impl Mounted {
             // With nothing to lose there is nothing to wait for.
             let ending = memory.serving.as_ref().is_none_or(|serving| serving.part_of_life(9, 10) <= now);
             if !trusted && !ending {
-                self.missing("caBundle does not trust the mounted certificate yet".to_owned());
+                self.ready.set_missing("caBundle does not trust the mounted certificate yet".to_owned());
                 return if accepted { Ok(()) } else { Err("caBundle does not trust it yet".to_owned()) };
             }
             self.resolver.serve(Leaf { chain, key, certificate: leaf.clone() }).map_err(|error| error.to_string())?;
             tracing::info!(serial = leaf.serial, not_after = %leaf.not_after, "serving a new certificate");
             let note = format!("{} is served, valid until {}", leaf.serial, leaf.not_after);
-            self.events.publish(self.about.clone(), EventType::Normal, "ServingCertificateRenewed", "Issue", &note);
+            self.context.events.publish(
+                self.about.clone(),
+                EventType::Normal,
+                "ServingCertificateRenewed",
+                "Issue",
+                &note,
+            );
             let end = leaf.not_after.duration_since(Timestamp::UNIX_EPOCH).as_secs_f64();
-            self.metrics.not_after.get_or_create(&Label { certificate: "serving" }).set(end);
+            self.context.metrics.not_after.get_or_create(&Label { certificate: "serving" }).set(end);
             memory.waiting = None;
             memory.serving = Some(leaf);
         }
-        self.metrics.bundle_in_sync.set(i64::from(accepted));
+        self.context.metrics.bundle_in_sync.set(i64::from(accepted));
         if accepted {
-            drop(self.ready.send_replace(Ok(())));
+            self.ready.set_ready();
             Ok(())
         } else {
-            self.missing("caBundle does not trust the mounted certificate yet".to_owned());
+            self.ready.set_missing("caBundle does not trust the mounted certificate yet".to_owned());
             Err("caBundle does not trust it".to_owned())
         }
     }
@@ -183,22 +194,13 @@ impl Mounted {
         let leaf = chain.first().cloned().ok_or("tls.crt: no certificate")?;
         let leaf = Certificate::from_der(leaf).map_err(|error| format!("tls.crt: {error}"))?;
         Resolver::check(&chain, &key).map_err(|error| format!("tls.key: {error}"))?;
-        if leaf.not_after <= self.clock.now() {
+        if leaf.not_after <= self.context.clock.now() {
             return Err(format!("tls.crt: expired at {}", leaf.not_after));
         }
         let ca = if self.path.join("ca.crt").exists() { Some(file("ca.crt")?) } else { None };
-        if ca.as_ref().is_some_and(|ca| bundle::merge([ca.as_slice()], self.clock.now()).is_empty()) {
+        if ca.as_ref().is_some_and(|ca| bundle::merge([ca.as_slice()], self.context.clock.now()).is_empty()) {
             return Err("ca.crt: no certificate that is valid now".to_owned());
         }
         Ok(Pair { chain, key, leaf, ca })
-    }
-
-    fn missing(&self, what: String) {
-        self.ready.send_if_modified(|ready| {
-            ready.is_err() && {
-                *ready = Err(what);
-                true
-            }
-        });
     }
 }

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::sync::watch;
 
 use crate::{
-    api::events::{EventType, Events},
+    api::{Context, events::EventType},
     config::{
         self, Configuration,
         policy::{Policy, overlap},
@@ -18,7 +18,7 @@ use crate::{
     dir_watch::DirWatch,
     error::chain,
     eviction::Settings,
-    telemetry::{Metrics, Outcome},
+    telemetry::Outcome,
 };
 
 /// Keeps the rules in force those of the file.
@@ -31,12 +31,10 @@ pub struct Reload {
     pub policy: watch::Sender<Arc<Policy>>,
     /// Gets how to evict.
     pub eviction: watch::Sender<Settings>,
-    /// Where Events go.
-    pub events: Events,
+    /// The clock, and where what is done is reported.
+    pub context: Context,
     /// Our own pod, which the Events are about.
     pub about: ObjectReference,
-    /// Counters.
-    pub metrics: Arc<Metrics>,
 }
 
 impl Reload {
@@ -44,7 +42,7 @@ impl Reload {
     pub async fn run(self) {
         let folder = DirWatch::watch(self.path.parent().unwrap_or_else(|| Path::new("/")));
         let mut known = Ok(self.text);
-        self.metrics.configuration_valid.set(1);
+        self.context.metrics.configuration_valid.set(1);
         loop {
             folder.changed().await;
             let text = config::read(&self.path).map_err(|error| chain(&error));
@@ -73,9 +71,9 @@ impl Reload {
                 }
             };
             tracing::info!(result, note, "the configuration changed");
-            self.metrics.reloads.get_or_create(&Outcome { result }).inc();
-            self.metrics.configuration_valid.set(i64::from(result == "accepted"));
-            self.events.publish(self.about.clone(), type_, event, "Reload", &note);
+            self.context.metrics.reloads.get_or_create(&Outcome { result }).inc();
+            self.context.metrics.configuration_valid.set(i64::from(result == "accepted"));
+            self.context.events.publish(self.about.clone(), type_, event, "Reload", &note);
         }
     }
 }

@@ -24,6 +24,7 @@ use tokio::{
 use super::{
     Settings,
     entry::{End, Entry, Observed, Standing, observe},
+    leadership::Leadership,
     mark_successor::SuccessorMarker,
     pacing::Pacing,
     plan::successor_mark,
@@ -31,11 +32,11 @@ use super::{
     reconcile::{Reconcile, lock},
 };
 use crate::{
-    api::{events::Events, pods::Pods},
-    clock::Clock,
+    api::{Context, pods::Pods},
     error::chain,
     mark::{self, owner::controller},
-    telemetry::{Metrics, State as Label},
+    server::readiness::Readiness,
+    telemetry::State as Label,
 };
 
 /// Attempts at once: what the standard rate limit lets begin at once, so that many due at one moment wait for the API server
@@ -51,20 +52,16 @@ pub struct Controller {
     pub client: Client,
     /// Reads, tells and evicts.
     pub pods: Pods,
-    /// The wall clock: deadlines are wall-clock times.
-    pub clock: Clock,
-    /// Where Events go.
-    pub events: Events,
-    /// Counters.
-    pub metrics: Arc<Metrics>,
+    /// The clock, and where what is done is reported.
+    pub context: Context,
     /// What the configuration says.
     pub settings: watch::Receiver<Settings>,
-    /// Until when this replica may evict.
-    pub leading: watch::Receiver<Option<Instant>>,
+    /// Whether this replica may evict.
+    pub leadership: Leadership,
     /// For pods that are deleted right after an interaction.
     pub successors: SuccessorMarker,
-    /// Set once all marked pods are known.
-    pub synced: watch::Sender<bool>,
+    /// Ready once all marked pods are known.
+    pub synced: Readiness,
 }
 
 impl Controller {
@@ -81,14 +78,14 @@ impl Controller {
         let mut reconciles = FuturesUnordered::new();
         let mut counted = Instant::now();
         loop {
-            let now = self.clock.never_ahead();
+            let now = self.context.clock.never_ahead();
             // It goes through all of them, so not on every turn.
             if counted.elapsed() >= TICK {
                 counted = Instant::now();
                 self.report_overdue(&queue, now);
                 lock(&pacing).sweep(now);
             }
-            while reconciles.len() < CONCURRENT && self.leads() {
+            while reconciles.len() < CONCURRENT && self.leadership.is_held() {
                 let Some(uid) = queue.take_due(now) else { break };
                 if let Some(entry) = queue.get(&uid).cloned() {
                     reconciles.push(self.reconcile(uid, entry, pacing.clone()));
@@ -96,7 +93,7 @@ impl Controller {
             }
             self.report(&queue);
             let wait = queue.next().and_then(|next| Duration::try_from(next.duration_since(now)).ok()).unwrap_or(TICK);
-            let wait = if self.leads() && reconciles.len() < CONCURRENT {
+            let wait = if self.leadership.is_held() && reconciles.len() < CONCURRENT {
                 wait.min(TICK)
             } else {
                 TICK.min(Duration::from_secs(1))
@@ -119,30 +116,26 @@ impl Controller {
         }
     }
 
-    fn leads(&self) -> bool {
-        self.leading.borrow().is_some_and(|until| Instant::now() < until)
-    }
-
     fn report(&self, queue: &Queue) {
         for (standing, state) in Standing::ALL {
             let count = match standing {
                 // Who does not evict does not know what holds evictions up; it may have known once.
-                Standing::Queued | Standing::Blocked | Standing::Evicting if !self.leads() => 0,
-                Standing::Marked if !self.leads() => {
+                Standing::Queued | Standing::Blocked | Standing::Evicting if !self.leadership.is_held() => 0,
+                Standing::Marked if !self.leadership.is_held() => {
                     let all = i64::try_from(queue.uids().len()).unwrap_or(i64::MAX);
                     all - queue.count(Standing::Terminating)
                 }
                 _ => queue.count(standing),
             };
-            self.metrics.marked.get_or_create(&Label { state }).set(count);
+            self.context.metrics.marked.get_or_create(&Label { state }).set(count);
         }
-        self.metrics.leader.set(i64::from(self.leads()));
+        self.context.metrics.leader.set(i64::from(self.leadership.is_held()));
     }
 
     fn report_overdue(&self, queue: &Queue, now: Timestamp) {
-        let earliest = if self.leads() { queue.earliest() } else { None };
+        let earliest = if self.leadership.is_held() { queue.earliest() } else { None };
         let overdue = earliest.map_or(0.0, |deadline| now.duration_since(deadline).as_secs_f64().max(0.0));
-        self.metrics.overdue_seconds.set(overdue);
+        self.context.metrics.overdue_seconds.set(overdue);
     }
 
     fn observe(&self, event: watcher::Event<Pod>, queue: &mut Queue, listed: &mut Listed, pacing: &Mutex<Pacing>) {
@@ -150,7 +143,7 @@ impl Controller {
             watcher::Event::Init => listed.uids.clear(),
             watcher::Event::InitApply(pod) => {
                 listed.uids.extend(pod.metadata.uid.clone());
-                terminates(&pod, pacing, self.clock.never_ahead());
+                terminates(&pod, pacing, self.context.clock.never_ahead());
                 self.look(&pod, queue, listed.is_anew);
             }
             watcher::Event::InitDone => {
@@ -161,16 +154,16 @@ impl Controller {
                 }
                 *listed = Listed::default();
                 tracing::info!(marked = queue.uids().count(), "all marked pods are known");
-                self.synced.send_replace(true);
+                self.synced.set_ready();
             }
             watcher::Event::Apply(pod) => {
-                terminates(&pod, pacing, self.clock.never_ahead());
+                terminates(&pod, pacing, self.context.clock.never_ahead());
                 self.look(&pod, queue, false);
             }
             watcher::Event::Delete(pod) => {
                 gone(&pod, pacing);
                 queue.remove(pod.metadata.uid.as_deref().unwrap_or_default());
-                if let Some(mark) = successor_mark(&pod, self.clock.now()) {
+                if let Some(mark) = successor_mark(&pod, self.context.clock.now()) {
                     tokio::spawn(self.successors.clone().run(pod, mark));
                 }
             }
@@ -182,7 +175,7 @@ impl Controller {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let settings = *self.settings.borrow();
         let known = if is_anew { None } else { queue.get(uid) };
-        match observe(pod, known, &settings, self.clock.never_ahead()) {
+        match observe(pod, known, &settings, self.context.clock.never_ahead()) {
             Observed::Nothing => {}
             Observed::Forget(why) => {
                 if let Some(why) = why {
@@ -203,7 +196,7 @@ impl Controller {
         if !old.is_same(before) || old.standing != before.standing {
             return;
         }
-        match old.after(&end, |standing| queue.count(standing), self.clock.never_ahead(), rand::random()) {
+        match old.after(&end, |standing| queue.count(standing), self.context.clock.never_ahead(), rand::random()) {
             Some(entry) => queue.put(uid, entry),
             None => drop(queue.remove(&uid)),
         }
@@ -212,12 +205,10 @@ impl Controller {
     async fn reconcile(&self, uid: String, entry: Entry, pacing: Arc<Mutex<Pacing>>) -> (String, Entry, End) {
         let reconcile = Reconcile {
             pods: &self.pods,
-            clock: &self.clock,
-            events: &self.events,
-            metrics: &self.metrics,
+            context: &self.context,
             settings: *self.settings.borrow(),
             pacing: &pacing,
-            leading: &self.leading,
+            leadership: &self.leadership,
             uid: &uid,
             entry: &entry,
         };

@@ -22,11 +22,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{
-    clock::{Clock, TOLERATED},
-    error::chain,
-    telemetry::Metrics,
-};
+use crate::{api::Context, clock::TOLERATED, error::chain};
 
 const LEASE: Duration = Duration::from_secs(15);
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
@@ -67,6 +63,36 @@ fn held(old: &LeaseSpec, me: &str, now: Timestamp) -> LeaseSpec {
     }
 }
 
+/// Until when this replica may evict, by the monotonic clock. Cheap to clone.
+#[derive(Clone)]
+pub struct Leadership(Arc<watch::Sender<Option<Instant>>>);
+
+impl Default for Leadership {
+    fn default() -> Self {
+        Self(Arc::new(watch::channel(None).0))
+    }
+}
+
+impl Leadership {
+    /// Whether this replica may evict now. That can end at any moment: the process may be suspended.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.0.borrow().is_some_and(|until| Instant::now() < until)
+    }
+
+    fn hold(&self, until: Instant) {
+        if self.0.send_replace(Some(until)).is_none() {
+            tracing::info!("this replica holds the Lease and evicts");
+        }
+    }
+
+    fn release(&self) {
+        if self.0.send_replace(None).is_some() {
+            tracing::info!("this replica no longer holds the Lease");
+        }
+    }
+}
+
 /// Takes part in the election.
 pub struct LeaderElector {
     /// For leases.
@@ -77,47 +103,44 @@ pub struct LeaderElector {
     pub name: String,
     /// This replica. A pod's name: its container, started anew, goes on where the last one was killed.
     pub identity: String,
-    /// For the times written into the lease, which only people read.
-    pub clock: Clock,
-    /// For the gauge of the clock.
-    pub metrics: Arc<Metrics>,
+    /// The clock, and where what is done is reported.
+    pub context: Context,
 }
 
 impl LeaderElector {
-    /// Runs until `stop`, then releases. `leading` holds until when this replica may act.
-    pub async fn run(self, leading: watch::Sender<Option<Instant>>, mut stop: watch::Receiver<bool>) {
+    /// Runs until `stop`, then releases the Lease.
+    pub async fn run(self, leadership: Leadership, mut stop: watch::Receiver<bool>) {
         let api: Api<Lease> = Api::namespaced(self.client.clone(), &self.namespace);
         let mut seen: Option<(String, Instant)> = None;
         loop {
             let asked = Instant::now();
-            match timeout(RETRY * 2, self.round(&api, &mut seen)).await {
-                Ok(Ok(true)) => {
-                    let was = leading.send_replace(Some(asked + RENEW_DEADLINE));
-                    if was.is_none() {
-                        tracing::info!(identity = self.identity, "leading: this replica evicts");
-                    }
-                }
-                Ok(Ok(false)) => step_down(&leading),
-                Ok(Err(error)) => tracing::warn!(error = %chain(&error), "cannot read or write the lease"),
-                Err(_) => tracing::warn!("the API server does not answer about the lease"),
+            match timeout(RETRY * 2, self.try_acquire_or_renew(&api, &mut seen)).await {
+                Ok(Ok(true)) => leadership.hold(asked + RENEW_DEADLINE),
+                Ok(Ok(false)) => leadership.release(),
+                Ok(Err(error)) => tracing::warn!(error = %chain(&error), "cannot read or write the Lease, retrying"),
+                Err(_) => tracing::warn!("no answer from the API server about the Lease, retrying"),
             }
-            if leading.borrow().is_some_and(|until| until <= Instant::now()) {
-                step_down(&leading);
+            if !leadership.is_held() {
+                leadership.release();
             }
             tokio::select! {
                 () = sleep(RETRY) => {}
                 _ = stop.wait_for(|stop| *stop) => break,
             }
         }
-        if leading.borrow().is_some() {
-            step_down(&leading);
+        if leadership.is_held() {
+            leadership.release();
             let _ = timeout(RETRY, self.release(&api)).await;
         }
     }
 
-    async fn round(&self, api: &Api<Lease>, seen: &mut Option<(String, Instant)>) -> Result<bool, kube::Error> {
+    async fn try_acquire_or_renew(
+        &self,
+        api: &Api<Lease>,
+        seen: &mut Option<(String, Instant)>,
+    ) -> Result<bool, kube::Error> {
         let Some(mut lease) = self.read().await? else {
-            let spec = held(&LeaseSpec::default(), &self.identity, self.clock.now());
+            let spec = held(&LeaseSpec::default(), &self.identity, self.context.clock.now());
             let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
             return won(api.create(&PostParams::default(), &Lease { metadata, spec: Some(spec) }).await);
         };
@@ -130,7 +153,7 @@ impl LeaderElector {
         match turn(&spec, &self.identity, since.elapsed()) {
             Turn::Wait => Ok(false),
             Turn::Renew | Turn::Take => {
-                lease.spec = Some(held(&spec, &self.identity, self.clock.now()));
+                lease.spec = Some(held(&spec, &self.identity, self.context.clock.now()));
                 won(api.replace(&self.name, &PostParams::default(), &lease).await)
             }
         }
@@ -142,13 +165,13 @@ impl LeaderElector {
         let path = format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}");
         let request = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
         let response = self.client.send(request.map(kube::client::Body::from)).await?;
-        let ours = self.clock.now();
+        let ours = self.context.clock.now();
         let date = response.headers().get(http::header::DATE).and_then(|date| date.to_str().ok());
         // HTTP's date is RFC 2822's but for the name of its zone.
         let its = date.and_then(|text| jiff::fmt::rfc2822::parse(&text.replace("GMT", "+0000")).ok());
         if let Some(its) = its {
-            let (ahead, is_news) = self.clock.compare(its.timestamp(), ours);
-            self.metrics.clock_ahead.set(ahead.as_secs_f64());
+            let (ahead, is_news) = self.context.clock.compare(its.timestamp(), ours);
+            self.context.metrics.clock_ahead.set(ahead.as_secs_f64());
             if is_news {
                 let seconds = ahead.as_secs_f64();
                 if ahead.abs() > TOLERATED {
@@ -182,12 +205,6 @@ impl LeaderElector {
             api.replace(&self.name, &PostParams::default(), &lease).await?;
         }
         Ok(())
-    }
-}
-
-fn step_down(leading: &watch::Sender<Option<Instant>>) {
-    if leading.send_replace(None).is_some() {
-        tracing::info!("no longer leading");
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Every replica does it, not only the one that evicts: the second finds what the first has written, and writes nothing.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::time::sleep;
@@ -11,13 +11,13 @@ use tokio::time::sleep;
 use super::plan::SuccessorMark;
 use crate::{
     api::{
-        events::{EventType, Events},
+        Context,
+        events::EventType,
         pods::{self, Pods},
     },
-    audit_log::{AuditLog, Entry},
-    clock::Clock,
+    audit_log::Line,
     error::chain,
-    telemetry::{Metrics, Outcome},
+    telemetry::Outcome,
 };
 
 /// Between two looks for the successor.
@@ -28,21 +28,15 @@ const LOOK: Duration = Duration::from_millis(500);
 pub struct SuccessorMarker {
     /// Reads and marks.
     pub pods: Pods,
-    /// The wall clock.
-    pub clock: Clock,
-    /// Where Events go.
-    pub events: Events,
-    /// Where interactions are written down.
-    pub audit_log: AuditLog,
-    /// Counters.
-    pub metrics: Arc<Metrics>,
+    /// The clock, and where what is done is reported.
+    pub context: Context,
 }
 
 impl SuccessorMarker {
     /// Waits for the pod that has the name of this one next, and marks it; no longer than it matters.
     pub async fn run(self, deleted: Pod, mark: SuccessorMark) {
         let (Some(namespace), Some(name)) = (&deleted.metadata.namespace, &deleted.metadata.name) else { return };
-        while self.clock.now() < mark.until {
+        while self.context.clock.now() < mark.until {
             match self.reconcile(&deleted, namespace, name, &mark).await {
                 Ok(true) => return,
                 Ok(false) | Err(pods::Error::Gone | pods::Error::Conflict) => {}
@@ -71,7 +65,7 @@ impl SuccessorMarker {
         if marked.written {
             let message =
                 "the pod of this name was deleted so soon after the interaction that it may have reached its successor";
-            self.audit_log.write(&Entry {
+            self.context.audit_log.write(&Line {
                 decision: "marked",
                 namespace,
                 pod: name,
@@ -81,8 +75,8 @@ impl SuccessorMarker {
                 message: Some(message),
                 interaction,
             });
-            self.metrics.evictions.get_or_create(&Outcome { result: "successor_marked" }).inc();
-            self.events.pod(&successor, EventType::Normal, "SuccessorMarked", "Mark", message);
+            self.context.metrics.evictions.get_or_create(&Outcome { result: "successor_marked" }).inc();
+            self.context.events.pod(&successor, EventType::Normal, "SuccessorMarked", "Mark", message);
         }
         Ok(true)
     }

@@ -1,49 +1,45 @@
 //! One look at one pod that may be due: read it, plan, and do what the plan says.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use tokio::{sync::watch, time::Instant};
 
 use super::{
     Next, Settings,
     entry::{End, Entry, Standing},
+    leadership::Leadership,
     pacing::{Owner, Pacing},
     plan::{grace_period, plan, standing, stuck},
     quarantine,
 };
 use crate::{
     api::{
-        events::{EventType, Events},
+        Context,
+        events::EventType,
         owners,
         pods::{self, Outcome, Pods},
     },
-    clock::Clock,
     error::chain,
     mark::{self, Mark, State, owner::Counts},
-    telemetry::{self, Metrics},
+    telemetry,
 };
 
 /// One look.
 pub struct Reconcile<'a> {
     /// Reads, tells and evicts.
     pub pods: &'a Pods,
-    /// The wall clock.
-    pub clock: &'a Clock,
-    /// Where Events go.
-    pub events: &'a Events,
-    /// Counters.
-    pub metrics: &'a Arc<Metrics>,
+    /// The clock, and where what is done is reported.
+    pub context: &'a Context,
     /// What the configuration says.
     pub settings: Settings,
     /// What else is in flight.
     pub pacing: &'a Mutex<Pacing>,
-    /// Until when this replica may evict.
-    pub leading: &'a watch::Receiver<Option<Instant>>,
+    /// Whether this replica may evict.
+    pub leadership: &'a Leadership,
     /// The pod that is meant.
     pub uid: &'a str,
     /// What is known of it.
@@ -69,7 +65,7 @@ impl Reconcile<'_> {
 
     async fn look(&self) -> Result<End, pods::Error> {
         let Entry { namespace, name, owner, deadline, .. } = self.entry;
-        let (owner, now) = (owner.as_deref(), self.clock.never_ahead());
+        let (owner, now) = (owner.as_deref(), self.context.clock.never_ahead());
         if *deadline <= now
             && self.entry.standing != Standing::Terminating
             && let Some((end, why)) = self.cannot_go(owner, now)
@@ -91,7 +87,7 @@ impl Reconcile<'_> {
             self.count("replaced");
             return Ok(End::Done);
         }
-        match plan(&pod, &self.settings, self.clock.never_ahead()) {
+        match plan(&pod, &self.settings, self.context.clock.never_ahead()) {
             Next::Nothing(_) | Next::Ignore(_) => Ok(End::Done),
             Next::Wait { mark, until } => {
                 // First, so that whoever asks for more time is answered whatever comes of the rest.
@@ -111,7 +107,7 @@ impl Reconcile<'_> {
             Next::NotEvictable(mark, why) => {
                 if self.pods.set_condition(&pod, mark.first.at, State::NotEvictable, why).await? {
                     self.count("not_evictable");
-                    self.events.pod(&pod, EventType::Warning, "NotEvictable", "Evict", why);
+                    self.context.events.pod(&pod, EventType::Warning, "NotEvictable", "Evict", why);
                 }
                 Ok(End::Done)
             }
@@ -120,11 +116,11 @@ impl Reconcile<'_> {
                     return Ok(End::Queued);
                 }
                 // What was read may be old by now: this process may have been suspended since.
-                if !self.leads() {
+                if !self.leadership.is_held() {
                     lock(self.pacing).abandon(owner, self.uid);
                     return Ok(End::Queued);
                 }
-                let now = self.clock.never_ahead();
+                let now = self.context.clock.never_ahead();
                 // Not in one with the `if`: the lock would be held to the end of it.
                 let spent = lock(self.pacing).spend(self.settings.per_minute, now);
                 if let Err(wait) = spent {
@@ -153,10 +149,6 @@ impl Reconcile<'_> {
         }
     }
 
-    fn leads(&self) -> bool {
-        self.leading.borrow().is_some_and(|until| Instant::now() < until)
-    }
-
     /// Why the pod cannot go now, if that is known without asking the API server: the many that wait must not keep it busy.
     fn cannot_go(&self, owner: Option<&str>, now: Timestamp) -> Option<(End, String)> {
         let (mut pacing, per_minute) = (lock(self.pacing), self.settings.per_minute);
@@ -168,7 +160,7 @@ impl Reconcile<'_> {
 
     /// Takes the pod out of service, if its owner can spare it; when to look again. Nothing of this keeps an eviction waiting.
     async fn quarantine(&self, pod: &Pod, mark: &Mark) -> Timestamp {
-        let (owner, now) = (self.entry.owner.as_deref(), self.clock.never_ahead());
+        let (owner, now) = (self.entry.owner.as_deref(), self.context.clock.never_ahead());
         let later = |wait: Duration| now.checked_add(wait).unwrap_or(Timestamp::MAX);
         if !lock(self.pacing).ask(owner, self.uid, now) {
             return later(Duration::from_secs(1).mul_f64(rand::random_range(1.0..2.0)));
@@ -211,33 +203,39 @@ impl Reconcile<'_> {
         lock(self.pacing).gone(Some(owner), self.uid);
         self.count("quarantined");
         tracing::info!(namespace, pod = name, uid = self.uid, names, "quarantined");
-        self.events.pod(pod, EventType::Normal, "PodQuarantined", "Quarantine", &message);
-        self.events.owner(pod, EventType::Normal, "PodQuarantined", "Quarantine", &format!("pod {name}: {message}"));
+        self.context.events.pod(pod, EventType::Normal, "PodQuarantined", "Quarantine", &message);
+        self.context.events.owner(
+            pod,
+            EventType::Normal,
+            "PodQuarantined",
+            "Quarantine",
+            &format!("pod {name}: {message}"),
+        );
         Ok(true)
     }
 
     /// Answers what users ask for, and warns.
     async fn wait(&self, pod: &Pod, until: Timestamp) -> Result<End, pods::Error> {
         let Some((state, message, problem)) = standing(pod, &self.settings) else { return Ok(End::Done) };
-        let since = self.clock.now();
+        let since = self.context.clock.now();
         let told = mark::condition(pod, mark::CONDITION).and_then(|condition| condition.reason.as_deref());
         let was_extended = told == Some(State::Extended.reason());
         if (state == State::Extended || was_extended) && self.pods.set_condition(pod, since, state, &message).await? {
             let reason = if state == State::Extended { "EvictionExtended" } else { "ExtensionEnded" };
             self.count("extended");
-            self.events.pod(pod, EventType::Normal, reason, "Extend", &message);
+            self.context.events.pod(pod, EventType::Normal, reason, "Extend", &message);
         }
         if let Some(problem) = problem.filter(|_| !self.entry.is_answered) {
-            self.events.pod(pod, EventType::Warning, "ExtensionIgnored", "Extend", &problem);
+            self.context.events.pod(pod, EventType::Warning, "ExtensionIgnored", "Extend", &problem);
         }
         let warn = self.settings.warn_before.and_then(|before| until.checked_sub(before).ok());
         match warn {
-            Some(at) if self.clock.never_ahead() < at => Ok(End::Again(at)),
+            Some(at) if self.context.clock.never_ahead() < at => Ok(End::Again(at)),
             // Once: by the look that was meant for it, and not by those that come after.
             Some(at) if self.entry.next <= at => {
                 let note = format!("{message}; this is the warning before it");
                 tracing::info!(namespace = self.entry.namespace, pod = self.entry.name, %until, "eviction soon");
-                self.events.pod(pod, EventType::Normal, "EvictionSoon", "Evict", &note);
+                self.context.events.pod(pod, EventType::Normal, "EvictionSoon", "Evict", &note);
                 Ok(End::Again(until))
             }
             _ => Ok(End::Again(until)),
@@ -248,7 +246,7 @@ impl Reconcile<'_> {
     async fn in_turn(&self, pod: &Pod, mark: &Mark, owner: Option<&str>) -> Result<bool, pods::Error> {
         let Some(owner) = owner else { return Ok(true) };
         let found = self.pods.owner(pod).await?;
-        let (owner, now) = (counted(owner, &found), self.clock.never_ahead());
+        let (owner, now) = (counted(owner, &found), self.context.clock.never_ahead());
         let begun = lock(self.pacing).begin(owner, self.uid, mark::is_ready(pod), now);
         if !begun {
             let is_last = mark::is_ready(pod) && found.counts.is_some_and(Counts::is_last_ready);
@@ -259,7 +257,7 @@ impl Reconcile<'_> {
 
     /// Says of a pod that takes its time to end what it waits for.
     async fn terminating(&self, pod: &Pod, mark: &Mark, gone_by: Timestamp) -> Result<End, pods::Error> {
-        let now = self.clock.never_ahead();
+        let now = self.context.clock.never_ahead();
         let stuck = stuck(pod, gone_by, now);
         let why = stuck.clone().unwrap_or_else(|| format!("it is to be gone by {gone_by}"));
         let message = format!("{}. It terminates: {why}", mark.summary());
@@ -276,7 +274,7 @@ impl Reconcile<'_> {
                 why,
                 "does not end"
             );
-            self.events.pod(pod, EventType::Warning, "TerminationStuck", "Evict", &message);
+            self.context.events.pod(pod, EventType::Warning, "TerminationStuck", "Evict", &message);
         }
         let after = if stuck.is_some() { now } else { gone_by.max(now) };
         Ok(End::Terminating(after.checked_add(LOOK_AGAIN).unwrap_or(Timestamp::MAX)))
@@ -315,7 +313,7 @@ impl Reconcile<'_> {
         tracing::info!(namespace, pod = name, uid = self.uid, why, "eviction blocked");
         let message = format!("{}. The eviction is blocked and will be tried again: {why}", mark.summary());
         if *refusals == 0 {
-            self.events.pod(pod, EventType::Warning, "EvictionBlocked", "Evict", &message);
+            self.context.events.pod(pod, EventType::Warning, "EvictionBlocked", "Evict", &message);
         }
         // Whatever comes of this changes nothing about the refusal, nor about when to ask again.
         if let Err(error) = self.pods.set_condition(pod, mark.first.at, State::EvictionBlocked, &message).await {
@@ -325,18 +323,18 @@ impl Reconcile<'_> {
     }
 
     fn accepted(&self, pod: &Pod, mark: &Mark, due: Timestamp) {
-        let late = self.clock.now().duration_since(due);
-        self.metrics.lateness_seconds.observe(late.as_secs_f64());
+        let late = self.context.clock.now().duration_since(due);
+        self.context.metrics.lateness_seconds.observe(late.as_secs_f64());
         self.count("evicted");
         let Entry { namespace, name, .. } = self.entry;
         tracing::info!(namespace, pod = name, uid = self.uid, %due, late_seconds = late.as_secs_f64(), "evicted");
         let note = format!("evicted {:.1} s after its deadline: {}", late.as_secs_f64(), mark.summary());
-        self.events.pod(pod, EventType::Normal, "PodEvicted", "Evict", &note);
-        self.events.owner(pod, EventType::Normal, "PodEvicted", "Evict", &format!("pod {name}: {note}"));
+        self.context.events.pod(pod, EventType::Normal, "PodEvicted", "Evict", &note);
+        self.context.events.owner(pod, EventType::Normal, "PodEvicted", "Evict", &format!("pod {name}: {note}"));
     }
 
     fn count(&self, result: &'static str) {
-        self.metrics.evictions.get_or_create(&telemetry::Outcome { result }).inc();
+        self.context.metrics.evictions.get_or_create(&telemetry::Outcome { result }).inc();
     }
 }
 

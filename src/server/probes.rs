@@ -6,12 +6,13 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use http_body_util::Full;
 use hyper::{Request, Response, StatusCode, body::Bytes, body::Incoming, header, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::net::TcpListener;
 
+use super::readiness::Readiness;
 use crate::telemetry::Metrics;
 
-/// Answers `/livez`, `/readyz` and `/metrics` until the process ends. `ready` holds what is still missing.
-pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, ready: watch::Receiver<Result<(), String>>) {
+/// Answers `/livez`, `/readyz` and `/metrics` until the process ends. `ready` is what `/readyz` answers.
+pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, ready: Readiness) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -19,7 +20,7 @@ pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, ready: watch::R
         };
         let (metrics, ready) = (metrics.clone(), ready.clone());
         let service = service_fn(move |request: Request<Incoming>| {
-            let response = answer(request.uri().path(), &metrics, &ready.borrow());
+            let response = answer(request.uri().path(), &metrics, &ready.get());
             async move { Ok::<_, Infallible>(response) }
         });
         let mut http = hyper::server::conn::http1::Builder::new();

@@ -18,7 +18,7 @@ use pristine::{
         locks::PodLocks,
         secret_path::{Paths, renewer::PathGuard},
     },
-    api::{events::Events, pods::Pods},
+    api::{Context, pods::Pods},
     audit_log::AuditLog,
     certs::{ca::Ca, resolver::Resolver},
     clock::Clock,
@@ -58,21 +58,13 @@ pub async fn webhook(fake: Fake, rules: &str) -> Webhook {
     let metrics = Arc::new(Metrics::default());
     let audit_log = Arc::new(Mutex::new(Vec::new()));
     let (policy, rules) = watch::channel(Arc::new(policy));
-    let (events, publish) = Events::new(fake.client(), "test", Clock::of(move || now), metrics.clone());
+    let lines = audit_log.clone();
+    let audit = AuditLog::of(move |line| lines.lock().unwrap().push(serde_json::from_str(line).unwrap()));
+    let (context, publish) = Context::new(fake.client(), "test", Clock::of(move || now), audit, metrics.clone());
     tokio::spawn(publish);
-    let handler = Handler {
-        pods: Pods::new(fake.client()),
-        policy: rules,
-        clock: Clock::of(move || now),
-        events,
-        audit_log: AuditLog::of({
-            let written = audit_log.clone();
-            move |line| written.lock().unwrap().push(serde_json::from_str(line).unwrap())
-        }),
-        metrics: metrics.clone(),
-        locks: PodLocks::default(),
-    };
-    let guard = PathGuard::of(Paths { live: vec![String::new()], previous: None }, handler.clock.clone());
+    let clock = context.clock.clone();
+    let handler = Handler { pods: Pods::new(fake.client()), policy: rules, locks: PodLocks::default(), context };
+    let guard = PathGuard::of(Paths { live: vec![String::new()], previous: None }, clock);
     let endpoint = Arc::new(Endpoint::new(handler, guard, metrics.clone()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

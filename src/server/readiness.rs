@@ -1,0 +1,108 @@
+//! Whether this replica may be called: what `/readyz` answers, and from which parts that is put together.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+/// One part of the answer: ready, or what is still missing. Cheap to clone.
+#[derive(Clone)]
+pub struct Readiness(Arc<watch::Sender<Result<(), String>>>);
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self(Arc::new(watch::channel(Err("starting".to_owned())).0))
+    }
+}
+
+impl Readiness {
+    /// Nothing is missing. Returns whether that is news.
+    pub fn set_ready(&self) -> bool {
+        self.0.send_replace(Ok(())).is_err()
+    }
+
+    /// This part does not work any more, or not yet.
+    pub fn set_unready(&self, why: String) {
+        drop(self.0.send_replace(Err(why)));
+    }
+
+    /// What is missing, if this part was never ready. Once ready it stays so: a caBundle that no longer matches is repaired
+    /// in milliseconds, and taking the endpoint away would only delay that.
+    pub fn set_missing(&self, what: String) {
+        self.0.send_if_modified(|ready| match ready {
+            Ok(()) => false,
+            Err(known) => {
+                *known = what;
+                true
+            }
+        });
+    }
+
+    /// Ready, or what is missing, as it is now.
+    #[must_use]
+    pub fn get(&self) -> Result<(), String> {
+        self.0.borrow().clone()
+    }
+
+    /// Follows both parts until the process ends; ready while both are, and never once `stopping` is true.
+    pub async fn follow(self, trusted: Self, synced: Self, mut stopping: watch::Receiver<bool>) {
+        let (mut trusted, mut synced) = (trusted.0.subscribe(), synced.0.subscribe());
+        loop {
+            let is_stopping = *stopping.borrow_and_update();
+            // The certificates' reason comes first: it repeats the API server's answer, if the API server rejects requests.
+            let parts = (trusted.borrow_and_update().clone(), synced.borrow_and_update().clone());
+            let now = match parts {
+                _ if is_stopping => Err("stopping".to_owned()),
+                (Err(one), Err(other)) => Err(format!("{one}; {other}")),
+                (one, other) => one.and(other),
+            };
+            if now.is_ok() && self.get().is_err() {
+                tracing::info!("ready");
+            }
+            drop(self.0.send_replace(now));
+            let changed = tokio::select! {
+                changed = trusted.changed() => changed,
+                changed = synced.changed() => changed,
+                changed = stopping.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_that_was_ready_once_is_only_unready_when_it_says_so() {
+        let part = Readiness::default();
+        part.set_missing("no CA".to_owned());
+        assert_eq!(part.get(), Err("no CA".to_owned()));
+        part.set_ready();
+        part.set_missing("no caBundle".to_owned());
+        assert_eq!(part.get(), Ok(()));
+        part.set_unready("expired".to_owned());
+        assert_eq!(part.get(), Err("expired".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn ready_needs_every_part_and_no_signal_to_stop() {
+        let (all, trusted, synced) = (Readiness::default(), Readiness::default(), Readiness::default());
+        let (stop, stopping) = watch::channel(false);
+        synced.set_missing("pods".to_owned());
+        let task = tokio::spawn(all.clone().follow(trusted.clone(), synced.clone(), stopping));
+        let mut seen = all.0.subscribe();
+        let mut expect =
+            async |wanted: Result<(), String>| drop(seen.wait_for(|ready| *ready == wanted).await.unwrap());
+        expect(Err("starting; pods".to_owned())).await;
+        trusted.set_ready();
+        expect(Err("pods".to_owned())).await;
+        synced.set_ready();
+        expect(Ok(())).await;
+        stop.send_replace(true);
+        expect(Err("stopping".to_owned())).await;
+        task.abort();
+    }
+}
