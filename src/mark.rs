@@ -7,10 +7,7 @@
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use jiff::{RoundMode, SignedDuration, Timestamp, TimestampRound, Unit};
-use k8s_openapi::{
-    api::core::v1::{Pod, PodCondition},
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
-};
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -20,7 +17,9 @@ pub mod extension;
 mod interaction;
 pub mod owner;
 pub mod redact;
+pub mod status;
 pub use interaction::{Interaction, Operation, User};
+pub use status::{State, Status, is_ready};
 
 /// The label of every marked pod, and the only selector. User names never go into labels: an e-mail address is not a
 /// valid label value, and a mark that is refused is no mark.
@@ -35,8 +34,6 @@ pub const USERS_KEYS: [&str; 4] =
 /// The annotation with the labels that were taken off a pod in quarantine, JSON: whoever wants it back in service finds
 /// them there.
 pub const QUARANTINED: &str = "pristine/quarantined";
-/// The pod condition that tells the state of the mark to `kubectl describe` and `kubectl wait`.
-pub const CONDITION: &str = "pristine/Pristine";
 
 /// Two reports of one interaction arrive within this time: kubectl falls back from WebSocket to SPDY after a refusal,
 /// and the API server reviews `kubectl debug` again after each write of ours to the pod. Writing on each of those
@@ -110,7 +107,7 @@ impl Found {
         let mut mark: Mark = match serde_json::from_str(text) {
             Ok(mark) => mark,
             Err(error) => {
-                return Self::NotAMark(shorten(&format!("annotation {INTERACTIONS}: {error}"), MAX_MESSAGE));
+                return Self::NotAMark(shorten(&format!("annotation {INTERACTIONS}: {error}"), status::MAX_MESSAGE));
             }
         };
         if Some(&mark.pod) != pod.metadata.uid.as_ref() {
@@ -265,88 +262,19 @@ impl Mark {
     /// of pods, so they may have been planted there.
     #[must_use]
     pub fn patch(&self, resource_version: &str, is_first: bool) -> Value {
-        let mut patch = condition_patch(&self.pod, resource_version, self.first.at, State::Marked, &self.summary());
+        let status = Status::due(State::Marked, self.evict_at, None);
+        let mut patch = status.patch(&self.pod, resource_version, self.first.at, &self.summary());
         patch["metadata"]["labels"] = json!({ INTERACTED: "true" });
-        patch["metadata"]["annotations"] = json!({
-            INTERACTIONS: self.record(),
-            EVICT_AT: self.evict_at.map(|at| at.to_string()),
-        });
+        let annotations = &mut patch["metadata"]["annotations"];
+        annotations[INTERACTIONS] = json!(self.record());
+        annotations[EVICT_AT] = json!(self.evict_at.map(|at| at.to_string()));
         if is_first {
             for key in USERS_KEYS.into_iter().chain([QUARANTINED]) {
-                patch["metadata"]["annotations"][key] = Value::Null;
+                annotations[key] = Value::Null;
             }
         }
         patch
     }
-}
-
-/// Bytes of the condition's message.
-pub const MAX_MESSAGE: usize = 1024;
-
-/// Where a marked pod stands; the reason of its condition.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum State {
-    /// Somebody interacted with it.
-    Marked,
-    /// The eviction is refused for now, by a PodDisruptionBudget or an error.
-    EvictionBlocked,
-    /// It is due, and waits for another pod of its controller, or for the rate limit.
-    EvictionQueued,
-    /// A user has put the eviction off.
-    Extended,
-    /// It is out of service until its deadline.
-    Quarantined,
-    /// It will not be evicted, and the message says why.
-    NotEvictable,
-    /// It ends, and a fresh one comes where it has a controller.
-    Terminating,
-    /// Its containers have ended.
-    Finished,
-}
-
-impl State {
-    /// The condition's reason.
-    #[must_use]
-    pub const fn reason(self) -> &'static str {
-        match self {
-            Self::Marked => "Interacted",
-            Self::EvictionBlocked => "EvictionBlocked",
-            Self::EvictionQueued => "EvictionQueued",
-            Self::Extended => "Extended",
-            Self::Quarantined => "Quarantined",
-            Self::NotEvictable => "NotEvictable",
-            Self::Terminating => "Terminating",
-            Self::Finished => "Finished",
-        }
-    }
-}
-
-/// The strategic merge PATCH of `pods/status` that writes only the condition.
-#[must_use]
-pub fn condition_patch(uid: &str, resource_version: &str, since: Timestamp, state: State, message: &str) -> Value {
-    json!({
-        "metadata": { "uid": uid, "resourceVersion": resource_version },
-        "status": { "conditions": [{
-            "type": CONDITION,
-            "status": "False",
-            "reason": state.reason(),
-            "message": shorten(message, MAX_MESSAGE),
-            "lastTransitionTime": second(since).to_string(),
-        }]},
-    })
-}
-
-/// The pod's condition of this type.
-#[must_use]
-pub fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
-    let conditions = pod.status.as_ref()?.conditions.as_deref()?;
-    conditions.iter().find(|condition| condition.type_ == type_)
-}
-
-/// Whether the pod serves.
-#[must_use]
-pub fn is_ready(pod: &Pod) -> bool {
-    condition(pod, "Ready").is_some_and(|condition| condition.status == "True")
 }
 
 /// Whole seconds: metav1.Time has no fractions, and people need none.

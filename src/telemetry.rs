@@ -104,7 +104,7 @@ pub struct Certificate {
 
 /// Label of `pristine_marked_pods`.
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
-pub struct State {
+pub struct StateLabel {
     /// `marked`, `queued`, `blocked`, `evicting` or `terminating`.
     pub state: &'static str,
 }
@@ -138,7 +138,7 @@ pub struct Metrics {
     /// How long the most overdue pod has been due, on the replica that evicts.
     pub overdue_seconds: Gauge<f64, AtomicU64>,
     /// Marked pods on this replica's agenda, by where they stand.
-    pub marked: Family<State, Gauge>,
+    pub marked: Family<StateLabel, Gauge>,
     /// Seconds that this replica's clock is ahead of the API server's.
     pub clock_ahead: Gauge<f64, AtomicU64>,
     /// Whether this replica evicts.
@@ -267,7 +267,7 @@ impl Metrics {
     pub fn complete(phases: &[&'static str], steps: &[&'static str]) -> Self {
         let all = Self::default();
         for state in ["marked", "queued", "blocked", "evicting", "terminating"] {
-            drop(all.marked.get_or_create(&State { state }));
+            drop(all.marked.get_or_create(&StateLabel { state }));
         }
         for certificate in ["active", "next", "serving"] {
             drop(all.not_after.get_or_create(&Certificate { certificate }));

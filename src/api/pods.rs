@@ -21,7 +21,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::mark::{self, Disposition, Found, Interaction, Mark, State, User};
+use crate::mark::{self, Disposition, Found, Interaction, Mark, State, Status, User};
 
 /// The field manager of every write.
 pub const MANAGER: &str = "pristine";
@@ -161,10 +161,7 @@ impl Pods {
     /// # Errors
     /// [`Error::Conflict`] if the pod must be read again.
     pub async fn mark(&self, pod: &Pod, interactions: Vec<(Interaction, Disposition)>) -> Result<Marked, Error> {
-        let (Some(name), Some(namespace), Some(uid)) = (&pod.metadata.name, &pod.metadata.namespace, &pod.metadata.uid)
-        else {
-            return Err(Error::Gone);
-        };
+        let (namespace, name, uid, version) = identity(pod)?;
         let found = Found::on(pod).mark();
         let is_first = found.is_none();
         let mut written = false;
@@ -179,31 +176,28 @@ impl Pods {
         });
         let mark = mark.ok_or(Error::Gone)?;
         if written {
-            let version = pod.metadata.resource_version.as_deref().unwrap_or_default();
             self.patch_status(namespace, name, &mark.patch(version, is_first)).await?;
         }
         Ok(Marked { mark, written })
     }
 
-    /// Says on the pod, as it was read, where its mark stands. Writes nothing, and is false, if it says so already.
+    /// Writes the status of the mark on the pod, as it was read: the condition with this message, and the annotation. Writes
+    /// nothing, and is false, if the pod has it already.
     ///
     /// # Errors
     /// [`Error::Conflict`] if the pod must be read again.
-    pub async fn set_condition(&self, pod: &Pod, since: Timestamp, state: State, message: &str) -> Result<bool, Error> {
-        let metadata = &pod.metadata;
-        let (Some(name), Some(namespace), Some(uid)) = (&metadata.name, &metadata.namespace, &metadata.uid) else {
-            return Err(Error::Gone);
-        };
-        let message = &mark::shorten(message, mark::MAX_MESSAGE);
-        let told = mark::condition(pod, mark::CONDITION).is_some_and(|condition| {
-            condition.reason.as_deref() == Some(state.reason())
-                && condition.message.as_deref() == Some(message.as_str())
-        });
-        if told {
+    pub async fn set_condition(
+        &self,
+        pod: &Pod,
+        since: Timestamp,
+        status: &Status,
+        message: &str,
+    ) -> Result<bool, Error> {
+        let (namespace, name, uid, version) = identity(pod)?;
+        if status.is_on(pod, message) {
             return Ok(false);
         }
-        let version = metadata.resource_version.as_deref().unwrap_or_default();
-        self.patch_status(namespace, name, &mark::condition_patch(uid, version, since, state, message)).await?;
+        self.patch_status(namespace, name, &status.patch(uid, version, since, message)).await?;
         Ok(true)
     }
 
@@ -218,19 +212,17 @@ impl Pods {
         labels: &BTreeMap<String, String>,
         message: &str,
     ) -> Result<(), Error> {
-        let metadata = &pod.metadata;
-        let (Some(name), Some(namespace), Some(uid)) = (&metadata.name, &metadata.namespace, &metadata.uid) else {
-            return Err(Error::Gone);
-        };
-        let version = metadata.resource_version.as_deref().unwrap_or_default();
-        let mut patch = mark::condition_patch(uid, version, mark.first.at, State::Quarantined, message);
+        let (namespace, name, uid, version) = identity(pod)?;
+        let names = labels.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let cause = format!("out of service, without the labels {names}");
+        let status = Status::due(State::Quarantined, mark.evict_at, cause);
+        let mut patch = status.patch(uid, version, mark.first.at, message);
         let off: BTreeMap<&String, Value> = labels.keys().map(|key| (key, Value::Null)).collect();
         patch["metadata"]["labels"] = json!(off);
         // The deadline too: without a controller from now on, it would have none if it was bare at the exec.
-        patch["metadata"]["annotations"] = json!({
-            mark::QUARANTINED: json!(labels).to_string(),
-            mark::EVICT_AT: mark.evict_at.map(|at| at.to_string()),
-        });
+        let annotations = &mut patch["metadata"]["annotations"];
+        annotations[mark::QUARANTINED] = json!(json!(labels).to_string());
+        annotations[mark::EVICT_AT] = json!(mark.evict_at.map(|at| at.to_string()));
         self.patch_status(namespace, name, &patch).await
     }
 
@@ -267,15 +259,31 @@ impl Pods {
             Ok(Ok(_)) => Ok(Outcome::Accepted),
             Ok(Err(kube::Error::Api(status))) if status.code == 429 => {
                 let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
-                let causes =
-                    status.details.iter().flat_map(|details| &details.causes).map(|cause| cause.message.as_str());
-                let message = causes.fold(status.message.clone(), |all, cause| format!("{all} {cause}"));
                 let retry_after = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
+                let message = refusal(&status);
                 Ok(Outcome::Refused { message, retry_after })
             }
             Ok(Err(error)) => Err(Error::of(action)(error)),
             Err(elapsed) => Err(Error::Api { action, source: Box::new(kube::Error::Service(elapsed.into())) }),
         }
+    }
+}
+
+/// Why an eviction was refused, in the API server's words: the causes name the disruption budget.
+#[must_use]
+pub fn refusal(status: &kube::core::Status) -> String {
+    let causes = status.details.iter().flat_map(|details| &details.causes).map(|cause| cause.message.as_str());
+    causes.fold(status.message.clone(), |all, cause| format!("{all} {cause}"))
+}
+
+/// Namespace, name, UID and resourceVersion of a pod as it was read.
+fn identity(pod: &Pod) -> Result<(&str, &str, &str, &str), Error> {
+    let it = &pod.metadata;
+    match (&it.namespace, &it.name, &it.uid) {
+        (Some(namespace), Some(name), Some(uid)) => {
+            Ok((namespace, name, uid, it.resource_version.as_deref().unwrap_or_default()))
+        }
+        _ => Err(Error::Gone),
     }
 }
 

@@ -23,7 +23,7 @@ use tokio::{
 
 use super::{
     Settings,
-    entry::{End, Entry, Observed, Standing, observe},
+    entry::{Entry, Observed, Requeue, STATES, observe},
     leadership::Leadership,
     mark_successor::SuccessorMarker,
     pacing::Pacing,
@@ -34,9 +34,9 @@ use super::{
 use crate::{
     api::{Context, pods::Pods},
     error::chain,
-    mark::{self, owner::controller},
+    mark::{self, State, owner::controller},
     server::readiness::Readiness,
-    telemetry::State as Label,
+    telemetry::StateLabel,
 };
 
 /// Attempts at once: what the standard rate limit lets begin at once, so that many due at one moment wait for the API server
@@ -117,17 +117,17 @@ impl Controller {
     }
 
     fn report(&self, queue: &Queue) {
-        for (standing, state) in Standing::ALL {
-            let count = match standing {
+        for (state, word) in STATES {
+            let count = match state {
                 // Who does not evict does not know what holds evictions up; it may have known once.
-                Standing::Queued | Standing::Blocked | Standing::Evicting if !self.leadership.is_held() => 0,
-                Standing::Marked if !self.leadership.is_held() => {
+                State::EvictionQueued | State::EvictionBlocked | State::Evicting if !self.leadership.is_held() => 0,
+                State::Marked if !self.leadership.is_held() => {
                     let all = i64::try_from(queue.uids().len()).unwrap_or(i64::MAX);
-                    all - queue.count(Standing::Terminating)
+                    all - queue.count(State::Terminating)
                 }
-                _ => queue.count(standing),
+                _ => queue.count(state),
             };
-            self.context.metrics.marked.get_or_create(&Label { state }).set(count);
+            self.context.metrics.marked.get_or_create(&StateLabel { state: word }).set(count);
         }
         self.context.metrics.leader.set(i64::from(self.leadership.is_held()));
     }
@@ -189,20 +189,20 @@ impl Controller {
     }
 
     /// Puts the pod back on the queue, where it was before the attempt.
-    fn settle(&self, queue: &mut Queue, uid: String, before: &Entry, end: End) {
+    fn settle(&self, queue: &mut Queue, uid: String, before: &Entry, end: Requeue) {
         queue.done(&uid);
         let Some(old) = queue.get(&uid) else { return };
         // What was observed during the attempt is newer than what came of it.
-        if !old.is_same(before) || old.standing != before.standing {
+        if !old.is_same(before) || old.state != before.state {
             return;
         }
-        match old.after(&end, |standing| queue.count(standing), self.context.clock.never_ahead(), rand::random()) {
+        match old.after(&end, |state| queue.count(state), self.context.clock.never_ahead(), rand::random()) {
             Some(entry) => queue.put(uid, entry),
             None => drop(queue.remove(&uid)),
         }
     }
 
-    async fn reconcile(&self, uid: String, entry: Entry, pacing: Arc<Mutex<Pacing>>) -> (String, Entry, End) {
+    async fn reconcile(&self, uid: String, entry: Entry, pacing: Arc<Mutex<Pacing>>) -> (String, Entry, Requeue) {
         let reconcile = Reconcile {
             pods: &self.pods,
             context: &self.context,
@@ -218,7 +218,7 @@ impl Controller {
             let Entry { namespace, name, .. } = &entry;
             tracing::warn!(namespace, pod = name, uid, "the API server does not answer, will try again");
             // It may have been carried out: others of its owner wait as if it was.
-            End::Refused(None)
+            Requeue::Refused(None)
         };
         lock(&pacing).asked(entry.owner.as_deref(), &uid);
         (uid, entry, end)

@@ -7,36 +7,20 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::{
     Next, Settings,
-    plan::{backoff, plan, standing},
+    plan::{backoff, plan, waiting},
     quarantine,
 };
-use crate::mark::{self, State, extension::Extension, owner::controller};
+use crate::mark::{State, Status, extension::Extension, owner::controller};
 
-/// Where a marked pod stands in the eyes of the replica that evicts; a word for the metric.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Standing {
-    /// Its deadline is to come.
-    Marked,
-    /// Due, and it waits for another one of its owner, or for the rate limit.
-    Queued,
-    /// Due, and refused: by a disruption budget, or an error.
-    Blocked,
-    /// The eviction was accepted.
-    Evicting,
-    /// It ends.
-    Terminating,
-}
-
-impl Standing {
-    /// All, with their words.
-    pub const ALL: [(Self, &'static str); 5] = [
-        (Self::Marked, "marked"),
-        (Self::Queued, "queued"),
-        (Self::Blocked, "blocked"),
-        (Self::Evicting, "evicting"),
-        (Self::Terminating, "terminating"),
-    ];
-}
+/// The states of an entry, with the words of `pristine_marked_pods`. An extended or quarantined pod counts as marked: its
+/// deadline is in the future.
+pub const STATES: [(State, &str); 5] = [
+    (State::Marked, "marked"),
+    (State::EvictionQueued, "queued"),
+    (State::EvictionBlocked, "blocked"),
+    (State::Evicting, "evicting"),
+    (State::Terminating, "terminating"),
+];
 
 /// A pod to look at later.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -57,15 +41,15 @@ pub struct Entry {
     pub refusals: u32,
     /// Looks in a row that found others to go first.
     pub queued: u32,
-    /// Where it stands.
-    pub standing: Standing,
+    /// One of [`STATES`].
+    pub state: State,
     /// Whether a look has told what is wrong with what its users ask for.
     pub is_answered: bool,
 }
 
 /// What a look at a pod ended with.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum End {
+pub enum Requeue {
     /// Nothing more to do for this UID.
     Done,
     /// Look again at this time.
@@ -101,44 +85,44 @@ impl Entry {
     }
 
     fn ends(&self) -> bool {
-        self.standing == Standing::Terminating
+        self.state == State::Terminating
     }
 
     /// The pod after a look, where `count` says how many pods stand so, and `random` is in `0.0..1.0`; none if nothing is left
     /// to do for it.
     #[must_use]
-    pub fn after(&self, end: &End, count: impl Fn(Standing) -> i64, now: Timestamp, random: f64) -> Option<Self> {
+    pub fn after(&self, end: &Requeue, count: impl Fn(State) -> i64, now: Timestamp, random: f64) -> Option<Self> {
         let later = |wait: Duration| now.checked_add(wait).unwrap_or(Timestamp::MAX);
-        let crowd = |standing| f64::from(u32::try_from(count(standing)).unwrap_or(0));
-        let (next, standing) = match *end {
-            End::Done => return None,
-            End::Again(at) => (at, Standing::Marked),
+        let crowd = |state| f64::from(u32::try_from(count(state)).unwrap_or(0));
+        let (next, state) = match *end {
+            Requeue::Done => return None,
+            Requeue::Again(at) => (at, State::Marked),
             // Those of one owner do not all look at once.
-            End::Queued => (later(Duration::from_secs(1).mul_f64(1.0 + random)), Standing::Queued),
-            End::Limited(wait) => {
+            Requeue::Queued => (later(Duration::from_secs(1).mul_f64(1.0 + random)), State::EvictionQueued),
+            Requeue::Limited(wait) => {
                 // Of all that wait, one is let go each time.
-                let spread = wait.mul_f64(1.0 + random * (1.0 + crowd(Standing::Queued)));
-                (later(spread.min(wait.max(MOST_LIMITED))), Standing::Queued)
+                let spread = wait.mul_f64(1.0 + random * (1.0 + crowd(State::EvictionQueued)));
+                (later(spread.min(wait.max(MOST_LIMITED))), State::EvictionQueued)
             }
-            End::Accepted => (later(RECHECK), Standing::Evicting),
-            End::Terminating(at) => (at, Standing::Terminating),
+            Requeue::Accepted => (later(RECHECK), State::Evicting),
+            Requeue::Terminating(at) => (at, State::Terminating),
             // It goes all the same; only what it waits for could not be told.
-            End::Refused(_) if self.ends() => (later(RECHECK), Standing::Terminating),
-            End::Refused(after) => {
+            Requeue::Refused(_) if self.ends() => (later(RECHECK), State::Terminating),
+            Requeue::Refused(after) => {
                 let told = after.unwrap_or(Duration::ZERO).min(MOST_REFUSED);
-                let turn = BETWEEN_REFUSED.mul_f64(crowd(Standing::Blocked) * (0.75 + random / 2.0));
-                (later(told.max(turn).max(backoff(self.refusals, random))), Standing::Blocked)
+                let turn = BETWEEN_REFUSED.mul_f64(crowd(State::EvictionBlocked) * (0.75 + random / 2.0));
+                (later(told.max(turn).max(backoff(self.refusals, random))), State::EvictionBlocked)
             }
         };
         let refusals = match end {
-            End::Refused(_) => self.refusals.saturating_add(1),
+            Requeue::Refused(_) => self.refusals.saturating_add(1),
             // Waiting for its turn in between does not make a budget more patient.
-            End::Queued | End::Limited(_) => self.refusals,
+            Requeue::Queued | Requeue::Limited(_) => self.refusals,
             _ => 0,
         };
-        let queued = if standing == Standing::Queued { self.queued.saturating_add(1) } else { 0 };
-        let is_answered = self.is_answered || !matches!(end, End::Refused(_));
-        Some(Self { next, refusals, queued, standing, is_answered, ..self.clone() })
+        let queued = if state == State::EvictionQueued { self.queued.saturating_add(1) } else { 0 };
+        let is_answered = self.is_answered || !matches!(end, Requeue::Refused(_));
+        Some(Self { next, refusals, queued, state, is_answered, ..self.clone() })
     }
 }
 
@@ -156,11 +140,11 @@ pub enum Observed {
 /// Takes note of a pod, of which this much was `known`.
 #[must_use]
 pub fn observe(pod: &Pod, known: Option<&Entry>, settings: &Settings, now: Timestamp) -> Observed {
-    let told = mark::condition(pod, mark::CONDITION).and_then(|condition| condition.reason.as_deref());
+    let said = Status::on(pod).map(|status| status.state);
     let (deadline, ends) = match plan(pod, settings, now) {
         Next::Nothing(_) => return Observed::Forget(None),
         Next::Ignore(why) => return Observed::Forget(Some(why)),
-        Next::Finished(_) if told == Some(State::Finished.reason()) => return Observed::Forget(None),
+        Next::Finished(_) if said == Some(State::Finished) => return Observed::Forget(None),
         Next::Finished(_) => (now, false),
         Next::NotEvictable(mark, _) => (mark.evict_at.unwrap_or(now), false),
         Next::Terminating { mark, .. } => (mark.evict_at.unwrap_or(now), true),
@@ -176,13 +160,14 @@ pub fn observe(pod: &Pod, known: Option<&Entry>, settings: &Settings, now: Times
         asked: Extension::on(pod),
         refusals: 0,
         queued: 0,
-        standing: if ends { Standing::Terminating } else { Standing::Marked },
+        state: if ends { State::Terminating } else { State::Marked },
         is_answered: false,
     };
-    let is_put_off =
-        !ends && seen.asked.asks() && standing(pod, settings).is_some_and(|(state, ..)| state == State::Extended);
+    let is_put_off = !ends
+        && seen.asked.asks()
+        && waiting(pod, settings).is_some_and(|waiting| waiting.status.state == State::Extended);
     // Another interaction writes over what the pod said of it.
-    let is_silent = is_put_off && now < deadline && told != Some(State::Extended.reason());
+    let is_silent = is_put_off && now < deadline && said != Some(State::Extended);
     // Our own writes come back as events: they must not undo the wait after a refusal.
     if !is_silent && known.is_some_and(|known| known.is_same(&seen) && known.ends() == ends) {
         return Observed::Nothing;

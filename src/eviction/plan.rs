@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
-use crate::mark::{Disposition, Found, Interaction, Mark, State, extension::Extension};
+use crate::mark::{Disposition, Found, Interaction, Mark, State, Status, extension::Extension};
 
 /// What the configuration says of evictions.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -123,15 +123,30 @@ pub fn stuck(pod: &Pod, gone_by: Timestamp, now: Timestamp) -> Option<String> {
     })
 }
 
-/// What a pod whose deadline is to come says about that; and what is wrong with what its users asked for.
+/// What a pod says while its deadline is in the future.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Waiting {
+    /// For programs.
+    pub status: Status,
+    /// For people.
+    pub message: String,
+    /// Why a user does not get all of the extension that was asked for.
+    pub problem: Option<String>,
+}
+
+/// The status of a pod whose deadline is in the future; none without a mark.
 #[must_use]
-pub fn standing(pod: &Pod, settings: &Settings) -> Option<(State, String, Option<String>)> {
+pub fn waiting(pod: &Pod, settings: &Settings) -> Option<Waiting> {
     let mark = Found::on(pod).mark()?;
-    let granted = Extension::on(pod).grant(&mark, settings.max_extension);
-    Some(match granted.words {
-        Some(words) => (State::Extended, format!("{}; {words}", mark.summary()), granted.problem),
-        None => (State::Marked, mark.summary(), granted.problem),
-    })
+    let extension = Extension::on(pod);
+    let granted = extension.grant(&mark, settings.max_extension);
+    let (state, message) = if granted.is_extended {
+        (State::Extended, format!("{}; {}", mark.summary(), extension.summary(granted.deadline)))
+    } else {
+        (State::Marked, mark.summary())
+    };
+    let status = Status::due(state, granted.deadline, granted.problem.clone());
+    Some(Waiting { status, message, problem: granted.problem })
 }
 
 /// The grace period to send with the eviction of this pod, in seconds; none for its own.

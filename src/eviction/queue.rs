@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use jiff::Timestamp;
 
-use super::entry::{Entry, Standing};
+use super::entry::Entry;
+use crate::mark::State;
 
 /// All of them.
 #[derive(Debug, Default)]
@@ -14,7 +15,7 @@ pub struct Queue {
     pods: HashMap<String, Entry>,
     order: BTreeSet<(Timestamp, String)>,
     running: HashSet<String>,
-    counts: BTreeMap<Standing, i64>,
+    counts: BTreeMap<State, i64>,
 }
 
 impl Queue {
@@ -32,14 +33,14 @@ impl Queue {
 
     /// How many stand so.
     #[must_use]
-    pub fn count(&self, standing: Standing) -> i64 {
-        self.counts.get(&standing).copied().unwrap_or(0)
+    pub fn count(&self, state: State) -> i64 {
+        self.counts.get(&state).copied().unwrap_or(0)
     }
 
     /// Adds a pod, or what is new about it.
     pub fn put(&mut self, uid: String, entry: Entry) {
         self.remove(&uid);
-        *self.counts.entry(entry.standing).or_default() += 1;
+        *self.counts.entry(entry.state).or_default() += 1;
         self.order.insert((entry.next, uid.clone()));
         self.pods.insert(uid, entry);
     }
@@ -48,7 +49,7 @@ impl Queue {
     pub fn remove(&mut self, uid: &str) -> Option<Entry> {
         let old = self.pods.remove(uid)?;
         self.order.remove(&(old.next, uid.to_owned()));
-        *self.counts.entry(old.standing).or_default() -= 1;
+        *self.counts.entry(old.state).or_default() -= 1;
         Some(old)
     }
 
@@ -68,7 +69,7 @@ impl Queue {
     /// The earliest deadline: of the pod that is the most overdue, or will be next.
     #[must_use]
     pub fn earliest(&self) -> Option<Timestamp> {
-        let goes = |pod: &&Entry| !matches!(pod.standing, Standing::Evicting | Standing::Terminating);
+        let goes = |pod: &&Entry| !matches!(pod.state, State::Evicting | State::Terminating);
         let waiting = self.pods.values().filter(goes);
         waiting.map(|pod| pod.deadline).min()
     }

@@ -1,4 +1,4 @@
-//! One look at one pod that may be due: read it, plan, and do what the plan says.
+//! Reconciles one marked pod: reads it, plans, and does what the plan says.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -10,10 +10,10 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::{
     Next, Settings,
-    entry::{End, Entry, Standing},
+    entry::{Entry, Requeue},
     leadership::Leadership,
     pacing::{Owner, Pacing},
-    plan::{grace_period, plan, standing, stuck},
+    plan::{Waiting, grace_period, plan, stuck, waiting},
     quarantine,
 };
 use crate::{
@@ -24,138 +24,154 @@ use crate::{
         pods::{self, Outcome, Pods},
     },
     error::chain,
-    mark::{self, Mark, State, owner::Counts},
+    mark::{Mark, State, Status, is_ready, owner::Counts},
     telemetry,
 };
 
-/// One look.
+/// One reconciliation of one pod.
 pub struct Reconcile<'a> {
-    /// Reads, tells and evicts.
+    /// Reads the pod, writes its status, evicts it.
     pub pods: &'a Pods,
     /// The clock, and where what is done is reported.
     pub context: &'a Context,
-    /// What the configuration says.
+    /// The eviction section of the configuration.
     pub settings: Settings,
-    /// What else is in flight.
+    /// The evictions in flight.
     pub pacing: &'a Mutex<Pacing>,
     /// Whether this replica may evict.
     pub leadership: &'a Leadership,
-    /// The pod that is meant.
+    /// UID of the pod.
     pub uid: &'a str,
-    /// What is known of it.
+    /// What the queue knows of the pod.
     pub entry: &'a Entry,
 }
 
 impl Reconcile<'_> {
-    /// Takes it.
-    pub async fn run(&self) -> End {
+    /// Runs it, and says when to reconcile the pod again.
+    pub async fn run(&self) -> Requeue {
         let Entry { namespace, name, .. } = self.entry;
-        match self.look().await {
-            Ok(end) => end,
-            Err(pods::Error::Gone) => End::Done,
-            // Another writer was faster; the next look sees what it wrote.
-            Err(pods::Error::Conflict) => End::Refused(None),
+        match self.reconcile().await {
+            Ok(requeue) => requeue,
+            Err(pods::Error::Gone) => Requeue::Done,
+            // Another writer was faster; the next run reads what it wrote.
+            Err(pods::Error::Conflict) => Requeue::Refused(None),
             Err(error) => {
-                tracing::warn!(namespace, pod = name, uid = self.uid, error = %chain(&error), "cannot evict, will try again");
+                tracing::warn!(namespace, pod = name, uid = self.uid, error = %chain(&error), "cannot evict the pod, retrying");
                 self.count("error");
-                End::Refused(None)
+                Requeue::Refused(None)
             }
         }
     }
 
-    async fn look(&self) -> Result<End, pods::Error> {
+    async fn reconcile(&self) -> Result<Requeue, pods::Error> {
         let Entry { namespace, name, owner, deadline, .. } = self.entry;
         let (owner, now) = (owner.as_deref(), self.context.clock.never_ahead());
         if *deadline <= now
-            && self.entry.standing != Standing::Terminating
-            && let Some((end, why)) = self.cannot_go(owner, now)
+            && self.entry.state != State::Terminating
+            && let Some((requeue, why)) = self.cannot_evict(owner, now)
         {
-            // Said on the pod once, and not at the first look: that would keep the API server from those that go now.
+            // Written on the pod once, and not the first time: that would keep the API server from the pods that are evicted
+            // now.
             if self.entry.queued == 1
                 && self.entry.refusals == 0
                 && let Ok(pod) = self.pods.get(namespace, name).await
-                && let Next::Evict { mark, .. } = plan(&pod, &self.settings, now)
+                && let Next::Evict { mark, due } = plan(&pod, &self.settings, now)
                 && pod.metadata.uid.as_deref() == Some(self.uid)
             {
-                self.tell_queued(&pod, &mark, &why).await?;
+                self.set_queued(&pod, &mark, due, &why).await?;
             }
-            return Ok(end);
+            return Ok(requeue);
         }
         let pod = self.pods.get(namespace, name).await?;
         if pod.metadata.uid.as_deref() != Some(self.uid) {
-            tracing::info!(namespace, pod = name, uid = self.uid, "replaced already; its successor is left alone");
+            tracing::info!(namespace, pod = name, uid = self.uid, "the pod was replaced; its successor is not evicted");
             self.count("replaced");
-            return Ok(End::Done);
+            return Ok(Requeue::Done);
         }
         match plan(&pod, &self.settings, self.context.clock.never_ahead()) {
-            Next::Nothing(_) | Next::Ignore(_) => Ok(End::Done),
+            Next::Nothing(_) | Next::Ignore(_) => Ok(Requeue::Done),
             Next::Wait { mark, until } => {
-                // First, so that whoever asks for more time is answered whatever comes of the rest.
+                // First, so that a user who asks for an extension gets an answer whatever comes of the rest.
                 match self.wait(&pod, until).await? {
-                    End::Again(at) if self.settings.quarantine && quarantine::is_wanted(&pod) => {
-                        Ok(End::Again(at.min(self.quarantine(&pod, &mark).await)))
+                    Requeue::Again(at) if self.settings.quarantine && quarantine::is_wanted(&pod) => {
+                        Ok(Requeue::Again(at.min(self.quarantine(&pod, &mark).await)))
                     }
                     waiting => Ok(waiting),
                 }
             }
             Next::Finished(mark) => {
-                let message = format!("{}. Its containers have ended, and it is left for its logs", mark.summary());
-                self.pods.set_condition(&pod, mark.first.at, State::Finished, &message).await?;
-                Ok(End::Done)
+                let message =
+                    format!("{}. Its containers have terminated; the pod is kept for its logs", mark.summary());
+                self.set_status(&pod, &mark, &Status::new(State::Finished, None), &message).await?;
+                Ok(Requeue::Done)
             }
             Next::Terminating { mark, gone_by } => self.terminating(&pod, &mark, gone_by).await,
             Next::NotEvictable(mark, why) => {
-                if self.pods.set_condition(&pod, mark.first.at, State::NotEvictable, why).await? {
+                let message = format!("{}. It is not evicted: {why}", mark.summary());
+                let status = Status::new(State::NotEvictable, why.to_owned());
+                if self.set_status(&pod, &mark, &status, &message).await? {
                     self.count("not_evictable");
                     self.context.events.pod(&pod, EventType::Warning, "NotEvictable", "Evict", why);
                 }
-                Ok(End::Done)
+                Ok(Requeue::Done)
             }
-            Next::Evict { mark, due } => {
-                if !self.in_turn(&pod, &mark, owner).await? {
-                    return Ok(End::Queued);
-                }
-                // What was read may be old by now: this process may have been suspended since.
-                if !self.leadership.is_held() {
-                    lock(self.pacing).abandon(owner, self.uid);
-                    return Ok(End::Queued);
-                }
-                let now = self.context.clock.never_ahead();
-                // Not in one with the `if`: the lock would be held to the end of it.
-                let spent = lock(self.pacing).spend(self.settings.per_minute, now);
-                if let Err(wait) = spent {
-                    lock(self.pacing).abandon(owner, self.uid);
-                    return Ok(End::Limited(wait));
-                }
-                let end = self.evict(&pod, &mark, due).await;
-                let mut pacing = lock(self.pacing);
-                match &end {
-                    Ok(End::Accepted) => {}
-                    // Somebody else took it: others of its owner wait for its replacement.
-                    Err(pods::Error::Gone) => {
-                        pacing.gone(owner, self.uid);
-                        pacing.refund();
-                    }
-                    // Without an answer it may have been carried out: they wait as if it was.
-                    Err(error) if !error.is_answer() => {}
-                    Ok(_) | Err(_) => {
-                        pacing.abandon(owner, self.uid);
-                        pacing.refund();
-                    }
-                }
-                drop(pacing);
-                end
-            }
+            Next::Evict { mark, due } => self.evict_in_turn(&pod, &mark, due, owner).await,
         }
     }
 
-    /// Why the pod cannot go now, if that is known without asking the API server: the many that wait must not keep it busy.
-    fn cannot_go(&self, owner: Option<&str>, now: Timestamp) -> Option<(End, String)> {
+    async fn evict_in_turn(
+        &self,
+        pod: &Pod,
+        mark: &Mark,
+        due: Timestamp,
+        owner: Option<&str>,
+    ) -> Result<Requeue, pods::Error> {
+        if !self.begin(pod, mark, due, owner).await? {
+            return Ok(Requeue::Queued);
+        }
+        // What was read may be old by now: this process may have been suspended since.
+        if !self.leadership.is_held() {
+            lock(self.pacing).abandon(owner, self.uid);
+            return Ok(Requeue::Queued);
+        }
+        let now = self.context.clock.never_ahead();
+        // Not in one with the `if`: the lock would be held to the end of it.
+        let spent = lock(self.pacing).spend(self.settings.per_minute, now);
+        if let Err(wait) = spent {
+            lock(self.pacing).abandon(owner, self.uid);
+            return Ok(Requeue::Limited(wait));
+        }
+        let evicted = self.evict(pod, mark, due).await;
+        let mut pacing = lock(self.pacing);
+        match &evicted {
+            Ok(Requeue::Accepted) => {}
+            // Another client deleted the pod: the others of its workload wait for its replacement.
+            Err(pods::Error::Gone) => {
+                pacing.gone(owner, self.uid);
+                pacing.refund();
+            }
+            // Without an answer the eviction may have been accepted: the others wait as if it was.
+            Err(error) if !error.is_answer() => {}
+            Ok(_) | Err(_) => {
+                pacing.abandon(owner, self.uid);
+                pacing.refund();
+            }
+        }
+        drop(pacing);
+        evicted
+    }
+
+    /// Why the pod cannot be evicted now, if that is known without a request: many waiting pods must not keep the API server
+    /// busy.
+    fn cannot_evict(&self, owner: Option<&str>, now: Timestamp) -> Option<(Requeue, String)> {
         let (mut pacing, per_minute) = (lock(self.pacing), self.settings.per_minute);
         if let Some(wait) = pacing.wait(per_minute, now) {
-            return Some((End::Limited(wait), format!("no more than {per_minute} pods are evicted in a minute")));
+            return Some((
+                Requeue::Limited(wait),
+                format!("the rate limit is {per_minute} evictions a minute (eviction.perMinute)"),
+            ));
         }
-        (!pacing.ask(owner, self.uid, now)).then(|| (End::Queued, OTHERS_FIRST.to_owned()))
+        (!pacing.ask(owner, self.uid, now)).then(|| (Requeue::Queued, OTHERS_FIRST.to_owned()))
     }
 
     /// Takes the pod out of service, if its owner can spare it; when to look again. Nothing of this keeps an eviction waiting.
@@ -174,7 +190,7 @@ impl Reconcile<'_> {
                     return later(Duration::from_secs(1));
                 }
                 let Entry { namespace, name, .. } = self.entry;
-                tracing::warn!(namespace, pod = name, uid = self.uid, error = %chain(&error), "cannot quarantine, will try again");
+                tracing::warn!(namespace, pod = name, uid = self.uid, error = %chain(&error), "cannot quarantine the pod, retrying");
                 later(Duration::from_secs(30))
             }
         }
@@ -201,8 +217,8 @@ impl Reconcile<'_> {
         self.pods.quarantine(pod, mark, &labels, &message).await?;
         // Its owner does not count it any more, and makes the next one.
         lock(self.pacing).gone(Some(owner), self.uid);
-        self.count("quarantined");
-        tracing::info!(namespace, pod = name, uid = self.uid, names, "quarantined");
+        self.count("the pod is quarantined");
+        tracing::info!(namespace, pod = name, uid = self.uid, names, "the pod is quarantined");
         self.context.events.pod(pod, EventType::Normal, "PodQuarantined", "Quarantine", &message);
         self.context.events.owner(
             pod,
@@ -214,14 +230,19 @@ impl Reconcile<'_> {
         Ok(true)
     }
 
-    /// Answers what users ask for, and warns.
-    async fn wait(&self, pod: &Pod, until: Timestamp) -> Result<End, pods::Error> {
-        let Some((state, message, problem)) = standing(pod, &self.settings) else { return Ok(End::Done) };
+    /// Answers a request for an extension, and warns before the deadline.
+    async fn wait(&self, pod: &Pod, until: Timestamp) -> Result<Requeue, pods::Error> {
+        let Some(Waiting { status, message, problem }) = waiting(pod, &self.settings) else { return Ok(Requeue::Done) };
         let since = self.context.clock.now();
-        let told = mark::condition(pod, mark::CONDITION).and_then(|condition| condition.reason.as_deref());
-        let was_extended = told == Some(State::Extended.reason());
-        if (state == State::Extended || was_extended) && self.pods.set_condition(pod, since, state, &message).await? {
-            let reason = if state == State::Extended { "EvictionExtended" } else { "ExtensionEnded" };
+        let said = Status::on(pod);
+        let was_extended = said.as_ref().is_some_and(|said| said.state == State::Extended);
+        let is_extended = status.state == State::Extended;
+        let is_answer = status.cause != said.and_then(|said| said.cause);
+        if (is_extended || was_extended || is_answer)
+            && self.pods.set_condition(pod, since, &status, &message).await?
+            && (is_extended || was_extended)
+        {
+            let reason = if is_extended { "EvictionExtended" } else { "ExtensionEnded" };
             self.count("extended");
             self.context.events.pod(pod, EventType::Normal, reason, "Extend", &message);
         }
@@ -230,75 +251,76 @@ impl Reconcile<'_> {
         }
         let warn = self.settings.warn_before.and_then(|before| until.checked_sub(before).ok());
         match warn {
-            Some(at) if self.context.clock.never_ahead() < at => Ok(End::Again(at)),
+            Some(at) if self.context.clock.never_ahead() < at => Ok(Requeue::Again(at)),
             // Once: by the look that was meant for it, and not by those that come after.
             Some(at) if self.entry.next <= at => {
-                let note = format!("{message}; this is the warning before it");
-                tracing::info!(namespace = self.entry.namespace, pod = self.entry.name, %until, "eviction soon");
+                let note = format!("{message}; this is the warning before the eviction (eviction.warnBefore)");
+                tracing::info!(namespace = self.entry.namespace, pod = self.entry.name, %until, "the pod is evicted soon");
                 self.context.events.pod(pod, EventType::Normal, "EvictionSoon", "Evict", &note);
-                Ok(End::Again(until))
+                Ok(Requeue::Again(until))
             }
-            _ => Ok(End::Again(until)),
+            _ => Ok(Requeue::Again(until)),
         }
     }
 
-    /// Whether its owner can spare it now; then it is in flight.
-    async fn in_turn(&self, pod: &Pod, mark: &Mark, owner: Option<&str>) -> Result<bool, pods::Error> {
+    /// Whether the pod's workload can spare it now. If so, its eviction is in flight.
+    async fn begin(&self, pod: &Pod, mark: &Mark, due: Timestamp, owner: Option<&str>) -> Result<bool, pods::Error> {
         let Some(owner) = owner else { return Ok(true) };
         let found = self.pods.owner(pod).await?;
         let (owner, now) = (counted(owner, &found), self.context.clock.never_ahead());
-        let begun = lock(self.pacing).begin(owner, self.uid, mark::is_ready(pod), now);
+        let begun = lock(self.pacing).begin(owner, self.uid, is_ready(pod), now);
         if !begun {
-            let is_last = mark::is_ready(pod) && found.counts.is_some_and(Counts::is_last_ready);
-            self.tell_queued(pod, mark, if is_last { LAST } else { OTHERS_FIRST }).await?;
+            let is_last = is_ready(pod) && found.counts.is_some_and(Counts::is_last_ready);
+            self.set_queued(pod, mark, due, if is_last { LAST } else { OTHERS_FIRST }).await?;
         }
         Ok(begun)
     }
 
-    /// Says of a pod that takes its time to end what it waits for.
-    async fn terminating(&self, pod: &Pod, mark: &Mark, gone_by: Timestamp) -> Result<End, pods::Error> {
+    /// Writes on a terminating pod what it waits for.
+    async fn terminating(&self, pod: &Pod, mark: &Mark, gone_by: Timestamp) -> Result<Requeue, pods::Error> {
         let now = self.context.clock.never_ahead();
         let stuck = stuck(pod, gone_by, now);
-        let why = stuck.clone().unwrap_or_else(|| format!("it is to be gone by {gone_by}"));
-        let message = format!("{}. It terminates: {why}", mark.summary());
-        let is_news = match self.pods.set_condition(pod, mark.first.at, State::Terminating, &message).await {
-            Err(pods::Error::Conflict) => return Ok(End::Terminating(now.checked_add(LOOK_AGAIN).unwrap_or(now))),
-            told => told?,
+        let why = stuck.clone().unwrap_or_else(|| format!("its grace period ends at {gone_by}"));
+        let message = format!("{}. The pod is terminating: {why}", mark.summary());
+        let status = Status::new(State::Terminating, why.clone());
+        let is_news = match self.set_status(pod, mark, &status, &message).await {
+            Err(pods::Error::Conflict) => return Ok(Requeue::Terminating(now.checked_add(RECHECK).unwrap_or(now))),
+            written => written?,
         };
         if is_news && stuck.is_some() {
             self.count("stuck");
-            tracing::warn!(
-                namespace = self.entry.namespace,
-                pod = self.entry.name,
-                uid = self.uid,
-                why,
-                "does not end"
-            );
+            let Entry { namespace, name, .. } = self.entry;
+            tracing::warn!(namespace, pod = name, uid = self.uid, why, "the pod is stuck terminating");
             self.context.events.pod(pod, EventType::Warning, "TerminationStuck", "Evict", &message);
         }
         let after = if stuck.is_some() { now } else { gone_by.max(now) };
-        Ok(End::Terminating(after.checked_add(LOOK_AGAIN).unwrap_or(Timestamp::MAX)))
+        Ok(Requeue::Terminating(after.checked_add(RECHECK).unwrap_or(Timestamp::MAX)))
     }
 
-    /// Says on the pod why it waits, unless it says so already.
-    async fn tell_queued(&self, pod: &Pod, mark: &Mark, why: &str) -> Result<(), pods::Error> {
-        let message = format!("{}. It is due, and waits: {why}", mark.summary());
-        match self.pods.set_condition(pod, mark.first.at, State::EvictionQueued, &message).await {
+    /// Writes on the pod why it waits, unless it says so already.
+    async fn set_queued(&self, pod: &Pod, mark: &Mark, due: Timestamp, why: &str) -> Result<(), pods::Error> {
+        let message = format!("{}. It is due and waits: {why}", mark.summary());
+        let status = Status::due(State::EvictionQueued, Some(due), why.to_owned());
+        match self.set_status(pod, mark, &status, &message).await {
             Ok(true) => self.count("queued"),
-            // The next look tells it, if it is still true.
+            // The next run writes it, if it is still true.
             Ok(false) | Err(pods::Error::Conflict) => {}
             Err(error) => return Err(error),
         }
         Ok(())
     }
 
-    async fn evict(&self, pod: &Pod, mark: &Mark, due: Timestamp) -> Result<End, pods::Error> {
+    async fn set_status(&self, pod: &Pod, mark: &Mark, status: &Status, message: &str) -> Result<bool, pods::Error> {
+        self.pods.set_condition(pod, mark.first.at, status, message).await
+    }
+
+    async fn evict(&self, pod: &Pod, mark: &Mark, due: Timestamp) -> Result<Requeue, pods::Error> {
         let Entry { namespace, name, refusals, .. } = self.entry;
         let grace = grace_period(pod, &self.settings);
         let (why, after) = match self.pods.evict(namespace, name, self.uid, grace, false).await {
             Ok(Outcome::Accepted) => {
                 self.accepted(pod, mark, due);
-                return Ok(End::Accepted);
+                return Ok(Requeue::Accepted);
             }
             Ok(Outcome::Refused { message, retry_after }) => {
                 self.count("blocked");
@@ -310,16 +332,17 @@ impl Reconcile<'_> {
             }
             Err(error) => return Err(error),
         };
-        tracing::info!(namespace, pod = name, uid = self.uid, why, "eviction blocked");
-        let message = format!("{}. The eviction is blocked and will be tried again: {why}", mark.summary());
+        tracing::info!(namespace, pod = name, uid = self.uid, why, "the eviction was refused, retrying");
+        let message = format!("{}. The eviction was refused and is retried: {why}", mark.summary());
         if *refusals == 0 {
             self.context.events.pod(pod, EventType::Warning, "EvictionBlocked", "Evict", &message);
         }
-        // Whatever comes of this changes nothing about the refusal, nor about when to ask again.
-        if let Err(error) = self.pods.set_condition(pod, mark.first.at, State::EvictionBlocked, &message).await {
-            tracing::debug!(namespace, pod = name, uid = self.uid, error = %chain(&error), "cannot say so on the pod");
+        // A failure here changes nothing about the refusal, nor about when the eviction is retried.
+        let status = Status::due(State::EvictionBlocked, Some(due), why);
+        if let Err(error) = self.set_status(pod, mark, &status, &message).await {
+            tracing::debug!(namespace, pod = name, uid = self.uid, error = %chain(&error), "cannot write the status of the pod");
         }
-        Ok(End::Refused(after))
+        Ok(Requeue::Refused(after))
     }
 
     fn accepted(&self, pod: &Pod, mark: &Mark, due: Timestamp) {
@@ -327,7 +350,7 @@ impl Reconcile<'_> {
         self.context.metrics.lateness_seconds.observe(late.as_secs_f64());
         self.count("evicted");
         let Entry { namespace, name, .. } = self.entry;
-        tracing::info!(namespace, pod = name, uid = self.uid, %due, late_seconds = late.as_secs_f64(), "evicted");
+        tracing::info!(namespace, pod = name, uid = self.uid, %due, late_seconds = late.as_secs_f64(), "the pod was evicted");
         let note = format!("evicted {:.1} s after its deadline: {}", late.as_secs_f64(), mark.summary());
         self.context.events.pod(pod, EventType::Normal, "PodEvicted", "Evict", &note);
         self.context.events.owner(pod, EventType::Normal, "PodEvicted", "Evict", &format!("pod {name}: {note}"));
@@ -338,11 +361,11 @@ impl Reconcile<'_> {
     }
 }
 
-/// A pod that terminates is looked at again so long after it should be gone: when it counts as stuck, and not just before.
-const LOOK_AGAIN: Duration = Duration::from_secs(61);
-/// Why a pod waits for others.
-const OTHERS_FIRST: &str = "another pod of its controller is to be replaced first";
-const LAST: &str = "it is the last Ready pod of its controller, which wants more";
+/// A terminating pod is read again this long after its grace period: when it counts as stuck, and not just before.
+const RECHECK: Duration = Duration::from_secs(61);
+/// Why a pod waits.
+const OTHERS_FIRST: &str = "another pod of its workload is being replaced";
+const LAST: &str = "it is the last Ready pod of its workload";
 
 fn counted<'a>(uid: &'a str, found: &'a owners::Owner) -> Owner<'a> {
     Owner { uid, group: found.group.as_deref(), counts: found.counts, version: &found.version }

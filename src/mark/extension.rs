@@ -21,14 +21,14 @@ pub struct Extension {
     reason: Option<String>,
 }
 
-/// What becomes of an extension.
+/// What Pristine grants of what a user asked for.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Granted {
-    /// When the pod is to be evicted; none if it is only recorded.
+    /// When the pod is evicted; none if it is only recorded.
     pub deadline: Option<Timestamp>,
-    /// What was granted, for people; none if nothing was asked for, or nothing of it holds.
-    pub words: Option<String>,
-    /// What is wrong with what was asked for.
+    /// Whether that is later than without the extension.
+    pub is_extended: bool,
+    /// Why the user does not get all of what was asked for.
     pub problem: Option<String>,
 }
 
@@ -46,10 +46,23 @@ impl Extension {
         self.hold.is_some() || self.to.is_some()
     }
 
-    /// Whether somebody holds the pod, for as long as the configuration allows.
+    /// Whether a user holds the pod, for as long as the configuration allows.
     #[must_use]
     pub const fn holds(&self) -> bool {
         self.hold.is_some()
+    }
+
+    /// Who extended the deadline, and why, for people; until when is for the caller to add.
+    #[must_use]
+    pub fn summary(&self, until: Option<Timestamp>) -> String {
+        let (verb, why) = match &self.hold {
+            Some(why) => ("held", Some(why)),
+            None => ("extended", self.reason.as_ref()),
+        };
+        let by = one_line(self.by.as_deref().unwrap_or("an unnamed user"));
+        let until = until.map(|until| format!(" until {until}")).unwrap_or_default();
+        let why = why.map(|why| format!(": {}", one_line(why))).unwrap_or_default();
+        format!("{verb} by {by}{until}{why}")
     }
 
     /// The deadline with this extension: never before the mark's own, and never later than `longest` after the first
@@ -61,37 +74,33 @@ impl Extension {
         let latest = mark.first.at.checked_add(longest).unwrap_or(Timestamp::MAX);
         // Whole seconds, as everywhere.
         let latest = Timestamp::from_second(latest.as_second()).unwrap_or(latest).max(own);
-        let by = shorten(self.by.as_deref().unwrap_or("somebody"), 256);
-        if let Some(why) = &self.hold {
-            let words = format!("held by {by:?} ({:?}), until {latest} at the longest", shorten(why, 256));
-            return Granted { deadline: Some(latest), words: Some(words), problem: None };
+        let until = |deadline, problem| Granted { deadline: Some(deadline), is_extended: deadline > own, problem };
+        if self.hold.is_some() {
+            let problem = (latest == own).then(|| format!("{HOLD} is ignored: {LIMIT}"));
+            return until(latest, problem);
         }
-        let none = |problem| Granted { deadline: Some(own), words: None, problem };
-        let Some(text) = &self.to else { return none(None) };
+        let Some(text) = &self.to else { return until(own, None) };
         let shown = shorten(text, 64);
+        let ignored = |why: &str| until(own, Some(format!("{EXTEND_TO} {shown:?} is ignored: {why}")));
         match text.parse::<Timestamp>() {
-            Err(_) => {
-                none(Some(format!("pristine/extend-to {shown:?} is ignored: write a time as 2026-01-31T12:00:00Z")))
-            }
-            Ok(to) if to <= own => {
-                none(Some(format!("pristine/extend-to {shown:?} is ignored: it is not after the deadline, {own}")))
-            }
-            Ok(to) => {
-                let deadline = to.min(latest);
-                let problem = (to > latest).then(|| {
-                    format!(
-                        "pristine/extend-to {shown:?} is more than the configuration allows; extended until {latest}"
-                    )
-                });
-                if deadline <= own {
-                    return none(problem);
-                }
-                let why = self.reason.as_deref().map(|why| format!(" ({:?})", shorten(why, 256))).unwrap_or_default();
-                let words = format!("extended by {by:?}{why} until {deadline}");
-                Granted { deadline: Some(deadline), words: Some(words), problem }
-            }
+            Err(_) => ignored("write a time as 2026-01-31T12:00:00Z"),
+            Ok(to) if to <= own => ignored(&format!("it is not after the deadline, {own}")),
+            Ok(_) if latest == own => ignored(LIMIT),
+            Ok(to) if to > latest => until(latest, Some(format!("{EXTEND_TO} {shown:?} is cut to {latest}: {LIMIT}"))),
+            Ok(to) => until(to, None),
         }
     }
+}
+
+const EXTEND_TO: &str = USERS_KEYS[0];
+const HOLD: &str = USERS_KEYS[1];
+/// What ends every extension.
+const LIMIT: &str = "the limit is eviction.maxExtension after the first interaction";
+
+/// Without line breaks, so that what a user wrote cannot look like another line; and bounded.
+fn one_line(text: &str) -> String {
+    let line = text.split(|c: char| c.is_control() || c.is_whitespace()).filter(|word| !word.is_empty());
+    shorten(&line.collect::<Vec<_>>().join(" "), 256)
 }
 
 #[cfg(test)]
@@ -127,13 +136,10 @@ mod tests {
     fn more_time_is_granted_up_to_the_longest() {
         let granted = ask(Some("2026-01-01T00:30:00Z"), None);
         assert_eq!(granted.deadline.unwrap().to_string(), "2026-01-01T00:30:00Z");
-        assert_eq!(
-            (granted.words.unwrap().as_str(), granted.problem),
-            ("extended by \"ed\" until 2026-01-01T00:30:00Z", None)
-        );
+        assert!(granted.is_extended && granted.problem.is_none());
         let granted = ask(Some("2099-01-01T00:00:00+01:00"), None);
         assert_eq!(granted.deadline.unwrap().to_string(), "2026-01-01T01:00:00Z");
-        assert!(granted.problem.unwrap().contains("more than the configuration allows"));
+        assert!(granted.problem.unwrap().contains("eviction.maxExtension"));
         assert_eq!(ask(None, Some("looking")).deadline.unwrap().to_string(), "2026-01-01T01:00:00Z");
     }
 
@@ -144,10 +150,22 @@ mod tests {
         {
             let granted = ask(Some(to), None);
             assert_eq!(granted.deadline, mark(Some(600)).evict_at, "{to}");
-            assert!(granted.words.is_none() && granted.problem.as_ref().unwrap().contains(word), "{to}: {granted:?}");
+            assert!(!granted.is_extended && granted.problem.as_ref().unwrap().contains(word), "{to}: {granted:?}");
         }
-        assert_eq!(ask(None, None), Granted { deadline: mark(Some(600)).evict_at, words: None, problem: None });
+        assert_eq!(ask(None, None), Granted { deadline: mark(Some(600)).evict_at, is_extended: false, problem: None });
         assert_eq!(Extension::default().grant(&mark(None), HOUR), Granted::default(), "nothing to put off");
+    }
+
+    #[test]
+    fn the_summary_says_who_and_why_on_one_line_and_leaves_nothing_out() {
+        let reason = Some("INC-7; heap dump (\"x\")\nsecond line".to_owned());
+        let extension = Extension { to: Some("t".into()), hold: None, by: Some("ed".into()), reason };
+        assert_eq!(extension.summary(None), "extended by ed: INC-7; heap dump (\"x\") second line");
+        let until = Some("2026-01-01T00:30:00Z".parse().unwrap());
+        assert_eq!(
+            Extension { hold: Some("looking".into()), ..extension }.summary(until),
+            "held by ed until 2026-01-01T00:30:00Z: looking"
+        );
     }
 
     proptest! {

@@ -7,10 +7,9 @@ use kube::{Api, api::ListParams};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 
 use super::{
-    Failure,
     connection::Connection,
-    emit,
     format::{duration, table},
+    output::{Failure, emit},
 };
 use crate::{
     certs::{
@@ -160,7 +159,7 @@ fn text(trust: &Trust, now: Timestamp) -> String {
     let none = |text: String, is_empty: bool| if is_empty { "<none>\n".to_owned() } else { text };
     format!(
         "{}\n{}\ncaBundle is the same and not empty in all {entries} entries: {sync}\n",
-        none(table(&["AUTHORITY", "VALID UNTIL", "EXPIRES-IN", "TRUSTED BY", "SIGNED FOR"], &cas), cas.is_empty()),
+        none(table(&["CA", "VALID UNTIL", "EXPIRES-IN", "TRUSTED BY", "SIGNED FOR"], &cas), cas.is_empty()),
         none(table(&["REPLICA", "SERVING", "VALID UNTIL", "EXPIRES-IN", "TRUSTED"], &replicas), replicas.is_empty()),
     )
 }

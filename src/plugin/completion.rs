@@ -10,9 +10,9 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, api::ListParams};
 
 use super::{
-    Cli, Failure,
+    Cli,
     connection::{Connection, Global},
-    emit,
+    output::{Failure, emit},
 };
 use crate::mark::INTERACTED;
 

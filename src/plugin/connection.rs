@@ -10,7 +10,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-use super::Failure;
+use super::output::Failure;
 use crate::error::chain;
 
 /// The flags that every kubectl command has.
@@ -145,15 +145,24 @@ impl Connection {
     /// One request, for at most the timeout. `what` was tried, as in "list pods".
     ///
     /// # Errors
-    /// What the API server says, in kubectl's words; or that it says nothing.
+    /// What the API server says, in kubectl's words; or that it did not answer.
     pub async fn call<T>(&self, what: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
-        let answer = match self.timeout {
-            Some(limit) => tokio::time::timeout(limit, request).await.map_err(|_| {
-                Failure::new(format!("cannot {what}: no answer from {} within {limit:?} (--request-timeout)", self.url))
-            })?,
-            None => request.await,
-        };
-        answer.map_err(|error| self.explain(what, &error))
+        self.ask(what, request).await?.map_err(|error| self.explain(what, &error))
+    }
+
+    /// The same, for a caller that reads the API server's refusal.
+    ///
+    /// # Errors
+    /// That the API server did not answer in time.
+    pub async fn ask<T>(
+        &self,
+        what: &str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<kube::Result<T>, Failure> {
+        let Some(limit) = self.timeout else { return Ok(request.await) };
+        tokio::time::timeout(limit, request).await.map_err(|_| {
+            Failure::new(format!("cannot {what}: no answer from {} within {limit:?} (--request-timeout)", self.url))
+        })
     }
 
     /// As kubectl would say it.
@@ -162,11 +171,7 @@ impl Connection {
         match error {
             // Names verb, resource and namespace by itself, if it is for want of a permission.
             kube::Error::Api(status) => {
-                // An eviction's refusal names the disruption budget here.
-                let causes = status.details.iter().flat_map(|details| &details.causes);
-                let causes = causes.filter(|_| status.code == 429).map(|cause| format!(" {}", cause.message));
-                let message =
-                    format!("Error from server ({}): {}{}", status.reason, status.message, causes.collect::<String>());
+                let message = format!("Error from server ({}): {}", status.reason, status.message);
                 Failure { code: status.code, message }
             }
             error => {

@@ -5,11 +5,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Volume};
 
 use super::{
-    Failure,
     connection::Connection,
-    each,
     evict::{Answer, evict},
     format::{duration, table},
+    output::{Failure, each},
     row::Row,
 };
 use crate::{

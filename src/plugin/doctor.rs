@@ -17,13 +17,11 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    Failure,
     bypass::{RIGHTS, Rbac},
     certs::{NAME, Trust},
     connection::Connection,
-    emit,
     format::{duration, plain},
-    is_colourful,
+    output::{Failure, emit, is_colourful},
 };
 use crate::{clock::Clock, config};
 
@@ -249,7 +247,7 @@ async fn policies(connection: &Connection) -> Finding {
             (Ok(policy), Ok(binding)) => (policy, binding),
             (Err(failure), _) | (_, Err(failure)) => return unknown(&failure),
         };
-        let action = if name.starts_with("witness") { "Audit" } else { "Deny" };
+        let action = if name.starts_with("audit") { "Audit" } else { "Deny" };
         let spec = binding.and_then(|binding| binding.spec).unwrap_or_default();
         let acts =
             spec.validation_actions.iter().flatten().any(|word| word == action) && spec.match_resources.is_none();

@@ -3,7 +3,11 @@
 use clap::Args;
 use serde_json::Value;
 
-use super::{DryRun, Failure, connection::Connection, each, row::Row};
+use super::{
+    connection::Connection,
+    output::{DryRun, Failure, each},
+    row::Row,
+};
 use crate::{api::pods, error::chain};
 
 /// `evict`
@@ -33,13 +37,10 @@ pub enum Answer {
 pub async fn evict(connection: &Connection, name: &str, uid: &str, is_dry: bool) -> Result<Answer, Failure> {
     let request = pods::eviction_request(&connection.namespace, name, uid, None, is_dry);
     let request = request.map_err(|error| Failure::new(format!("pod {name:?}: not a name: {}", chain(&error))))?;
-    match connection.call("create pods/eviction", connection.client.request::<Value>(request)).await {
+    match connection.ask("create pods/eviction", connection.client.request::<Value>(request)).await? {
         Ok(_) => Ok(Answer::Accepted),
-        Err(failure) if failure.code == 429 => {
-            let message = failure.message.split_once("): ").map_or(failure.message.as_str(), |(_, rest)| rest);
-            Ok(Answer::Refused(message.to_owned()))
-        }
-        Err(failure) => Err(failure),
+        Err(kube::Error::Api(status)) if status.code == 429 => Ok(Answer::Refused(pods::refusal(&status))),
+        Err(error) => Err(connection.explain("create pods/eviction", &error)),
     }
 }
 

@@ -9,10 +9,15 @@ use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::{DryRun, Failure, connection::Connection, each, format::duration as human, row::Row};
+use super::{
+    connection::Connection,
+    format::duration as human,
+    output::{DryRun, Failure, each},
+    row::Row,
+};
 use crate::{
     clock::Clock,
-    mark::{USERS_KEYS, extension::Extension},
+    mark::{Status, USERS_KEYS, extension::Extension},
 };
 
 /// Names, and whether to really do it.
@@ -61,9 +66,9 @@ fn duration(text: &str) -> Result<Duration, String> {
     if duration.is_zero() { Err("must be more than zero".to_owned()) } else { Ok(duration) }
 }
 
-/// How long Pristine is waited for: it answers on the pod, within a fraction of a second.
-const PATIENCE: Duration = Duration::from_secs(5);
-const LOOK: Duration = Duration::from_millis(100);
+/// A replica answers on the pod within a fraction of a second.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(100);
 
 /// What is to be done with the users' keys of pods.
 struct Change<'a> {
@@ -90,7 +95,7 @@ impl<'a> Change<'a> {
         match row.deadline {
             Some(deadline) => Ok((pod, row, deadline)),
             None => {
-                Err(Failure::new(format!("pod/{} is not going to be evicted: {} {}", row.name, row.state, row.reason)))
+                Err(Failure::new(format!("pod/{} has no deadline to extend: {} {}", row.name, row.state, row.reason)))
             }
         }
     }
@@ -114,18 +119,22 @@ impl<'a> Change<'a> {
         self.connection.call("patch pods", pods.patch(&row.name, &params, &patch)).await.map(drop)
     }
 
-    /// The row once Pristine has answered so, or as it is after a while.
-    async fn answer(&self, row: &Row, is_answer: impl Fn(&Row) -> bool) -> Result<Row, Failure> {
-        let end = Instant::now() + PATIENCE;
+    /// The row once Pristine has answered: with a status for which `is_granted`, or with the cause why not. None while no
+    /// replica answers.
+    async fn answer(&self, row: &Row, is_granted: impl Fn(&Row) -> bool) -> Result<Option<Row>, Failure> {
+        let end = Instant::now() + ANSWER_WITHIN;
         loop {
-            let (_, after) = self.find(&row.name).await?;
+            let (pod, after) = self.find(&row.name).await?;
             if after.uid != row.uid {
                 return Err(Failure::new(format!("pod/{} was replaced meanwhile", row.name)));
             }
-            if is_answer(&after) || Instant::now() >= end {
-                return Ok(after);
+            if is_granted(&after) || Status::on(&pod).is_some_and(|status| status.cause.is_some()) {
+                return Ok(Some(after));
             }
-            sleep(LOOK).await;
+            if Instant::now() >= end {
+                return Ok(None);
+            }
+            sleep(POLL).await;
         }
     }
 
@@ -135,16 +144,23 @@ impl<'a> Change<'a> {
     }
 }
 
-fn not_granted(row: &Row) -> Failure {
-    let at = row.deadline.map_or_else(String::new, |at| format!(" at {at:.0}"));
-    Failure::new(format!(
-        "pod/{} is to be evicted{at} as before: Pristine grants no more; its Events say why (eviction.maxExtension of the \
-         configuration is the longest time after the first interaction)",
-        row.name
-    ))
+/// Why the deadline did not move. `answered` is the row with Pristine's answer, if there was one.
+fn not_extended(row: &Row, answered: Option<&Row>) -> Failure {
+    let name = &row.name;
+    let at = row.deadline.map_or_else(String::new, |at| format!(", still due at {at:.0}"));
+    Failure::new(match answered {
+        Some(after) if !after.reason.is_empty() => {
+            format!("pod/{name}: extension not granted{at} ({}); see `kubectl describe pod {name}`", after.reason)
+        }
+        Some(_) => format!("pod/{name}: extension not granted{at}; see `kubectl describe pod {name}`"),
+        None => format!(
+            "pod/{name}: extension requested and not confirmed within {ANSWER_WITHIN:?}{at}; the request stays on the pod and is \
+             honoured once a replica reads it; see `kubectl pristine doctor`"
+        ),
+    })
 }
 
-/// Puts evictions off.
+/// Extends deadlines.
 ///
 /// # Errors
 /// What the API server says; that nothing is left to be granted.
@@ -154,27 +170,28 @@ pub async fn extend(connection: &Connection, clock: &Clock, arguments: &Extend) 
     each(&arguments.pods.pods, async |name| {
         let (pod, row, deadline) = change.find_due(name).await?;
         if Extension::on(&pod).holds() {
-            return Err(Failure::new(format!("pod/{} is held, which is longer; release it first", row.name)));
+            return Err(Failure::new(format!("pod/{} is held until the limit already; release it first", row.name)));
         }
         let seconds = TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Ceil);
         let to = deadline.max(clock.now()).checked_add(by).and_then(|to| to.round(seconds));
-        let to = to.map_err(|_| Failure::new(format!("--for {:?} is beyond all calendars", arguments.by)))?;
+        let to = to.map_err(|_| Failure::new(format!("--for {:?} is out of range", arguments.by)))?;
         change.write(&row, [Some(&to.to_string()), None, arguments.reason.as_deref()]).await?;
         if change.dry_run != DryRun::None {
             return Ok(change.said(&row.name, "extended", to));
         }
-        match change.answer(&row, |after| after.deadline > Some(deadline)).await?.deadline {
+        let answered = change.answer(&row, |after| after.deadline > Some(deadline)).await?;
+        match answered.as_ref().and_then(|after| after.deadline) {
             Some(after) if after == to => Ok(change.said(&row.name, "extended", to)),
             Some(after) if after > deadline => {
-                Ok(change.said(&row.name, "extended, the longest that is allowed,", after))
+                Ok(change.said(&row.name, "extended to the limit (eviction.maxExtension),", after))
             }
-            _ => Err(not_granted(&row)),
+            _ => Err(not_extended(&row, answered.as_ref())),
         }
     })
     .await
 }
 
-/// Keeps pods.
+/// Holds pods.
 ///
 /// # Errors
 /// What the API server says.
@@ -186,16 +203,16 @@ pub async fn hold(connection: &Connection, clock: &Clock, arguments: &Hold) -> R
         if change.dry_run != DryRun::None {
             return Ok(format!("pod/{} held{}\n", row.name, change.dry_run.suffix()));
         }
-        let after = change.answer(&row, |after| after.state == "Held").await?;
-        match after.deadline.filter(|_| after.state == "Held") {
+        let answered = change.answer(&row, |after| after.state == "Held").await?;
+        match answered.as_ref().filter(|after| after.state == "Held").and_then(|after| after.deadline) {
             Some(until) => Ok(change.said(&row.name, "held", until)),
-            None => Err(not_granted(&row)),
+            None => Err(not_extended(&row, answered.as_ref())),
         }
     })
     .await
 }
 
-/// Takes back what was asked for.
+/// Takes back an extension or a hold.
 ///
 /// # Errors
 /// What the API server says.
@@ -210,7 +227,7 @@ pub async fn release(connection: &Connection, clock: &Clock, arguments: &Release
         let now = clock.now();
         // Its own deadline holds again, whatever Pristine says of it.
         let when = match row.mark.as_ref().and_then(|mark| mark.evict_at) {
-            Some(at) if at > now => format!("to be evicted at {at:.0} (in {})", human(at.duration_since(now))),
+            Some(at) if at > now => format!("due at {at:.0} (in {})", human(at.duration_since(now))),
             _ => "due now".to_owned(),
         };
         Ok(format!("pod/{} released, {when}{}\n", row.name, change.dry_run.suffix()))

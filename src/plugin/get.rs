@@ -13,7 +13,12 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{Failure, complain, connection::Connection, each, emit, format::table, row::Row};
+use super::{
+    connection::Connection,
+    format::table,
+    output::{Failure, complain, each, emit},
+    row::Row,
+};
 use crate::{clock::Clock, error::chain, mark::INTERACTED};
 
 const HEADER: [&str; 7] = ["NAME", "INTERACTIONS", "BY", "AGE", "EVICTS-IN", "STATE", "REASON"];

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::format::{clip, duration};
 use crate::{
     eviction::{Next, Settings, plan},
-    mark::{self, Found, Mark, QUARANTINED, State, extension::Extension},
+    mark::{Found, Mark, QUARANTINED, State, Status, extension::Extension},
 };
 
 /// Characters of REASON where the terminal's width is not asked for more.
@@ -35,10 +35,10 @@ pub struct Row {
 }
 
 impl Row {
-    /// Reads it off the pod; nothing if nobody interacted with it.
+    /// Reads it off the pod; nothing if no user interacted with it.
     ///
-    /// How long an eviction may be put off stands in a configuration that most users cannot read. So what they asked for
-    /// counts when the pod's condition says that it was granted, and until when.
+    /// How far an eviction may be extended is in a configuration that most users cannot read. So an extension counts once
+    /// Pristine has written into the status that it was granted, and until when. Messages for people are not read.
     #[must_use]
     pub fn of(pod: &Pod, now: Timestamp) -> Option<Self> {
         let (mark, invalid) = match Found::on(pod) {
@@ -47,25 +47,29 @@ impl Row {
             Found::Mark(mark) => (Some(mark), String::new()),
         };
         let extension = Extension::on(pod);
-        let (told, message) = condition(pod);
-        let granted = if extension.asks() && told == State::Extended.reason() { until(message) } else { None };
-        let deadline = granted.or_else(|| mark.as_ref()?.evict_at);
+        let Status { state: said, evict_at, cause } =
+            Status::on(pod).unwrap_or_else(|| Status::new(State::Marked, None));
+        let is_extended = extension.asks() && said == State::Extended;
+        let is_waiting = matches!(said, State::EvictionBlocked | State::EvictionQueued);
+        let deadline = evict_at.filter(|_| is_extended || is_waiting).or_else(|| mark.as_ref()?.evict_at);
         let annotations = pod.metadata.annotations.as_ref();
         let is_quarantined = annotations.is_some_and(|all| all.contains_key(QUARANTINED));
         let is_due = deadline.is_some_and(|deadline| deadline <= now);
-        let (state, reason) = match (&mark, plan(pod, &Settings::default(), now), told) {
+        let cause = cause.unwrap_or_default();
+        let (state, reason) = match (&mark, plan(pod, &Settings::default(), now), said) {
             (None, ..) => ("NotAMark", invalid),
-            (_, Next::Terminating { .. }, _) => ("Terminating", after(message, "It terminates: ")),
-            (_, Next::Finished(_), _) => ("Finished", "its containers have ended".to_owned()),
+            (_, Next::Terminating { .. }, _) => ("Terminating", cause),
+            (_, Next::Finished(_), _) => ("Finished", "its containers have terminated".to_owned()),
             (_, Next::Nothing(_), _) => ("Recorded", "the rule only records".to_owned()),
             (_, Next::NotEvictable(_, why), _) => ("NotEvictable", why.to_owned()),
-            (_, _, "NotEvictable") => ("NotEvictable", message.to_owned()),
-            (_, _, "EvictionBlocked") if is_due => ("Blocked", after(message, "tried again: ")),
-            (_, _, "EvictionQueued") if is_due => ("Queued", after(message, "It is due, and waits: ")),
+            (_, _, State::NotEvictable) => ("NotEvictable", cause),
+            (_, _, State::EvictionBlocked) if is_due => ("Blocked", cause),
+            (_, _, State::EvictionQueued) if is_due => ("Queued", cause),
             _ if is_due => ("Due", String::new()),
-            _ if granted.is_some() => (if extension.holds() { "Held" } else { "Extended" }, after_last(message, "; ")),
-            _ if is_quarantined => ("Quarantined", "out of service until its eviction".to_owned()),
-            _ if extension.asks() => ("Marked", "more time was asked for and not granted, see its Events".to_owned()),
+            _ if is_extended => (if extension.holds() { "Held" } else { "Extended" }, extension.summary(None)),
+            _ if is_quarantined => ("Quarantined", "out of service until it is evicted".to_owned()),
+            _ if extension.asks() && cause.is_empty() => ("Marked", "an extension was requested".to_owned()),
+            _ if extension.asks() => ("Marked", cause),
             _ => ("Marked", String::new()),
         };
         Some(Self {
@@ -135,25 +139,5 @@ impl Row {
     }
 }
 
-/// What follows these words, or all of it.
-fn after(message: &str, words: &str) -> String {
-    message.split_once(words).map_or(message, |(_, rest)| rest).to_owned()
-}
-
-/// What follows these words where they stand last.
-fn after_last(message: &str, words: &str) -> String {
-    message.rsplit_once(words).map_or(message, |(_, rest)| rest).to_owned()
-}
-
-/// The time that a message names as the end of an extension.
-fn until(message: &str) -> Option<Timestamp> {
-    let (_, rest) = message.rsplit_once(" until ")?;
-    rest.split_whitespace().next()?.parse().ok()
-}
-
-/// Reason and message of our condition.
-fn condition(pod: &Pod) -> (&str, &str) {
-    let ours = mark::condition(pod, mark::CONDITION);
-    ours.map(|ours| (ours.reason.as_deref().unwrap_or_default(), ours.message.as_deref().unwrap_or_default()))
-        .unwrap_or_default()
-}
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,10 @@
 //! `kubectl pristine version`: of the plugin, of each replica, of Kubernetes.
 
-use super::{Failure, certs::Trust, connection::Connection, emit};
+use super::{
+    certs::Trust,
+    connection::Connection,
+    output::{Failure, emit},
+};
 
 /// Prints them.
 ///

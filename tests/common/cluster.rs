@@ -166,7 +166,7 @@ pub fn serves(pod: &Pod) -> bool {
 
 /// Reason and message of our condition.
 pub fn condition(pod: &Pod) -> (String, String) {
-    let ours = mark::condition(pod, "pristine/Pristine");
+    let ours = mark::status::condition(pod, "pristine/Pristine");
     ours.map(|ours| (ours.reason.clone().unwrap_or_default(), ours.message.clone().unwrap_or_default()))
         .unwrap_or_default()
 }

@@ -22,20 +22,20 @@ fn entry(name: String, deadline: Timestamp) -> Entry {
         asked: Extension::default(),
         refusals: 0,
         queued: 0,
-        standing: Standing::Marked,
+        state: State::Marked,
         is_answered: false,
     }
 }
 
-fn any_end() -> impl Strategy<Value = End> {
+fn any_end() -> impl Strategy<Value = Requeue> {
     prop_oneof![
-        Just(End::Done),
-        (0_i64..1_000_000).prop_map(|later| End::Again(at(1_000_000 + later))),
-        Just(End::Queued),
-        (0_u64..61_000).prop_map(|wait| End::Limited(Duration::from_millis(wait))),
-        Just(End::Accepted),
-        (0_i64..1_000_000).prop_map(|later| End::Terminating(at(1_000_000 + later))),
-        proptest::option::of(0_u64..600).prop_map(|after| End::Refused(after.map(Duration::from_secs))),
+        Just(Requeue::Done),
+        (0_i64..1_000_000).prop_map(|later| Requeue::Again(at(1_000_000 + later))),
+        Just(Requeue::Queued),
+        (0_u64..61_000).prop_map(|wait| Requeue::Limited(Duration::from_millis(wait))),
+        Just(Requeue::Accepted),
+        (0_i64..1_000_000).prop_map(|later| Requeue::Terminating(at(1_000_000 + later))),
+        proptest::option::of(0_u64..600).prop_map(|after| Requeue::Refused(after.map(Duration::from_secs))),
     ]
 }
 
@@ -44,22 +44,22 @@ fn a_refused_pod_is_asked_about_less_and_less_often_and_never_before_it_was_told
     let mut pod = entry("a".into(), at(0));
     let mut waits = Vec::new();
     for _ in 0..7 {
-        pod = pod.after(&End::Refused(None), |_| 0, at(0), 0.5).unwrap();
+        pod = pod.after(&Requeue::Refused(None), |_| 0, at(0), 0.5).unwrap();
         waits.push(pod.next.as_second());
     }
     assert_eq!(waits, [2, 4, 8, 16, 30, 30, 30]);
-    let told = pod.after(&End::Refused(Some(Duration::from_secs(90))), |_| 0, at(0), 0.5).unwrap();
-    assert_eq!((told.next, told.refusals, told.standing), (at(90_000), 8, Standing::Blocked));
+    let told = pod.after(&Requeue::Refused(Some(Duration::from_secs(90))), |_| 0, at(0), 0.5).unwrap();
+    assert_eq!((told.next, told.refusals, told.state), (at(90_000), 8, State::EvictionBlocked));
     // What was let go once starts anew.
-    let gone = told.after(&End::Accepted, |_| 0, at(0), 0.5).unwrap();
-    assert_eq!((gone.next, gone.refusals, gone.standing), (at(60_000), 0, Standing::Evicting));
+    let gone = told.after(&Requeue::Accepted, |_| 0, at(0), 0.5).unwrap();
+    assert_eq!((gone.next, gone.refusals, gone.state), (at(60_000), 0, State::Evicting));
 }
 
 #[test]
 fn of_many_that_the_rate_limit_holds_up_few_look_at_a_time() {
     let pod = entry("a".into(), at(0));
     let limited = |waiting, random| {
-        let end = End::Limited(Duration::from_millis(100));
+        let end = Requeue::Limited(Duration::from_millis(100));
         pod.after(&end, |_| waiting, at(0), random).unwrap().next.as_millisecond()
     };
     assert_eq!((limited(0, 0.0), limited(0, 0.5)), (100, 150));
@@ -75,24 +75,24 @@ proptest! {
         let (now, mut pod) = (at(1_000_000), entry("a".into(), at(0)));
         for (end, waiting, random) in ends {
             let Some(after) = pod.after(&end, |_| waiting, now, random) else {
-                prop_assert_eq!(end, End::Done);
+                prop_assert_eq!(end, Requeue::Done);
                 return Ok(());
             };
             prop_assert!(after.next >= now);
             let wait = after.next.duration_since(now).unsigned_abs();
             let most = match &end {
-                End::Again(_) => Duration::from_secs(1000),
-                End::Queued => Duration::from_secs(2),
-                End::Limited(wait) => (*wait).max(Duration::from_secs(5)),
-                End::Accepted => Duration::from_secs(60),
-                End::Terminating(at) => at.duration_since(now).unsigned_abs(),
+                Requeue::Again(_) => Duration::from_secs(1000),
+                Requeue::Queued => Duration::from_secs(2),
+                Requeue::Limited(wait) => (*wait).max(Duration::from_secs(5)),
+                Requeue::Accepted => Duration::from_secs(60),
+                Requeue::Terminating(at) => at.duration_since(now).unsigned_abs(),
                 // Ten thousand that are blocked do not ask more often than 20 times a second together.
-                End::Refused(_) => Duration::from_millis(300_000.max(63 * u64::try_from(waiting).unwrap())),
-                End::Done => unreachable!(),
+                Requeue::Refused(_) => Duration::from_millis(300_000.max(63 * u64::try_from(waiting).unwrap())),
+                Requeue::Done => unreachable!(),
             };
             prop_assert!(wait <= most, "{wait:?} after {end:?}");
             // No more than 60 looks a minute, whatever the API server says; but for one that has to wait for its turn.
-            let least = if matches!(end, End::Limited(_) | End::Again(_) | End::Terminating(_)) { 0 } else { 1000 };
+            let least = if matches!(end, Requeue::Limited(_) | Requeue::Again(_) | Requeue::Terminating(_)) { 0 } else { 1000 };
             prop_assert!(wait >= Duration::from_millis(least), "{wait:?} after {end:?}");
             prop_assert_eq!((after.deadline, &after.name), (pod.deadline, &pod.name));
             pod = after;
@@ -129,23 +129,23 @@ proptest! {
             let text = format!("{version}-{is_fully_ready}");
             let seen = Owner { uid: &owner, group: None, counts, version: &text };
             let end = if let Some(wait) = pacing.wait(per_minute, now) {
-                End::Limited(wait)
+                Requeue::Limited(wait)
             } else if !pacing.ask(Some(&owner), &uid, now) || !pacing.begin(seen, &uid, true, now) {
-                End::Queued
+                Requeue::Queued
             } else if random.random_bool(refused) {
                 pacing.abandon(Some(&owner), &uid);
-                End::Refused(None)
+                Requeue::Refused(None)
             } else {
                 prop_assert!(is_fully_ready, "{uid} goes at {now}, and {owner} misses one until {missing}");
                 prop_assert!(pacing.spend(per_minute, now).is_ok());
                 (*version, *missing) = (*version + 1, now + Duration::from_millis(start));
                 pacing.gone(Some(&owner), &uid);
                 // What the watch of its deletion does.
-                End::Done
+                Requeue::Done
             };
             pacing.asked(Some(&owner), &uid);
             queue.done(&uid);
-            match pod.after(&end, |standing| queue.count(standing), now, random.random()) {
+            match pod.after(&end, |state| queue.count(state), now, random.random()) {
                 Some(after) => queue.put(uid, after),
                 None => drop(queue.remove(&uid)),
             }
@@ -156,7 +156,7 @@ proptest! {
 }
 
 /// A pod as the watch tells it: marked at second 1000 for a minute.
-fn pod(annotations: serde_json::Value, condition: Option<&str>) -> Pod {
+fn pod(annotations: serde_json::Value, state: Option<&str>) -> Pod {
     let first = serde_json::json!({
         "at": "1970-01-01T00:16:40Z", "operation": "exec", "container": "c", "user": {"name": "a"}, "review": "r", "rule": "d",
     });
@@ -165,13 +165,12 @@ fn pod(annotations: serde_json::Value, condition: Option<&str>) -> Pod {
         "pristine/evict-at": "1970-01-01T00:17:40Z",
     });
     all.as_object_mut().unwrap().extend(annotations.as_object().unwrap().clone());
-    let conditions: Vec<_> = condition
-        .map(|reason| serde_json::json!({"type": "pristine/Pristine", "status": "False", "reason": reason}))
-        .into_iter()
-        .collect();
+    if let Some(state) = state {
+        all["pristine/status"] = serde_json::json!({ "state": state }).to_string().into();
+    }
     serde_json::from_value(serde_json::json!({
         "metadata": {"uid": "u", "name": "p", "namespace": "n", "annotations": all},
-        "status": {"phase": "Running", "conditions": conditions},
+        "status": {"phase": "Running"},
     }))
     .unwrap()
 }
@@ -188,9 +187,9 @@ fn track(pod: &Pod, known: Option<&Entry>, now: i64) -> Option<Entry> {
 fn a_marked_pod_is_looked_at_when_it_is_time_to_warn_and_our_own_writes_change_nothing() {
     let marked = pod(serde_json::json!({}), Some("Interacted"));
     let known = track(&marked, None, 1001).unwrap();
-    assert_eq!((known.next, known.deadline, known.standing), (at(1_050_000), at(1_060_000), Standing::Marked));
+    assert_eq!((known.next, known.deadline, known.state), (at(1_050_000), at(1_060_000), State::Marked));
     assert_eq!(track(&marked, None, 1055).unwrap().next, at(1_060_000), "too late to warn");
-    let blocked = known.after(&End::Refused(None), |_| 0, at(1_060_000), 0.5).unwrap();
+    let blocked = known.after(&Requeue::Refused(None), |_| 0, at(1_060_000), 0.5).unwrap();
     assert_eq!(track(&pod(serde_json::json!({}), Some("EvictionBlocked")), Some(&blocked), 1061), None);
 }
 
@@ -199,10 +198,10 @@ fn whoever_asks_for_more_time_is_answered_at_once_also_after_the_next_interactio
     let held = serde_json::json!({"pristine/hold": "why"});
     let known = track(&pod(held.clone(), Some("Interacted")), None, 1001).unwrap();
     assert_eq!(known.next, at(1_001_000));
-    let told = known.after(&End::Again(known.deadline), |_| 0, at(1_001_000), 0.5).unwrap();
+    let told = known.after(&Requeue::Again(known.deadline), |_| 0, at(1_001_000), 0.5).unwrap();
     assert_eq!(track(&pod(held.clone(), Some("Extended")), Some(&told), 1002), None);
     let silent = track(&pod(held, Some("Interacted")), Some(&told), 1010).unwrap();
-    assert_eq!((silent.next, silent.is_answered), (at(1_010_000), false), "the mark wrote over the condition");
+    assert_eq!((silent.next, silent.is_answered), (at(1_010_000), false), "the mark wrote over the status");
     let taken_back = track(&pod(serde_json::json!({}), Some("Extended")), Some(&told), 1020).unwrap();
     assert_eq!((taken_back.next, taken_back.deadline), (at(1_020_000), at(1_060_000)));
 }
@@ -213,14 +212,14 @@ fn a_pod_that_ends_is_followed_until_it_is_gone_and_one_that_has_ended_until_it_
     let known = track(&ends, None, 1100).unwrap();
     ends.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(1_130_000)));
     let ending = track(&ends, Some(&known), 1100).unwrap();
-    assert_eq!((ending.next, ending.standing), (at(1_105_000), Standing::Terminating));
+    assert_eq!((ending.next, ending.state), (at(1_105_000), State::Terminating));
     assert_eq!(track(&ends, Some(&ending), 1101), None);
-    let untold = ending.after(&End::Refused(None), |_| 0, at(1_105_000), 0.5).unwrap();
-    assert_eq!(untold.standing, Standing::Terminating, "it goes all the same");
+    let untold = ending.after(&Requeue::Refused(None), |_| 0, at(1_105_000), 0.5).unwrap();
+    assert_eq!(untold.state, State::Terminating, "it goes all the same");
     let mut ended = pod(serde_json::json!({}), None);
     ended.status.as_mut().unwrap().phase = Some("Succeeded".into());
     assert_eq!(track(&ended, Some(&known), 1101).unwrap().next, at(1_101_000));
-    ended.status = pod(serde_json::json!({}), Some("Finished")).status;
+    ended.metadata = pod(serde_json::json!({}), Some("Finished")).metadata;
     ended.status.as_mut().unwrap().phase = Some("Failed".into());
     assert!(matches!(observe(&ended, Some(&known), &Settings::default(), at(0)), Observed::Forget(None)));
 }

@@ -255,3 +255,23 @@ fn a_pod_deleted_right_after_an_interaction_leaves_its_mark_to_its_successor_onc
         assert_eq!(successor_mark(&owned, at(1010)), None, "{kind}: the name never comes again");
     }
 }
+
+#[test]
+fn the_status_says_for_programs_what_was_granted_and_why_not() {
+    let settings = Settings { max_extension: Duration::from_secs(3600), ..Settings::default() };
+    let users = |keys: &[(&str, &str)]| {
+        let mut marked = pod("u", Some(600), |_| ());
+        let all = marked.metadata.annotations.get_or_insert_default();
+        all.extend(keys.iter().map(|(key, text)| ((*key).to_owned(), (*text).to_owned())));
+        waiting(&marked, &settings).unwrap()
+    };
+    let plain = users(&[]);
+    assert_eq!((plain.status.state, &plain.status.cause, plain.problem), (State::Marked, &None, None));
+    let own = plain.status.evict_at.unwrap();
+    let held = users(&[("pristine/hold", "INC-7; heap"), ("pristine/extended-by", "ed")]);
+    assert_eq!((held.status.state, &held.problem), (State::Extended, &None));
+    assert!(held.status.evict_at.unwrap() > own && held.message.ends_with(": INC-7; heap"), "{held:?}");
+    let ignored = users(&[("pristine/extend-to", "tomorrow")]);
+    assert_eq!((ignored.status.state, ignored.status.evict_at), (State::Marked, Some(own)));
+    assert!(ignored.status.cause.unwrap().contains("write a time"));
+}
