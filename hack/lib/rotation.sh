@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154 # names from the sourcing script
-# What tests/rotation.rs needs: two API servers on one etcd, and where they are.
+# What tests/control_plane needs: two API servers on one etcd, and where they are.
 
 rotation_cluster() {
 	hack/cluster up --control-plane-only --api-servers 2

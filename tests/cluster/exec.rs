@@ -4,11 +4,9 @@
 //! installation and run one by one, after the others; `last_` removes it.
 #![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
-mod common;
-
 use std::{process::Stdio, time::Duration};
 
-use common::{
+use crate::common::{
     cluster::{
         IMAGE, Namespace, acts, annotation, apply, client, deadline, is_marked, kubectl, name_of, now, record, run,
         uid_of, until,
@@ -65,7 +63,7 @@ async fn the_replicas_may_do_what_they_need_and_no_more() {
         (&["get", "secrets/pristine-ca", "-n", SYSTEM], "yes"),
         (&["patch", "validatingwebhookconfigurations/other"], "no"),
     ] {
-        let output = common::cluster::attempt(&[&["auth", "can-i", account], arguments].concat()).await;
+        let output = crate::common::cluster::attempt(&[&["auth", "can-i", account], arguments].concat()).await;
         assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), expected, "{arguments:?}");
     }
 }

@@ -1,9 +1,7 @@
 //! What is decided about each operation by each action, in process: the mark, the answer, the audit log.
 #![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
-mod common;
-
-use common::{
+use crate::common::{
     fake::{Fake, pod},
     webhook::{EVICT, Webhook, debug, exec, webhook},
 };

@@ -2,11 +2,9 @@
 //! the audit log, and the API server's own audit log.
 #![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
-mod common;
-
 use std::{process::Stdio, time::Duration};
 
-use common::{
+use crate::common::{
     audit,
     cluster::{IMAGE, Namespace, annotation, kubectl, name_of, record, run, until},
     replicas::{SYSTEM, setting},

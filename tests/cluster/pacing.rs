@@ -1,8 +1,6 @@
 //! Pods of one owner go one after the other, so that it goes on serving; on a real node.
 #![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a test says so by its name")]
 
-mod common;
-
 use std::{
     sync::{
         Arc,
@@ -11,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use common::cluster::{IMAGE, Namespace, annotation, apply, name_of, reason, serves, uid_of, until};
+use crate::common::cluster::{IMAGE, Namespace, annotation, apply, name_of, reason, serves, uid_of, until};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{Api, api::ListParams};
 use tokio::{

@@ -1,11 +1,9 @@
 //! The configuration as kubelet changes it: a swapped symlink in a mounted directory.
 #![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
-mod common;
-
 use std::{fs, os::unix::fs::symlink, path::Path, sync::Arc, time::Duration};
 
-use common::fake::Fake;
+use crate::common::fake::Fake;
 use k8s_openapi::api::core::v1::ObjectReference;
 use pristine::{
     api::Context,

@@ -2,11 +2,9 @@
 //! for what differs from one run to the next.
 #![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
-mod common;
-
 use std::{net::TcpListener, time::Duration};
 
-use common::{
+use crate::common::{
     cluster::{IMAGE, apply, deadline, is_marked, now, run, uid_of, until},
     plugin::{Stage, mask, same, shown},
 };

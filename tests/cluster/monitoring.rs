@@ -4,16 +4,14 @@
 //! `PRISTINE_DASHBOARD_MINUTES=N` then goes on with execs for so long, and draws docs/dashboard.svg.
 #![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a test says so by its name")]
 
-mod common;
-
 use std::{fmt::Write as _, path::Path, process::Stdio, time::Duration};
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use common::{
+use crate::common::{
     cluster::{Namespace, attempt, client, deadline, is_ready, name_of, run, uid_of},
     https,
     replicas::setting,
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::ListParams};
 use serde_json::{Value, json};

@@ -15,8 +15,6 @@
 )]
 #![allow(clippy::too_many_lines, reason = "a story is told in one piece")]
 
-mod common;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
@@ -24,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use common::{
+use crate::common::{
     cluster::until,
     https,
     load::{Load, calls, fail_open, pods, rejections},
@@ -297,7 +295,7 @@ async fn with_the_api_server_out_of_reach_a_valid_certificate_is_served_on() {
     while start.elapsed() < Duration::from_secs(15) {
         let leaf = https::connect(target, &[]).await.unwrap().peer_certificate();
         let leaf = pristine::certs::Certificate::from_der(leaf.into()).unwrap();
-        assert!(leaf.is_valid(common::cluster::now()), "{leaf:?} after {:?}", start.elapsed());
+        assert!(leaf.is_valid(crate::common::cluster::now()), "{leaf:?} after {:?}", start.elapsed());
         seen.insert(leaf.serial);
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

@@ -1,12 +1,10 @@
 //! Certificates brought along in a mounted directory, changed as kubelet changes it.
 #![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
-mod common;
-
 use std::{fs, os::unix::fs::symlink, path::Path, sync::Arc, time::Duration};
 
+use crate::common::{cluster::until, fake::Fake, https};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use common::{cluster::until, fake::Fake, https};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use pristine::{

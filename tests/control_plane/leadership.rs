@@ -8,11 +8,9 @@
     reason = "a test that prints its totals"
 )]
 
-mod common;
-
 use std::{collections::BTreeMap, time::Duration};
 
-use common::{
+use crate::common::{
     audit,
     cluster::{name_of, now, until},
     replicas::{Replicas, SYSTEM, client, get, setting},

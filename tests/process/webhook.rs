@@ -1,11 +1,9 @@
 //! The webhook in process: real TLS on loopback, the real handler, a fake API server behind it.
 #![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
-mod common;
-
 use std::time::Duration;
 
-use common::{
+use crate::common::{
     fake::{Fake, pod},
     https::connect,
     webhook::{debug, denial, exec, standard, webhook},

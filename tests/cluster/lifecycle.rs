@@ -3,8 +3,6 @@
 //! `last_`, because no other test can run meanwhile. Each leaves Pristine installed, with the rules that it found.
 #![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a test says so by its name")]
 
-mod common;
-
 use std::{
     io::Write as _,
     path::Path,
@@ -15,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use common::{
+use crate::common::{
     cluster::{Namespace, attempt, client, is_marked, run, uid_of, until},
     replicas::SYSTEM,
 };
