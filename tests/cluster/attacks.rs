@@ -1,17 +1,16 @@
 //! What gets past Pristine, who can forge a mark, and who can wipe one: each attempt, on a real cluster, fails.
-#![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
 use std::process::{Output, Stdio};
 
-use crate::common::{
-    cluster::{IMAGE, Namespace, annotation, apply, client, is_marked, kubectl, name_of, record, run, uid_of, until},
-    https,
-    replicas::SYSTEM,
-};
 use k8s_openapi::api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Pod};
 use kube::{Api, api::ListParams};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
+
+use crate::{
+    common::{SYSTEM, https, name_of, setting, until},
+    kubectl::{IMAGE, Namespace, annotation, apply, client, deadline, is_marked, kubectl, record, run, uid_of},
+};
 
 fn error(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -394,7 +393,7 @@ async fn no_request_however_large_shows_its_user_the_path() {
         let path = format!("/api/v1/namespaces/{}/pods/{name}/exec?container=app&command=echo&command=", ns.name);
         let uri = format!("{path}{}", "x".repeat(kilobytes * 1000));
         // hyper takes a URI of 64 kB, so curl asks.
-        let admin = crate::common::replicas::setting("KUBECONFIG").unwrap();
+        let admin = setting("KUBECONFIG").unwrap();
         let output = tokio::process::Command::new("python3")
             .args(["-c", LARGE_REQUEST, &admin, &uri[..path.len()], &(kilobytes * 1000).to_string()])
             .output()
@@ -469,7 +468,7 @@ async fn a_debugger_pod_on_a_node_is_recorded_when_somebody_is_attached_and_goes
     })
     .await;
     assert_eq!(record(&pod)["first"]["operation"], "attach");
-    let late = ns.evicted(name_of(&pod), uid_of(&pod), crate::common::cluster::deadline(&pod)).await;
+    let late = ns.evicted(name_of(&pod), uid_of(&pod), deadline(&pod)).await;
     assert!(late < 3.0, "{late}");
     let _ = child.kill().await;
 }

@@ -1,15 +1,15 @@
 //! The optional parts of manifests/components, on a real cluster.
-#![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
 use std::{fs, path::Path, process::Stdio, time::Duration};
 
-use crate::common::{
-    cluster::{IMAGE, Namespace, annotation, apply, deadline, is_marked, kubectl, name_of, now, run, uid_of, until},
-    replicas::SYSTEM,
-};
 use k8s_openapi::api::{core::v1::Pod, discovery::v1::EndpointSlice};
 use kube::{Api, api::ListParams};
 use tokio::{io::AsyncWriteExt as _, time::sleep};
+
+use crate::{
+    common::{SYSTEM, name_of, now, until},
+    kubectl::{IMAGE, Namespace, annotation, apply, deadline, is_marked, is_ready, kubectl, run, uid_of},
+};
 
 /// manifests/base with this component, without its ConfigMap: the rules of the tests stay.
 async fn render(component: Option<&str>) -> String {
@@ -107,7 +107,7 @@ async fn alone_a_touched_pod_in_quarantine_is_out_of_service_at_once_and_stays_u
     assert_eq!(first.metadata.labels.as_ref().unwrap()["team"], "a", "what selects nobody stays");
     until("two fresh pods in service", 40, async || {
         let pods = ns.pods().list(&ListParams::default()).await.unwrap().items;
-        let fresh = pods.iter().filter(|pod| !is_marked(pod) && crate::common::cluster::is_ready(pod)).count();
+        let fresh = pods.iter().filter(|pod| !is_marked(pod) && is_ready(pod)).count();
         (fresh == 2 && served().await == 2).then_some(())
     })
     .await;

@@ -1,18 +1,17 @@
 //! Every way into a pod × every action × both protocols, on a real cluster: the answer, the mark, the Event, the line in
 //! the audit log, and the API server's own audit log.
-#![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
 use std::{process::Stdio, time::Duration};
 
-use crate::common::{
-    audit,
-    cluster::{IMAGE, Namespace, annotation, kubectl, name_of, record, run, until},
-    replicas::{SYSTEM, setting},
-};
 use k8s_openapi::api::core::v1::Event;
 use kube::{Api, api::ListParams};
 use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
+
+use crate::{
+    common::{SYSTEM, audit, name_of, setting, until},
+    kubectl::{IMAGE, Namespace, annotation, kubectl, record, run},
+};
 
 /// How stock kubectl asks, and the variable that must be `false` for it to ask over SPDY and not WebSocket.
 const WAYS: [(&str, &str, Option<&str>); 8] = [

@@ -1,16 +1,10 @@
 //! The eviction of every kind of pod, within budgets, at the pace of its owner, and as its users ask; on a real node.
-#![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a test says so by its name")]
 
 use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use crate::common::{
-    audit,
-    cluster::{IMAGE, Namespace, apply, condition, deadline, is_marked, name_of, now, reason, run, uid_of, until},
-    replicas::setting,
-};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
     core::v1::{Event, Pod},
@@ -19,6 +13,11 @@ use k8s_openapi::api::{
 use kube::{Api, api::ListParams};
 use pristine::api::pods::{self, Pods};
 use tokio::time::sleep;
+
+use crate::{
+    common::{audit, name_of, now, setting, until},
+    kubectl::{IMAGE, Namespace, apply, condition, deadline, is_marked, is_ready, reason, record, run, uid_of},
+};
 
 async fn says(ns: &Namespace, pod: &str, reason: &str) -> String {
     until(&format!("the condition {reason}"), 30, || async {
@@ -207,7 +206,7 @@ async fn pods_of_every_kind_go_when_a_rule_says_so_each_once() {
     let brief = touch(&ns, "brief").await;
     let others = until("the others", 60, async || {
         let mut pods = ns.pods().list(&ListParams::default()).await.unwrap().items;
-        pods.retain(|pod| crate::common::cluster::is_ready(pod) && !["brief", "leaving"].contains(&name_of(pod)));
+        pods.retain(|pod| is_ready(pod) && !["brief", "leaving"].contains(&name_of(pod)));
         (pods.len() == 5).then_some(pods)
     })
     .await;
@@ -376,7 +375,7 @@ async fn a_hold_ends_with_the_longest_extension() {
     let who = run(&["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"]).await;
     let pod = touch(&ns, &name).await;
     ns.run(&["annotate", "pod", &name, "pristine/hold=for ever", &format!("pristine/extended-by={who}")]).await;
-    let first: Timestamp = crate::common::cluster::record(&pod)["first"]["at"].as_str().unwrap().parse().unwrap();
+    let first: Timestamp = record(&pod)["first"]["at"].as_str().unwrap().parse().unwrap();
     // In whole seconds, like every deadline.
     let latest = Timestamp::from_second(first.as_second() + 20).unwrap();
     let late = ns.evicted(&name, uid_of(&pod), latest).await;

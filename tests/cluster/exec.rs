@@ -2,17 +2,9 @@
 //!
 //! `hack/test` brings the cluster up, installs, and runs these. Tests whose name begins with `alone_` disturb the
 //! installation and run one by one, after the others; `last_` removes it.
-#![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
 use std::{process::Stdio, time::Duration};
 
-use crate::common::{
-    cluster::{
-        IMAGE, Namespace, acts, annotation, apply, client, deadline, is_marked, kubectl, name_of, now, record, run,
-        uid_of, until,
-    },
-    https,
-};
 use k8s_openapi::api::{
     admissionregistration::v1::ValidatingWebhookConfiguration,
     apps::v1::Deployment,
@@ -20,6 +12,13 @@ use k8s_openapi::api::{
 };
 use kube::{Api, api::ListParams};
 use tokio::io::AsyncReadExt as _;
+
+use crate::{
+    common::{https, name_of, now, until},
+    kubectl::{
+        IMAGE, Namespace, acts, annotation, apply, attempt, client, deadline, is_marked, kubectl, record, run, uid_of,
+    },
+};
 
 const SYSTEM: &str = "pristine-system";
 
@@ -63,7 +62,7 @@ async fn the_replicas_may_do_what_they_need_and_no_more() {
         (&["get", "secrets/pristine-ca", "-n", SYSTEM], "yes"),
         (&["patch", "validatingwebhookconfigurations/other"], "no"),
     ] {
-        let output = crate::common::cluster::attempt(&[&["auth", "can-i", account], arguments].concat()).await;
+        let output = attempt(&[&["auth", "can-i", account], arguments].concat()).await;
         assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), expected, "{arguments:?}");
     }
 }

@@ -1,7 +1,6 @@
 //! What comes after the install, while people exec all the time: applying it again, rolling it, taking it away.
 //!
 //! `last_`, because no other test can run meanwhile. Each leaves Pristine installed, with the rules that it found.
-#![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a test says so by its name")]
 
 use std::{
     io::Write as _,
@@ -13,10 +12,6 @@ use std::{
     time::Duration,
 };
 
-use crate::common::{
-    cluster::{Namespace, attempt, client, is_marked, run, uid_of, until},
-    replicas::SYSTEM,
-};
 use k8s_openapi::{
     ByteString,
     api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Pod},
@@ -26,6 +21,11 @@ use serde_json::{Value, json};
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, sleep_until},
+};
+
+use crate::{
+    common::{SYSTEM, until},
+    kubectl::{Namespace, attempt, client, is_marked, run, uid_of},
 };
 
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/install.yaml");

@@ -1,6 +1,15 @@
 //! `manifests/install.yaml` on a real cluster with a real node. Run by `hack/test cluster`.
+#![allow(
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    unreachable_pub,
+    missing_docs,
+    reason = "a test says so by its name and by failing"
+)]
 
 #[path = "../common/mod.rs"]
+#[allow(dead_code, reason = "another ring uses the rest")]
 mod common;
 
 mod attacks;
@@ -8,7 +17,9 @@ mod components;
 mod coverage;
 mod eviction;
 mod exec;
+mod kubectl;
 mod lifecycle;
 mod monitoring;
 mod pacing;
 mod plugin;
+mod stage;

@@ -2,15 +2,9 @@
 //! loopback port, the metrics of the replicas and of the API server.
 //!
 //! `PRISTINE_DASHBOARD_MINUTES=N` then goes on with execs for so long, and draws docs/dashboard.svg.
-#![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a test says so by its name")]
 
 use std::{fmt::Write as _, path::Path, process::Stdio, time::Duration};
 
-use crate::common::{
-    cluster::{Namespace, attempt, client, deadline, is_ready, name_of, run, uid_of},
-    https,
-    replicas::setting,
-};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::ListParams};
@@ -20,6 +14,11 @@ use tokio::{
     net::TcpStream,
     process::{Child, Command},
     time::{Instant, sleep},
+};
+
+use crate::{
+    common::{https, name_of, setting},
+    kubectl::{Namespace, attempt, client, deadline, is_ready, run, uid_of},
 };
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");

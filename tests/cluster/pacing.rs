@@ -1,5 +1,4 @@
 //! Pods of one owner go one after the other, so that it goes on serving; on a real node.
-#![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a test says so by its name")]
 
 use std::{
     sync::{
@@ -9,12 +8,16 @@ use std::{
     time::Duration,
 };
 
-use crate::common::cluster::{IMAGE, Namespace, annotation, apply, name_of, reason, serves, uid_of, until};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{Api, api::ListParams};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
+
+use crate::{
+    common::{name_of, until},
+    kubectl::{IMAGE, Namespace, annotation, apply, reason, serves, uid_of},
 };
 
 /// Slower to start than to stop, so that taking them all at once leaves nobody to answer.

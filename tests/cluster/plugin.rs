@@ -1,19 +1,20 @@
 //! `kubectl pristine` as its users run it: through stock kubectl, on a real cluster. What it prints is compared whole, but
 //! for what differs from one run to the next.
-#![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
 use std::{net::TcpListener, time::Duration};
 
-use crate::common::{
-    cluster::{IMAGE, apply, deadline, is_marked, now, run, uid_of, until},
-    plugin::{Stage, mask, same, shown},
-};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    common::{now, until},
+    kubectl::{IMAGE, apply, deadline, is_marked, run, uid_of},
+    stage::{Stage, mask, same, shown},
 };
 
 #[tokio::test]

@@ -1,11 +1,39 @@
-//! What the test rings share.
-#![allow(clippy::unwrap_used, dead_code, unreachable_pub, missing_docs, reason = "each test binary uses a part of it")]
+//! What more than one ring of tests uses.
+#![allow(clippy::unwrap_used, unreachable_pub, missing_docs, reason = "a test says so by failing")]
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use tokio::time::Instant;
 
 pub mod audit;
-pub mod cluster;
-pub mod fake;
 pub mod https;
-pub mod load;
-pub mod plugin;
-pub mod replicas;
-pub mod webhook;
+
+pub const SYSTEM: &str = "pristine-system";
+
+#[allow(clippy::disallowed_methods, reason = "how hack/test says where the cluster is")]
+pub fn setting(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+#[allow(clippy::disallowed_methods, reason = "the real cluster's clock")]
+pub fn now() -> Timestamp {
+    Timestamp::now()
+}
+
+pub fn name_of(pod: &Pod) -> &str {
+    pod.metadata.name.as_deref().unwrap()
+}
+
+/// Looks until `look` finds something; the error says what was waited for.
+pub async fn until<T>(what: &str, seconds: u64, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let end = Instant::now() + Duration::from_secs(seconds);
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < end, "{what}: not within {seconds} s");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

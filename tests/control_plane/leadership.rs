@@ -1,20 +1,8 @@
 //! Evictions while the replica that does them is killed or suspended, and after a fresh install that finds many pods
 //! overdue: two real API servers, no node (a pod that terminates stays), three Pristine processes.
-#![allow(
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used,
-    missing_docs,
-    reason = "a test that prints its totals"
-)]
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::common::{
-    audit,
-    cluster::{name_of, now, until},
-    replicas::{Replicas, SYSTEM, client, get, setting},
-};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
     apps::v1::ReplicaSet,
@@ -27,6 +15,11 @@ use kube::{
 };
 use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::sleep};
+
+use crate::{
+    common::{SYSTEM, audit, name_of, now, setting, until},
+    replicas::{Replicas, client, get},
+};
 
 /// A namespace of its own, whose name it returns.
 async fn namespace(client: &Client) -> String {

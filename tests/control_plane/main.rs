@@ -1,7 +1,18 @@
 //! Three Pristine processes on two real API servers, without a node. Run by `hack/test rotation`.
+#![allow(
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    unreachable_pub,
+    missing_docs,
+    reason = "a test says so by its name and by failing"
+)]
 
 #[path = "../common/mod.rs"]
+#[allow(dead_code, reason = "another ring uses the rest")]
 mod common;
 
 mod leadership;
+mod load;
+mod replicas;
 mod rotation;

@@ -6,13 +6,6 @@
 //! killed or suspended it is taken out of the Service, as kubelet and the endpoints controller do for a pod that goes;
 //! what is proven is that the certificates lose nothing, not that a process can answer after SIGKILL.
 #![allow(clippy::float_cmp, reason = "counters of Prometheus are floats that hold whole numbers")]
-#![allow(
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used,
-    missing_docs,
-    reason = "a test that prints its totals"
-)]
 #![allow(clippy::too_many_lines, reason = "a story is told in one piece")]
 
 use std::{
@@ -22,12 +15,6 @@ use std::{
     time::Duration,
 };
 
-use crate::common::{
-    cluster::until,
-    https,
-    load::{Load, calls, fail_open, pods, rejections},
-    replicas::{Replicas, SYSTEM, client, kubeconfig, ready_text, readyz, send_signal, setting, webhook_port},
-};
 use k8s_openapi::api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Secret};
 use kube::{
     Api, Client,
@@ -35,6 +22,12 @@ use kube::{
 };
 use serde_json::{Value, json};
 use tokio::time::Instant;
+
+use crate::{
+    common::{SYSTEM, https, setting, until},
+    load::{Load, calls, fail_open, pods, rejections},
+    replicas::{Replicas, client, kubeconfig, ready_text, readyz, send_signal, webhook_port},
+};
 
 async fn active(client: &Client) -> Option<String> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM);
@@ -295,7 +288,7 @@ async fn with_the_api_server_out_of_reach_a_valid_certificate_is_served_on() {
     while start.elapsed() < Duration::from_secs(15) {
         let leaf = https::connect(target, &[]).await.unwrap().peer_certificate();
         let leaf = pristine::certs::Certificate::from_der(leaf.into()).unwrap();
-        assert!(leaf.is_valid(crate::common::cluster::now()), "{leaf:?} after {:?}", start.elapsed());
+        assert!(leaf.is_valid(crate::common::now()), "{leaf:?} after {:?}", start.elapsed());
         seen.insert(leaf.serial);
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

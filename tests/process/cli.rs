@@ -1,5 +1,4 @@
 //! The binary, as a person or a container runtime starts it.
-#![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
 use std::{fs, process::Command};
 

@@ -1,11 +1,11 @@
 //! What is decided about each operation by each action, in process: the mark, the answer, the audit log.
-#![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
-use crate::common::{
-    fake::{Fake, pod},
-    webhook::{EVICT, Webhook, debug, exec, webhook},
-};
 use serde_json::{Value, json};
+
+use crate::{
+    fake::{Fake, pod},
+    harness::{EVICT, Webhook, debug, exec, webhook},
+};
 
 fn connect(subresource: &str) -> Value {
     json!({

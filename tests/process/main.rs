@@ -1,10 +1,20 @@
 //! The webhook over real TLS with a fake API server behind it, and the programs as they are started.
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    unreachable_pub,
+    missing_docs,
+    reason = "a test says so by its name and by failing"
+)]
 
 #[path = "../common/mod.rs"]
+#[allow(dead_code, reason = "another ring uses the rest")]
 mod common;
 
 mod cli;
 mod decisions;
+mod fake;
+mod harness;
 mod mounted;
 mod openssl;
 mod reload;

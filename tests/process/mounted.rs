@@ -1,9 +1,7 @@
 //! Certificates brought along in a mounted directory, changed as kubelet changes it.
-#![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
 use std::{fs, os::unix::fs::symlink, path::Path, sync::Arc, time::Duration};
 
-use crate::common::{cluster::until, fake::Fake, https};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -23,6 +21,11 @@ use pristine::{
 };
 use rustls_pki_types::CertificateDer;
 use serde_json::json;
+
+use crate::{
+    common::{https, until},
+    fake::Fake,
+};
 
 /// Somebody's PKI: a CA, and a pair of files by it.
 struct Pki {

@@ -1,5 +1,4 @@
 //! The certificates as OpenSSL sees them. Go, in the API server, sees them in tests/control_plane/rotation.rs; rustls in the unit tests.
-#![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
 use std::{fs, path::Path, process::Command, time::Duration};
 

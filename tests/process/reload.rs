@@ -1,9 +1,7 @@
 //! The configuration as kubelet changes it: a swapped symlink in a mounted directory.
-#![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
 use std::{fs, os::unix::fs::symlink, path::Path, sync::Arc, time::Duration};
 
-use crate::common::fake::Fake;
 use k8s_openapi::api::core::v1::ObjectReference;
 use pristine::{
     api::Context,
@@ -17,6 +15,8 @@ use pristine::{
     telemetry::Metrics,
 };
 use tokio::sync::watch;
+
+use crate::fake::Fake;
 
 fn text(ttl: u32) -> String {
     format!("apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\ndefault: {{action: Evict, ttl: {ttl}s}}\n")

@@ -1,14 +1,14 @@
 //! The webhook in process: real TLS on loopback, the real handler, a fake API server behind it.
-#![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
 use std::time::Duration;
 
-use crate::common::{
-    fake::{Fake, pod},
-    https::connect,
-    webhook::{debug, denial, exec, standard, webhook},
-};
 use serde_json::{Value, json};
+
+use crate::{
+    common::https::connect,
+    fake::{Fake, pod},
+    harness::{debug, denial, exec, standard, webhook},
+};
 
 #[tokio::test]
 async fn a_review_to_another_path_changes_nothing_and_is_counted() {

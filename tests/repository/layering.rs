@@ -1,5 +1,4 @@
 //! Imports point one way, each outside crate has few doors, and files stay small enough to hold in mind.
-#![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
 use std::{
     collections::BTreeSet,

@@ -1,5 +1,4 @@
 //! The manifest agrees with the code: versions, paths, numbers that stand in two places.
-#![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test says so by its name and by failing")]
 
 use std::{fs, path::Path};
 

@@ -5,9 +5,9 @@ use std::{os::unix::fs::symlink, process::Output};
 use jiff::Timestamp;
 use tokio::process::Command;
 
-use super::{
-    cluster::{Namespace, annotation, apply, kubectl, run, until},
-    replicas::{SYSTEM, setting},
+use crate::{
+    common::{SYSTEM, setting, until},
+    kubectl::{Namespace, annotation, apply, kubectl, run},
 };
 
 /// A namespace, and the plugin on a PATH.

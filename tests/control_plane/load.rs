@@ -15,7 +15,7 @@ use kube::{
 use serde_json::json;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::cluster::until;
+use crate::common::until;
 
 /// Workers that never rest, on each API server.
 const STEADY: usize = 2;

@@ -6,10 +6,6 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    fake::{Fake, pod},
-    https::{self, connect},
-};
 use jiff::Timestamp;
 use pristine::{
     admission::{
@@ -29,6 +25,11 @@ use pristine::{
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch};
+
+use crate::{
+    common::https::{self, connect},
+    fake::{Fake, pod},
+};
 
 pub const NOW: &str = "2026-01-01T00:00:00Z";
 

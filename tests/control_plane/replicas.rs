@@ -1,7 +1,7 @@
 //! Pristine processes behind a Service, and the two API servers that call them.
 #![allow(clippy::expect_used, reason = "what hack/test sets")]
 
-use std::{env, path::PathBuf, process::Stdio, time::Duration};
+use std::{path::PathBuf, process::Stdio, time::Duration};
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
@@ -12,12 +12,7 @@ use kube::{
 use serde_json::json;
 use tokio::process::{Child, Command};
 
-pub const SYSTEM: &str = "pristine-system";
-
-#[allow(clippy::disallowed_methods, reason = "how hack/test says where the cluster is")]
-pub fn setting(name: &str) -> Option<String> {
-    env::var(name).ok()
-}
+use crate::common::{SYSTEM, setting};
 
 /// A kubeconfig of `hack/cluster up --control-plane-only --api-servers 2`.
 pub fn kubeconfig(server: usize) -> String {

@@ -1,9 +1,6 @@
 //! A real cluster, as `kubectl` and the API see it.
 
-use std::{
-    process::{Output, Stdio},
-    time::Duration,
-};
+use std::process::{Output, Stdio};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -11,15 +8,12 @@ use kube::{Api, Client, api::ListParams};
 use pristine::mark;
 pub use pristine::mark::is_ready;
 use serde_json::Value;
-use tokio::{process::Command, time::Instant};
+use tokio::process::Command;
+
+use crate::common::{now, until};
 
 /// The image of `hack/cluster`.
 pub const IMAGE: &str = "localhost/pristine/busybox:1";
-
-#[allow(clippy::disallowed_methods, reason = "the real cluster's clock")]
-pub fn now() -> Timestamp {
-    Timestamp::now()
-}
 
 pub async fn client() -> Client {
     let mut config = kube::Config::infer().await.unwrap();
@@ -52,18 +46,6 @@ pub async fn apply(namespace: &str, yaml: &str) {
     child.stdin.take().unwrap().write_all(yaml.as_bytes()).await.unwrap();
     let output = child.wait_with_output().await.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Looks until `look` finds something; the error says what was waited for.
-pub async fn until<T>(what: &str, seconds: u64, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let end = Instant::now() + Duration::from_secs(seconds);
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(Instant::now() < end, "{what}: not within {seconds} s");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 /// A namespace of a test, deleted with it.
@@ -173,10 +155,6 @@ pub fn condition(pod: &Pod) -> (String, String) {
 
 pub fn reason(pod: &Pod) -> String {
     condition(pod).0
-}
-
-pub fn name_of(pod: &Pod) -> &str {
-    pod.metadata.name.as_deref().unwrap()
 }
 
 pub fn uid_of(pod: &Pod) -> &str {
