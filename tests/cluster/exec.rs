@@ -14,22 +14,11 @@ use kube::{Api, api::ListParams};
 use tokio::io::AsyncReadExt as _;
 
 use crate::{
-    common::{https, name_of, now, until},
+    common::{SYSTEM, name_of, now, until},
     kubectl::{
         IMAGE, Namespace, acts, annotation, apply, attempt, client, deadline, is_marked, kubectl, record, run, uid_of,
     },
 };
-
-const SYSTEM: &str = "pristine-system";
-
-async fn replicas() -> Vec<Pod> {
-    let pods: Api<Pod> = Api::namespaced(client().await, SYSTEM);
-    let selector = ListParams::default().labels("app.kubernetes.io/component=webhook");
-    let mut found = pods.list(&selector).await.unwrap().items;
-    // Those of an earlier rollout still drain.
-    found.retain(|pod| pod.metadata.deletion_timestamp.is_none());
-    found
-}
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
@@ -281,126 +270,4 @@ async fn an_exec_in_kube_system_is_recorded_as_the_shipped_rule_says() {
     run(&["delete", "pod", "-n", "kube-system", "pristine-test", "--wait=false"]).await;
     assert_eq!(record(&pod)["first"]["rule"], "kube-system");
     assert_eq!(annotation(&pod, "pristine/evict-at"), None);
-}
-
-#[tokio::test]
-#[ignore = "needs a cluster: hack/test"]
-async fn what_is_no_review_does_not_end_the_process() {
-    let before = replicas().await;
-    let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client().await);
-    let mut entries = configurations.get("pristine").await.unwrap().webhooks.unwrap();
-    let path = &entries.remove(0).client_config.service.unwrap().path.unwrap();
-    for pod in &before {
-        let address = format!("{}:10250", pod.status.as_ref().unwrap().pod_ip.as_ref().unwrap()).parse().unwrap();
-        let mut connection = https::connect(address, &[]).await.unwrap();
-        for body in [&b""[..], b"hello", b"{}", &[0xff; 1000]] {
-            assert_eq!(connection.post_to(path, body).await.unwrap().status, 400);
-        }
-        assert_eq!(connection.post_to(path, &vec![b'x'; 3 * 1024 * 1024 + 1]).await.unwrap().status, 413);
-        assert_eq!(connection.post_to(path, b"still there?").await.unwrap().status, 400);
-    }
-    let restarts = |pods: &[Pod]| {
-        pods.iter()
-            .map(|pod| pod.status.as_ref().unwrap().container_statuses.as_ref().unwrap()[0].restart_count)
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(restarts(&before), restarts(&replicas().await));
-}
-
-const BREAK_GLASS: [&str; 3] = ["exec", "--as=pristine:break-glass", "--as-group=pristine:break-glass"];
-
-#[tokio::test]
-#[ignore = "needs a cluster: hack/test"]
-async fn break_glass_is_marked_while_somebody_is_there_to_mark() {
-    let ns = Namespace::new("t-mark-").await;
-    let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
-    ns.run(&[&BREAK_GLASS[..], &[&name, "--", "true"]].concat()).await;
-    assert_eq!(record(&ns.pod(&name).await)["first"]["user"]["name"], "pristine:break-glass");
-    let events: Api<Event> = Api::namespaced(ns.client.clone(), &ns.name);
-    until("the warning", 5, || async {
-        let all = events.list(&ListParams::default()).await.unwrap();
-        all.into_iter()
-            .find(|event| (event.reason.as_deref(), event.type_.as_deref()) == (Some("BreakGlass"), Some("Warning")))
-    })
-    .await;
-}
-
-#[tokio::test]
-#[ignore = "needs a cluster: hack/test"]
-async fn alone_with_every_replica_dead_nobody_execs_but_break_glass() {
-    let ns = Namespace::new("t-mark-").await;
-    let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
-    // Whom the API server itself exempts is let through without us.
-    let rules = std::env::temp_dir().join(&ns.name);
-    let text = "apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\ndefault: {action: Record}\nrules: [{name: r, match: {users: [velero]}, action: Exempt}]\n";
-    std::fs::write(&rules, text).unwrap();
-    let printed = std::process::Command::new(env!("CARGO_BIN_EXE_pristine"))
-        .args(["match-conditions", rules.to_str().unwrap()])
-        .output()
-        .unwrap();
-    let conditions = String::from_utf8(printed.stdout).unwrap();
-    let patch = ["patch", "validatingwebhookconfiguration", "pristine", "--type=strategic", "--patch"];
-    run(&[&patch[..], &[&conditions]].concat()).await;
-    run(&["-n", SYSTEM, "scale", "deployment/pristine", "--replicas=0"]).await;
-    // Until they are gone, they answer.
-    run(&["-n", SYSTEM, "wait", "--for=delete", "--timeout=60s", "pod", "-l", "app.kubernetes.io/component=webhook"])
-        .await;
-    let closed = ns.attempt(&["exec", &name, "--", "true"]).await;
-    let opened = ns.attempt(&[&BREAK_GLASS[..], &[&name, "--", "echo", "in"]].concat()).await;
-    let velero = ["exec", "--as=velero", "--as-group=system:masters", &name, "--", "echo", "in"];
-    let exempted = ns.attempt(&velero).await;
-    let none = r#"{"webhooks":[{"name":"exec.pods.pristine","matchConditions":[{"name":"not-exempt","$patch":"delete"}]},{"name":"debug.pods.pristine","matchConditions":[{"name":"not-exempt","$patch":"delete"}]}]}"#;
-    run(&[&patch[..], &[none]].concat()).await;
-    run(&["-n", SYSTEM, "scale", "deployment/pristine", "--replicas=2"]).await;
-    run(&["-n", SYSTEM, "rollout", "status", "deployment/pristine", "--timeout=60s"]).await;
-    let error = String::from_utf8_lossy(&closed.stderr);
-    assert!(!closed.status.success() && error.contains("failed calling webhook"), "{error}");
-    for let_in in [opened, exempted] {
-        assert_eq!(String::from_utf8_lossy(&let_in.stdout), "in\n", "{}", String::from_utf8_lossy(&let_in.stderr));
-    }
-    assert!(!is_marked(&ns.pod(&name).await));
-}
-
-/// Kills the process of every replica, and only those: the pid comes from the kubelet's cgroup of the pod.
-async fn kill_nine(replicas: &[Pod]) {
-    let mut killed = 0;
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-        let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-        let ours = replicas.iter().any(|pod| read("cgroup").contains(uid_of(pod)));
-        if ours && read("comm").trim() == "pristine" {
-            let status = tokio::process::Command::new("kill").args(["-9", &pid.to_string()]).status().await.unwrap();
-            killed += usize::from(status.success());
-        }
-    }
-    assert_eq!(killed, replicas.len(), "one process a replica");
-}
-
-#[tokio::test]
-#[ignore = "needs a cluster: hack/test"]
-async fn alone_killed_between_mark_and_deadline_it_still_evicts_on_time() {
-    let ns = Namespace::new("t-kill-").await;
-    let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
-    ns.run(&["exec", &name, "--", "true"]).await;
-    let pod = ns.pod(&name).await;
-    kill_nine(&replicas().await).await;
-    let late = ns.evicted(&name, uid_of(&pod), deadline(&pod)).await;
-    assert!((0.0..2.0).contains(&late), "evicted {late} s after the deadline");
-    run(&["-n", SYSTEM, "rollout", "status", "deployment/pristine", "--timeout=60s"]).await;
-}
-
-#[tokio::test]
-#[ignore = "needs a cluster: hack/test"]
-async fn last_deleting_only_the_namespace_leaves_no_webhook_configuration_and_exec_works() {
-    let ns = Namespace::new("t-mark-").await;
-    let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
-    run(&["delete", "namespace", SYSTEM, "--wait=false"]).await;
-    let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client().await);
-    // The namespace itself takes as long as its pods take to drain.
-    until("no webhook configuration", 2, || async {
-        configurations.get_opt("pristine").await.unwrap().is_none().then_some(())
-    })
-    .await;
-    ns.run(&["exec", &name, "--", "true"]).await;
-    run(&["wait", "--for=delete", "--timeout=90s", "namespace", SYSTEM]).await;
 }

@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use crate::{
-    common::{SYSTEM, until},
+    common::{SYSTEM, name_of, until},
     kubectl::{Namespace, attempt, client, is_marked, run, uid_of},
 };
 
@@ -310,4 +310,20 @@ async fn last_rolling_updates_fail_no_exec() {
     let tally = users.end("4 rolling updates").await;
     assert!(after.iter().all(|pod| before.iter().all(|old| uid_of(old) != uid_of(pod))), "all replaced");
     tally.none_failed();
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+async fn last_deleting_only_the_namespace_leaves_no_webhook_configuration_and_exec_works() {
+    let ns = Namespace::new("t-mark-").await;
+    let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
+    run(&["delete", "namespace", SYSTEM, "--wait=false"]).await;
+    let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client().await);
+    // The namespace itself takes as long as its pods take to drain.
+    until("no webhook configuration", 2, || async {
+        configurations.get_opt("pristine").await.unwrap().is_none().then_some(())
+    })
+    .await;
+    ns.run(&["exec", &name, "--", "true"]).await;
+    run(&["wait", "--for=delete", "--timeout=90s", "namespace", SYSTEM]).await;
 }

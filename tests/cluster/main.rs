@@ -20,6 +20,7 @@ mod exec;
 mod kubectl;
 mod lifecycle;
 mod monitoring;
+mod outage;
 mod pacing;
 mod plugin;
 mod stage;
