@@ -185,7 +185,7 @@ def file(name):
     found = tempfile.NamedTemporaryFile(delete=False)
     found.write(base64.b64decode(field(name))); found.close()
     return found.name
-context = ssl.create_default_context(cafile=file('certificate-CA-data'))
+context = ssl.create_default_context(cafile=file('certificate-authority-data'))
 context.load_cert_chain(file('client-certificate-data'), file('client-key-data'))
 server = urllib.parse.urlparse(field('server'))
 connection = http.client.HTTPSConnection(server.hostname, server.port, context=context)

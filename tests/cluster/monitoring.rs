@@ -76,7 +76,7 @@ impl Prometheus {
         let kubeconfig: Value = serde_saphyr::from_str(&text).unwrap();
         let (cluster, user) = (&kubeconfig["clusters"][0]["cluster"], &kubeconfig["users"][0]["user"]);
         for (file, data) in [
-            ("ca.crt", &cluster["certificate-CA-data"]),
+            ("ca.crt", &cluster["certificate-authority-data"]),
             ("client.crt", &user["client-certificate-data"]),
             ("client.key", &user["client-key-data"]),
         ] {
