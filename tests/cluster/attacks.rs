@@ -5,6 +5,7 @@ use std::process::{Output, Stdio};
 use k8s_openapi::api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Pod};
 use kube::{Api, api::ListParams};
 use serde_json::json;
+use serial_test::{parallel, serial};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::{
@@ -26,6 +27,7 @@ async fn with_stdin(arguments: &[&str], text: &str) -> Output {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn a_made_up_review_changes_nothing_and_is_counted() {
     let ns = Namespace::new("t-mark-").await;
     let pod = ns.workload("Deployment", 1).await.remove(0);
@@ -66,6 +68,7 @@ async fn a_made_up_review_changes_nothing_and_is_counted() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn the_path_is_told_to_the_api_server_and_to_nobody_who_only_watches_pods() {
     let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client().await);
     let entries = configurations.get("pristine").await.unwrap().webhooks.unwrap();
@@ -80,6 +83,7 @@ async fn the_path_is_told_to_the_api_server_and_to_nobody_who_only_watches_pods(
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn an_exec_that_another_webhook_denies_leaves_a_mark_and_no_more() {
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
@@ -117,7 +121,8 @@ webhooks:
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
-async fn alone_ten_thousand_execs_leave_a_mark_of_bounded_size() {
+#[serial]
+async fn ten_thousand_execs_leave_a_mark_of_bounded_size() {
     const FLOOD: usize = 10_000;
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
@@ -156,6 +161,7 @@ async fn alone_ten_thousand_execs_leave_a_mark_of_bounded_size() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn no_request_however_large_shows_its_user_the_path() {
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
@@ -196,7 +202,8 @@ print(answer.status, answer.read().decode())
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
-async fn alone_nodes_proxy_enters_no_container_where_it_is_guarded() {
+#[serial]
+async fn nodes_proxy_enters_no_container_where_it_is_guarded() {
     let ns = Namespace::new("t-mark-").await;
     let pod = ns.workload("Deployment", 1).await.remove(0);
     let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/components/nodes-proxy-guard/policy.yaml");
@@ -223,6 +230,7 @@ async fn alone_nodes_proxy_enters_no_container_where_it_is_guarded() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn a_debugger_pod_on_a_node_is_recorded_when_somebody_is_attached_and_goes_where_a_rule_says_so() {
     let ns = Namespace::new("t-mark-").await;
     let nodes = run(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"]).await;

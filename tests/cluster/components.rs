@@ -4,6 +4,7 @@ use std::{fs, path::Path, process::Stdio, time::Duration};
 
 use k8s_openapi::api::{core::v1::Pod, discovery::v1::EndpointSlice};
 use kube::{Api, api::ListParams};
+use serial_test::{parallel, serial};
 use tokio::{io::AsyncWriteExt as _, time::sleep};
 
 use crate::{
@@ -46,6 +47,7 @@ async fn configure(change: impl FnOnce(&str) -> String) -> String {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn every_component_is_taken_by_the_api_server_whole() {
     let mut tried = 0;
     for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/components")).unwrap() {
@@ -63,7 +65,8 @@ async fn every_component_is_taken_by_the_api_server_whole() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
-async fn alone_a_touched_pod_in_quarantine_is_out_of_service_at_once_and_stays_until_its_deadline() {
+#[serial]
+async fn a_touched_pod_in_quarantine_is_out_of_service_at_once_and_stays_until_its_deadline() {
     apply_all(&render(Some("quarantine")).await, &[]).await;
     let before = configure(|text| text.replace("eviction: {", "eviction: {quarantine: true, ")).await;
 
@@ -125,7 +128,8 @@ async fn alone_a_touched_pod_in_quarantine_is_out_of_service_at_once_and_stays_u
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
-async fn alone_where_the_operator_prefers_it_an_exec_is_admitted_with_every_replica_gone() {
+#[serial]
+async fn where_the_operator_prefers_it_an_exec_is_admitted_with_every_replica_gone() {
     let ns = Namespace::new("t-open-").await;
     ns.run(&["run", "bare", &format!("--image={IMAGE}"), "--", "sleep", "1000"]).await;
     ns.ready(1).await;

@@ -6,6 +6,7 @@ use std::{process::Stdio, time::Duration};
 use k8s_openapi::api::core::v1::Event;
 use kube::{Api, api::ListParams};
 use serde_json::Value;
+use serial_test::parallel;
 use tokio::io::AsyncReadExt as _;
 
 use crate::{
@@ -147,30 +148,35 @@ async fn table(action: &str) {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn every_way_in_where_a_rule_evicts() {
     table("mark").await;
 }
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn every_way_in_where_a_rule_records() {
     table("record").await;
 }
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn every_way_in_where_a_rule_exempts() {
     table("exempt").await;
 }
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn every_way_in_where_a_rule_denies() {
     table("deny").await;
 }
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn the_reason_given_with_the_request_is_on_the_mark() {
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();

@@ -12,6 +12,7 @@ use k8s_openapi::api::{
 };
 use kube::{Api, api::ListParams};
 use pristine::api::pods::{self, Pods};
+use serial_test::parallel;
 use tokio::time::sleep;
 
 use crate::{
@@ -75,6 +76,7 @@ fn asked(ns: &Namespace, pod: &str) -> Vec<(Timestamp, u64)> {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn a_budget_that_allows_none_is_waited_for_more_and_more_patiently_and_then_it_goes() {
     let ns = Namespace::new("t-fast-").await;
     let name = name_of(&ns.workload("Deployment", 2).await[0]).to_owned();
@@ -100,6 +102,7 @@ async fn a_budget_that_allows_none_is_waited_for_more_and_more_patiently_and_the
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn an_unready_pod_is_held_by_a_budget_that_counts_it_and_not_by_one_that_does_not() {
     let ns = Namespace::new("t-fast-").await;
     let yaml = format!(
@@ -198,6 +201,7 @@ spec: {{schedulerName: nobody, containers: [{{name: app, image: {IMAGE}}}]}}
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn pods_of_every_kind_go_when_a_rule_says_so_each_once() {
     let ns = Namespace::new("t-fast-").await;
     let yaml = every_kind();
@@ -256,6 +260,7 @@ async fn pods_of_every_kind_go_when_a_rule_says_so_each_once() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn the_api_server_evicts_nothing_for_another_uid() {
     let ns = Namespace::new("t-mark-").await;
     let pod = ns.workload("StatefulSet", 1).await.remove(0);
@@ -282,6 +287,7 @@ impl Drop for Removed {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn a_pod_that_does_not_end_says_what_keeps_it() {
     let ns = Namespace::new("t-fast-").await;
     let yaml = format!(
@@ -302,6 +308,7 @@ async fn a_pod_that_does_not_end_says_what_keeps_it() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn a_static_pod_is_never_evicted_and_says_why() {
     let ns = Namespace::new("t-fast-").await;
     let folder = Path::new(&setting("KUBECONFIG").unwrap()).parent().unwrap().join("static-pods");
@@ -326,6 +333,7 @@ async fn a_static_pod_is_never_evicted_and_says_why() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn users_put_an_eviction_off_and_take_that_back_within_the_longest_extension() {
     let ns = Namespace::new("t-fast-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
@@ -369,6 +377,7 @@ async fn says_containing(ns: &Namespace, pod: &str, words: &str) -> String {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn a_hold_ends_with_the_longest_extension() {
     let ns = Namespace::new("t-fast-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();

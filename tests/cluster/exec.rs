@@ -1,7 +1,4 @@
 //! The whole of it on a real cluster with a real node: install.yaml as shipped, stock kubectl, real evictions.
-//!
-//! `hack/test` brings the cluster up, installs, and runs these. Tests whose name begins with `alone_` disturb the
-//! installation and run one by one, after the others; `last_` removes it.
 
 use std::{process::Stdio, time::Duration};
 
@@ -11,6 +8,7 @@ use k8s_openapi::api::{
     core::v1::{Event, Pod, Secret},
 };
 use kube::{Api, api::ListParams};
+use serial_test::parallel;
 use tokio::io::AsyncReadExt as _;
 
 use crate::{
@@ -22,6 +20,7 @@ use crate::{
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn one_apply_installs_two_ready_replicas_that_the_api_server_trusts() {
     let client = client().await;
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), SYSTEM);
@@ -39,6 +38,7 @@ async fn one_apply_installs_two_ready_replicas_that_the_api_server_trusts() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn the_replicas_may_do_what_they_need_and_no_more() {
     let account = "--as=system:serviceaccount:pristine-system:pristine";
     for (arguments, expected) in [
@@ -73,6 +73,7 @@ async fn pod_at_first_output(ns: &Namespace, pod: &str, arguments: &[&str]) -> P
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn exec_attach_cp_and_debug_have_left_their_mark_when_their_output_arrives() {
     let ns = Namespace::new("t-mark-").await;
     let pods = ns.workload("Deployment", 1).await;
@@ -110,6 +111,7 @@ async fn exec_attach_cp_and_debug_have_left_their_mark_when_their_output_arrives
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn a_pod_is_evicted_within_two_seconds_of_its_deadline_and_its_replacement_is_ready() {
     let ns = Namespace::new("t-fast-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
@@ -131,6 +133,7 @@ async fn a_pod_is_evicted_within_two_seconds_of_its_deadline_and_its_replacement
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn a_same_named_successor_is_left_alone() {
     // 50 s, because within 35 s the mark is handed over: see the next test.
     let ns = Namespace::new("t-late-").await;
@@ -152,6 +155,7 @@ async fn a_same_named_successor_is_left_alone() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn a_successor_that_a_late_exec_may_have_reached_gets_the_mark() {
     let ns = Namespace::new("t-late-").await;
     ns.workload("StatefulSet", 1).await;
@@ -177,6 +181,7 @@ async fn a_successor_that_a_late_exec_may_have_reached_gets_the_mark() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn any_user_name_that_the_api_server_accepts_is_on_the_mark() {
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
@@ -204,6 +209,7 @@ async fn any_user_name_that_the_api_server_accepts_is_on_the_mark() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn what_the_api_server_would_refuse_is_denied_in_its_words_and_leaves_no_mark() {
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
@@ -230,6 +236,7 @@ async fn what_the_api_server_would_refuse_is_denied_in_its_words_and_leaves_no_m
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn who_may_only_get_exec_can_neither_exec_nor_mark() {
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
@@ -243,6 +250,7 @@ async fn who_may_only_get_exec_can_neither_exec_nor_mark() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn a_bare_pod_is_recorded_and_not_evicted_by_the_default() {
     let ns = Namespace::new("t-mark-").await;
     let pod = format!(
@@ -258,6 +266,7 @@ async fn a_bare_pod_is_recorded_and_not_evicted_by_the_default() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn an_exec_in_kube_system_is_recorded_as_the_shipped_rule_says() {
     let pod = format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: pristine-test}}\nspec: {{containers: [{{name: app, image: {IMAGE}}}]}}\n"

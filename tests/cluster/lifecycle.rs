@@ -1,6 +1,7 @@
 //! What comes after the install, while people exec all the time: applying it again, rolling it, taking it away.
 //!
-//! `last_`, because no other test can run meanwhile. Each leaves Pristine installed, with the rules that it found.
+//! `hack/test` runs these in a process of their own, after all others and one by one. Each leaves Pristine installed, with
+//! the rules that it found.
 
 use std::{
     io::Write as _,
@@ -18,6 +19,7 @@ use k8s_openapi::{
 };
 use kube::{Api, api::ListParams};
 use serde_json::{Value, json};
+use serial_test::serial;
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, sleep_until},
@@ -194,7 +196,8 @@ async fn left() -> Vec<String> {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
-async fn last_an_uninstall_leaves_nothing_interrupts_no_exec_for_long_and_is_undone_by_an_install() {
+#[serial]
+async fn an_uninstall_leaves_nothing_interrupts_no_exec_for_long_and_is_undone_by_an_install() {
     let users = Users::start().await;
     let rules = rules().await;
     assert!(left().await.len() > 10, "what is looked for is there before");
@@ -212,7 +215,8 @@ async fn last_an_uninstall_leaves_nothing_interrupts_no_exec_for_long_and_is_und
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
-async fn last_deleting_only_the_namespace_interrupts_no_exec_for_long_and_is_undone_by_an_install() {
+#[serial]
+async fn deleting_only_the_namespace_interrupts_no_exec_for_long_and_is_undone_by_an_install() {
     let users = Users::start().await;
     let rules = rules().await;
     run(&["delete", "namespace", "--timeout=180s", SYSTEM]).await;
@@ -251,7 +255,8 @@ async fn trusted(api: &Api<ValidatingWebhookConfiguration>) -> Vec<ByteString> {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
-async fn last_applying_again_fails_no_exec_and_never_takes_the_ca_bundle_away() {
+#[serial]
+async fn applying_again_fails_no_exec_and_never_takes_the_ca_bundle_away() {
     let users = Users::start().await;
     let manifest = without_rules();
     let api: Api<ValidatingWebhookConfiguration> = Api::all(client().await);
@@ -296,7 +301,8 @@ async fn last_applying_again_fails_no_exec_and_never_takes_the_ca_bundle_away() 
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
-async fn last_rolling_updates_fail_no_exec() {
+#[serial]
+async fn rolling_updates_fail_no_exec() {
     let users = Users::start().await;
     let before = settled().await;
     for change in [&["rollout", "restart"][..], &["rollout", "restart"], &["set", "env"]] {
@@ -314,7 +320,10 @@ async fn last_rolling_updates_fail_no_exec() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
-async fn last_deleting_only_the_namespace_leaves_no_webhook_configuration_and_exec_works() {
+#[serial]
+async fn deleting_only_the_namespace_leaves_no_webhook_configuration_and_exec_works() {
+    installed().await;
+    let rules = rules().await;
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
     run(&["delete", "namespace", SYSTEM, "--wait=false"]).await;
@@ -326,4 +335,5 @@ async fn last_deleting_only_the_namespace_leaves_no_webhook_configuration_and_ex
     .await;
     ns.run(&["exec", &name, "--", "true"]).await;
     run(&["wait", "--for=delete", "--timeout=90s", "namespace", SYSTEM]).await;
+    install(&rules).await;
 }

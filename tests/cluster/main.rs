@@ -1,4 +1,7 @@
 //! `manifests/install.yaml` on a real cluster with a real node. Run by `hack/test cluster`.
+//!
+//! Tests that disturb the installation are `#[serial]`: nothing runs beside them. All others are `#[parallel]`. Tests that
+//! remove Pristine are in `lifecycle`.
 #![allow(
     clippy::panic,
     clippy::print_stdout,

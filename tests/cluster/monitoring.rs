@@ -9,6 +9,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::ListParams};
 use serde_json::{Value, json};
+use serial_test::parallel;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -252,6 +253,7 @@ async fn draw(prometheus: &Prometheus, ns: &Namespace, minutes: &str) {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn prometheus_scrapes_every_replica_the_rules_load_and_no_panel_of_the_dashboard_is_empty() {
     let objects = component().await;
     let pods = monitored(object(&objects, "PodMonitor")).await;

@@ -5,6 +5,7 @@ use k8s_openapi::api::{
     core::v1::{Event, Pod},
 };
 use kube::{Api, api::ListParams};
+use serial_test::{parallel, serial};
 
 use crate::{
     common::{SYSTEM, https, name_of, until},
@@ -22,6 +23,7 @@ async fn replicas() -> Vec<Pod> {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn what_is_no_review_does_not_end_the_process() {
     let before = replicas().await;
     let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client().await);
@@ -48,6 +50,7 @@ const BREAK_GLASS: [&str; 3] = ["exec", "--as=pristine:break-glass", "--as-group
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn break_glass_is_marked_while_somebody_is_there_to_mark() {
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
@@ -64,7 +67,8 @@ async fn break_glass_is_marked_while_somebody_is_there_to_mark() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
-async fn alone_with_every_replica_dead_nobody_execs_but_break_glass() {
+#[serial]
+async fn with_every_replica_dead_nobody_execs_but_break_glass() {
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
     // Whom the API server itself exempts is let through without us.
@@ -115,7 +119,8 @@ async fn kill_nine(replicas: &[Pod]) {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
-async fn alone_killed_between_mark_and_deadline_it_still_evicts_on_time() {
+#[serial]
+async fn killed_between_mark_and_deadline_it_still_evicts_on_time() {
     let ns = Namespace::new("t-kill-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
     ns.run(&["exec", &name, "--", "true"]).await;

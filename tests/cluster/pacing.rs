@@ -10,6 +10,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{Api, api::ListParams};
+use serial_test::{parallel, serial};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
@@ -104,7 +105,8 @@ impl Poller {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
-async fn alone_a_loop_of_execs_over_all_replicas_is_no_outage_even_without_a_budget() {
+#[serial]
+async fn a_loop_of_execs_over_all_replicas_is_no_outage_even_without_a_budget() {
     const REPLICAS: usize = 5;
     let ns = Namespace::new("t-paced-").await;
     let poller = Poller::start(website(&ns, REPLICAS).await);
@@ -135,6 +137,7 @@ async fn alone_a_loop_of_execs_over_all_replicas_is_no_outage_even_without_a_bud
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn members_of_a_stateful_set_go_one_by_one_also_while_somebody_else_takes_one() {
     let ns = Namespace::new("t-fast-").await;
     let yaml = format!(

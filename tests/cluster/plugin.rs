@@ -6,6 +6,7 @@ use std::{net::TcpListener, time::Duration};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
+use serial_test::parallel;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     time::{Instant, sleep, timeout},
@@ -19,6 +20,7 @@ use crate::{
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn marked_pods_are_listed_in_every_format_and_others_are_not() {
     let stage = Stage::with_pods("t-mark-", 2).await;
     same(&stage.sees("get").await, "! No resources found in <NAMESPACE> namespace.\n");
@@ -65,6 +67,7 @@ exit 1
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn programs_read_marked_pods_as_json_or_yaml_with_absolute_times() {
     let stage = Stage::with_pods("t-mark-", 1).await;
     let none: Value = serde_json::from_slice(&stage.pristine("get -o json").await.stdout).unwrap();
@@ -96,6 +99,7 @@ async fn programs_read_marked_pods_as_json_or_yaml_with_absolute_times() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn a_watch_prints_a_pod_again_when_somebody_interacts_with_it() {
     let stage = Stage::with_pods("t-mark-", 1).await;
     stage.touch("alice", &["true"]).await;
@@ -115,6 +119,7 @@ async fn a_watch_prints_a_pod_again_when_somebody_interacts_with_it() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn a_description_shows_every_interaction_what_holds_up_the_eviction_and_what_outlives_the_pod() {
     let stage = Stage::new("t-mark-").await;
     let yaml = format!(
@@ -170,6 +175,7 @@ Interactions:
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn an_eviction_is_put_off_until_the_longest_that_is_allowed_and_that_is_taken_back() {
     let stage = Stage::with_pods("t-fast-", 1).await;
     // Or it may be gone before all is asked.
@@ -203,6 +209,7 @@ async fn an_eviction_is_put_off_until_the_longest_that_is_allowed_and_that_is_ta
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn a_pod_is_held_until_it_is_released() {
     let stage = Stage::with_pods("t-late-", 1).await;
     stage.bind("ed", "--clusterrole=edit", "patch").await;
@@ -230,6 +237,7 @@ async fn a_pod_is_held_until_it_is_released() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn who_may_not_is_told_so_by_the_api_server() {
     let stage = Stage::with_pods("t-mark-", 1).await;
     stage.touch("alice", &["true"]).await;
@@ -258,6 +266,7 @@ async fn who_may_not_is_told_so_by_the_api_server() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn an_eviction_now_is_within_budgets_and_of_marked_pods_only() {
     let stage = Stage::with_pods("t-mark-", 2).await;
     stage.budget().await;
@@ -289,6 +298,7 @@ async fn an_eviction_now_is_within_budgets_and_of_marked_pods_only() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn certificates_and_versions_of_all_replicas_are_shown() {
     let stage = Stage::new("t-mark-").await;
     same(
@@ -311,6 +321,7 @@ caBundle is the same and not empty in all 4 entries: yes
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn the_doctor_finds_all_well_and_names_who_can_get_around_the_webhook() {
     let stage = Stage::new("t-mark-").await;
     // The warning is of hack/cluster's own making: with it, the API server reaches the kubelet.
@@ -342,6 +353,7 @@ OK   ways around it: everything may be done by Group kubeadm:cluster-admins, Gro
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn kubectl_completes_commands_and_marked_pods() {
     let stage = Stage::with_pods("t-mark-", 2).await;
     stage.touch("alice", &["true"]).await;
@@ -363,6 +375,7 @@ async fn kubectl_completes_commands_and_marked_pods() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn words_that_are_not_understood_and_an_api_server_that_never_answers_are_errors_in_time() {
     let stage = Stage::new("t-mark-").await;
     let usage = "Usage: kubectl pristine get [OPTIONS] [PODS]...";

@@ -4,6 +4,8 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use super::{error, with_stdin};
+use serial_test::parallel;
+
 use crate::{
     common::{name_of, until},
     kubectl::{IMAGE, Namespace, annotation, apply, is_marked, record, run, uid_of},
@@ -28,6 +30,7 @@ fn ours(pod: &Pod) -> Value {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn nobody_wipes_or_edits_a_mark_not_even_an_administrator() {
     let ns = Namespace::new("t-mark-").await;
     let (name, before) = marked(&ns).await;
@@ -79,6 +82,7 @@ async fn nobody_wipes_or_edits_a_mark_not_even_an_administrator() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn a_binding_plants_no_mark() {
     let ns = Namespace::new("t-mark-").await;
     let yaml = |name: &str| {
@@ -106,6 +110,7 @@ async fn a_binding_plants_no_mark() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn what_is_created_with_our_keys_is_not_marked_and_cannot_be_held() {
     let ns = Namespace::new("t-fast-").await;
     let (_, pod) = marked(&ns).await;
@@ -140,6 +145,7 @@ async fn what_is_created_with_our_keys_is_not_marked_and_cannot_be_held() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn a_copy_for_debugging_is_not_the_marked_pod() {
     let ns = Namespace::new("t-mark-").await;
     let (name, _) = marked(&ns).await;
@@ -156,6 +162,7 @@ async fn a_copy_for_debugging_is_not_the_marked_pod() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn the_users_keys_are_for_who_may_extend_under_their_own_name() {
     let ns = Namespace::new("t-mark-").await;
     let (name, _) = marked(&ns).await;
@@ -190,6 +197,7 @@ async fn the_users_keys_are_for_who_may_extend_under_their_own_name() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn whoever_steals_our_token_changes_no_more_of_a_pod_than_its_mark() {
     let ns = Namespace::new("t-mark-").await;
     let (name, _) = marked(&ns).await;
