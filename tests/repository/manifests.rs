@@ -1,12 +1,8 @@
 //! The manifest agrees with the code: versions, paths, numbers that stand in two places.
 
-use std::{fs, path::Path};
-
 use serde_json::Value;
 
-fn read(file: &str) -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
-}
+use crate::read;
 
 fn objects() -> Vec<Value> {
     let text = read("manifests/install.yaml");
