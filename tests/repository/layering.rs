@@ -1,13 +1,11 @@
-//! Imports point one way, each outside crate has few doors, and files stay small enough to hold in mind.
+//! Imports point one way, and each outside crate is used in few places.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeSet;
 
-/// What each room may use of this crate. A room also may use what is below it (`certs` → `certs::bundle`) and its own
-/// children may use it. Pure rooms first.
+use crate::{files, read};
+
+/// What each module may use of this crate, beside its own top-level module: `config` is everything below `config`,
+/// `config::policy` only what is below that. A module without a row has the row of the module around it. Pure modules first.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("duration", &[]),
     ("error", &[]),
@@ -82,7 +80,7 @@ const PURE: &[&str] = &[
     "plugin::row",
 ];
 
-/// What a pure room must not name.
+/// What a pure module must not name.
 const IMPURE: &[&str] =
     &["tokio", "hyper::", "tracing::", "Clock", "std::env", "kube::Client", "kube::Api", "notify::"];
 
@@ -118,102 +116,94 @@ const DOORS: &[(&str, &[&str])] = &[
     ("std::fs", &["cli::commands", "config", "certs::mounted", "telemetry::process"]),
 ];
 
-/// Lines of a file, tests included.
-const MAX_LINES: usize = 400;
-
 struct Source {
     module: String,
-    path: PathBuf,
-    text: String,
     /// Without comments and without the tests at its end.
     code: String,
 }
 
 fn sources() -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
-    let mut folders = vec![root.clone()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-                continue;
-            }
-            let module = path.strip_prefix(&root).unwrap().with_extension("").to_str().unwrap().replace('/', "::");
-            let text = fs::read_to_string(&path).unwrap();
-            let code = text.split("#[cfg(test)]").next().unwrap();
-            let code = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
-            found.push(Source { module, path, text, code });
+    for file in files("src") {
+        let module = file.strip_prefix("src").unwrap().with_extension("").to_str().unwrap().replace('/', "::");
+        if module == "lib" || module.ends_with("::tests") || module.ends_with("::model") {
+            continue;
         }
+        let text = read(file.to_str().unwrap());
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        let code = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+        found.push(Source { module, code });
     }
     assert!(found.len() > 20);
     found
-        .into_iter()
-        .filter(|source| {
-            !source.module.ends_with("::tests") && !source.module.ends_with("::model") && source.module != "lib"
-        })
-        .collect()
 }
 
-/// The rows that apply to a module: its own and those of the rooms it is in.
-fn allowed(module: &str) -> Option<BTreeSet<&'static str>> {
-    let row = |name: &str| MAY_USE.iter().find(|(room, _)| *room == name).map(|(_, uses)| *uses);
+/// The row of a module, or of the nearest one around it.
+fn row(module: &str) -> Option<&'static [&'static str]> {
     let mut name = module;
     loop {
-        if let Some(uses) = row(name) {
-            return Some(uses.iter().copied().collect());
+        if let Some((_, uses)) = MAY_USE.iter().find(|(of, _)| *of == name) {
+            return Some(uses);
         }
         name = name.rsplit_once("::")?.0;
     }
 }
 
-/// First segments after `crate::`, also in `use crate::{a, b::c}`.
+fn is_below(path: &str, module: &str) -> bool {
+    path.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+}
+
+/// The paths after `crate::`, also those in `use crate::{a, b::{self, c}}`.
 fn used(code: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    for (at, _) in code.match_indices("crate::") {
-        let rest = &code[at + "crate::".len()..];
-        let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-        let Some(group) = rest.strip_prefix('{') else {
-            found.insert(name(rest));
-            continue;
-        };
-        let mut depth = 0;
-        let mut item = String::new();
-        for c in group.chars() {
-            match c {
-                '{' => depth += 1,
-                '}' if depth == 0 => break,
-                '}' => depth -= 1,
-                ',' if depth == 0 => {
-                    found.insert(name(item.trim()));
-                    item.clear();
-                    continue;
-                }
-                _ => {}
-            }
-            item.push(c);
-        }
-        found.insert(name(item.trim()));
+    for (at, prefix) in code.match_indices("crate::") {
+        paths(String::new(), &code[at + prefix.len()..], &mut found);
     }
-    found.remove("");
     found
 }
 
-#[test]
-fn rooms_use_only_what_the_table_allows() {
-    let is_program = |module: &str| module == "main" || module.starts_with("bin::");
-    for source in sources().iter().filter(|source| !is_program(&source.module)) {
-        let room = source.module.split("::").next().unwrap();
-        let allowed = allowed(&source.module).unwrap_or_else(|| panic!("{}: no row in the table", source.module));
-        for name in used(&source.code) {
-            assert!(name == room || allowed.contains(name.as_str()), "{} must not use crate::{name}", source.module);
+/// Adds the paths that a piece of code begins with; gives what is behind them.
+fn paths<'a>(before: String, code: &'a str, found: &mut BTreeSet<String>) -> &'a str {
+    let code = code.trim_start();
+    if let Some(group) = code.strip_prefix('{') {
+        let mut rest = group;
+        loop {
+            rest = paths(before.clone(), rest, found).trim_start();
+            let end = rest.find([',', '{', '}']).unwrap_or(rest.len());
+            match rest[end..].strip_prefix(',') {
+                Some(next) if !next.trim_start().starts_with('}') => rest = next,
+                _ => return rest[end..].trim_start_matches(',').trim_start().strip_prefix('}').unwrap_or_default(),
+            }
+        }
+    }
+    let end = code.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(code.len());
+    let (name, rest) = code.split_at(end);
+    let path = if before.is_empty() { name.to_owned() } else { format!("{before}::{name}") };
+    match rest.strip_prefix("::") {
+        Some(rest) => paths(path, rest, found),
+        None => {
+            found.insert(if name == "self" || name.is_empty() { before } else { path });
+            rest
         }
     }
 }
 
 #[test]
-fn pure_rooms_name_nothing_impure() {
+fn every_module_uses_only_what_the_table_allows() {
+    let is_program = |module: &str| module == "main" || module.starts_with("bin::");
+    let mut wrong = Vec::new();
+    for source in sources().iter().filter(|source| !is_program(&source.module)) {
+        let own = source.module.split("::").next().unwrap();
+        let row = row(&source.module).unwrap_or_else(|| panic!("{}: no row in the table", source.module));
+        let allows = |path: &str| is_below(path, own) || row.iter().any(|module| is_below(path, module));
+        let others = used(&source.code).into_iter().filter(|path| !allows(path));
+        wrong.extend(others.map(|path| format!("{} must not use crate::{path}", source.module)));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn pure_modules_do_no_io() {
     for source in sources().iter().filter(|source| PURE.contains(&source.module.as_str())) {
         for name in IMPURE {
             assert!(!source.code.contains(name), "{} is pure and must not use {name}", source.module);
@@ -222,7 +212,7 @@ fn pure_rooms_name_nothing_impure() {
 }
 
 #[test]
-fn outside_crates_have_few_doors() {
+fn each_outside_crate_is_used_only_where_the_table_allows() {
     for source in sources() {
         for (name, doors) in DOORS {
             let used = source.code.contains(&format!("{name}::")) || source.code.contains(&format!("use {name}"));
@@ -236,15 +226,13 @@ fn outside_crates_have_few_doors() {
 }
 
 #[test]
-fn files_can_be_held_in_mind() {
-    for source in sources() {
-        let lines = source.text.lines().count();
-        assert!(lines <= MAX_LINES, "{} has {lines} lines; split it by what it does", source.path.display());
-    }
+fn the_full_path_of_every_import_is_read() {
+    let code = "use crate::{\n    a,\n    b::{self, c as x, d::{e}},\n    f::*,\n};\nuse crate::g;\nfn h() { crate::i::j(crate::k) }";
+    assert_eq!(used(code), ["a", "b", "b::c", "b::d::e", "f", "g", "i::j", "k"].map(str::to_owned).into());
 }
 
 #[test]
-fn the_reader_of_imports_reads_them() {
-    let code = "use crate::{a, b::{c, d}, e::f};\nfn x() { crate::g::h() }";
-    assert_eq!(used(code), ["a", "b", "e", "g"].map(str::to_owned).into());
+fn a_row_allows_what_is_below_it_and_nothing_beside_it() {
+    assert!(is_below("config::policy::Verdict", "config::policy") && is_below("config::policy", "config"));
+    assert!(!is_below("config::reload", "config::policy") && !is_below("configuration", "config"));
 }
