@@ -9,7 +9,7 @@ use serial_test::{parallel, serial};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::{
-    common::{SYSTEM, https, name_of, setting, until},
+    common::{SYSTEM, eventually, https, name_of, setting},
     kubectl::{IMAGE, Namespace, annotation, apply, client, deadline, is_marked, kubectl, record, run, uid_of},
 };
 
@@ -28,7 +28,7 @@ async fn with_stdin(arguments: &[&str], text: &str) -> Output {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn a_made_up_review_changes_nothing_and_is_counted() {
+async fn a_forged_review_is_rejected_and_counted() {
     let ns = Namespace::new("t-mark-").await;
     let pod = ns.workload("Deployment", 1).await.remove(0);
     let review = json!({
@@ -69,7 +69,7 @@ async fn a_made_up_review_changes_nothing_and_is_counted() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn the_path_is_told_to_the_api_server_and_to_nobody_who_only_watches_pods() {
+async fn the_default_roles_cannot_read_the_secret_url_path() {
     let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client().await);
     let entries = configurations.get("pristine").await.unwrap().webhooks.unwrap();
     let paths: Vec<_> =
@@ -84,7 +84,7 @@ async fn the_path_is_told_to_the_api_server_and_to_nobody_who_only_watches_pods(
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn an_exec_that_another_webhook_denies_leaves_a_mark_and_no_more() {
+async fn an_exec_that_another_webhook_denies_leaves_a_mark() {
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
     // Nobody answers it: the API server denies, after it has asked us in parallel.
@@ -104,7 +104,7 @@ webhooks:
         ns.name
     );
     apply(&ns.name, &other).await;
-    until("the other webhook in force", 10, || async {
+    eventually("the other webhook in force", 10, || async {
         let output = ns.attempt(&["exec", &name, "--", "true"]).await;
         (!output.status.success()).then_some(())
     })
@@ -162,7 +162,7 @@ async fn ten_thousand_execs_leave_a_mark_of_bounded_size() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn no_request_however_large_shows_its_user_the_path() {
+async fn the_error_of_a_large_request_does_not_contain_the_secret_url_path() {
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
     for kilobytes in [1, 100, 700, 900] {
@@ -203,14 +203,14 @@ print(answer.status, answer.read().decode())
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[serial]
-async fn nodes_proxy_enters_no_container_where_it_is_guarded() {
+async fn nodes_proxy_cannot_exec_with_the_nodes_proxy_guard() {
     let ns = Namespace::new("t-mark-").await;
     let pod = ns.workload("Deployment", 1).await.remove(0);
     let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/components/nodes-proxy-guard/policy.yaml");
     run(&["apply", "-f", policy]).await;
     let node = pod.spec.as_ref().unwrap().node_name.clone().unwrap();
     let enter = |path: &str| format!("/api/v1/nodes/{node}/proxy{path}/{}/{}/app?cmd=id", ns.name, name_of(&pod));
-    until("the policy in force", 10, || async {
+    eventually("the policy in force", 10, || async {
         let output = with_stdin(&["create", "--raw", &enter("/run"), "-f", "-"], "").await;
         error(&output).contains("containers unseen").then_some(())
     })
@@ -231,7 +231,7 @@ async fn nodes_proxy_enters_no_container_where_it_is_guarded() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn a_debugger_pod_on_a_node_is_recorded_when_somebody_is_attached_and_goes_where_a_rule_says_so() {
+async fn a_node_debugger_pod_is_marked_on_attach_and_evicted_by_its_rule() {
     let ns = Namespace::new("t-mark-").await;
     let nodes = run(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"]).await;
     let node = format!("node/{nodes}");
@@ -240,7 +240,7 @@ async fn a_debugger_pod_on_a_node_is_recorded_when_somebody_is_attached_and_goes
         .stdin(Stdio::piped())
         .spawn()
         .unwrap();
-    let pod = until("the debugger marked", 60, || async {
+    let pod = eventually("the debugger marked", 60, || async {
         let pods = ns.pods().list(&ListParams::default()).await.unwrap();
         pods.into_iter().find(is_marked)
     })

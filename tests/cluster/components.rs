@@ -8,7 +8,7 @@ use serial_test::{parallel, serial};
 use tokio::{io::AsyncWriteExt as _, time::sleep};
 
 use crate::{
-    common::{SYSTEM, name_of, now, until},
+    common::{SYSTEM, eventually, name_of, now},
     kubectl::{IMAGE, Namespace, annotation, apply, deadline, is_marked, is_ready, kubectl, run, uid_of},
 };
 
@@ -48,7 +48,7 @@ async fn configure(change: impl FnOnce(&str) -> String) -> String {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn every_component_is_taken_by_the_api_server_whole() {
+async fn the_api_server_accepts_every_component() {
     let mut tried = 0;
     for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/components")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
@@ -66,7 +66,7 @@ async fn every_component_is_taken_by_the_api_server_whole() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[serial]
-async fn a_touched_pod_in_quarantine_is_out_of_service_at_once_and_stays_until_its_deadline() {
+async fn a_quarantined_pod_is_out_of_service_at_once_and_evicted_at_its_deadline() {
     apply_all(&render(Some("quarantine")).await, &[]).await;
     let before = configure(|text| text.replace("eviction: {", "eviction: {quarantine: true, ")).await;
 
@@ -91,12 +91,12 @@ async fn a_touched_pod_in_quarantine_is_out_of_service_at_once_and_stays_until_i
     };
     // Both at once would be an outage: the second one waits until the first one's replacement is Ready.
     let least = std::cell::Cell::new(usize::MAX);
-    let out = until("both out of service", 40, async || {
+    let out = eventually("both out of service", 40, async || {
         least.set(least.get().min(served().await));
-        let touched: Vec<Pod> =
+        let marked: Vec<Pod> =
             ns.pods().list(&ListParams::default()).await.unwrap().items.into_iter().filter(is_marked).collect();
-        let out = touched.len() == 2 && touched.iter().all(|pod| annotation(pod, "pristine/quarantined").is_some());
-        out.then_some(touched)
+        let out = marked.len() == 2 && marked.iter().all(|pod| annotation(pod, "pristine/quarantined").is_some());
+        out.then_some(marked)
     })
     .await;
     assert!(least.get() >= 1, "the Service had no endpoint at a time");
@@ -108,7 +108,7 @@ async fn a_touched_pod_in_quarantine_is_out_of_service_at_once_and_stays_until_i
     }
     let first = out.iter().find(|pod| name_of(pod) == name_of(&pods[0])).unwrap();
     assert_eq!(first.metadata.labels.as_ref().unwrap()["team"], "a", "what selects nobody stays");
-    until("two fresh pods in service", 40, async || {
+    eventually("two fresh pods in service", 40, async || {
         let pods = ns.pods().list(&ListParams::default()).await.unwrap().items;
         let fresh = pods.iter().filter(|pod| !is_marked(pod) && is_ready(pod)).count();
         (fresh == 2 && served().await == 2).then_some(())
@@ -129,7 +129,7 @@ async fn a_touched_pod_in_quarantine_is_out_of_service_at_once_and_stays_until_i
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[serial]
-async fn where_the_operator_prefers_it_an_exec_is_admitted_with_every_replica_gone() {
+async fn with_the_fail_open_component_exec_works_without_replicas() {
     let ns = Namespace::new("t-open-").await;
     ns.run(&["run", "bare", &format!("--image={IMAGE}"), "--", "sleep", "1000"]).await;
     ns.ready(1).await;
@@ -139,7 +139,7 @@ async fn where_the_operator_prefers_it_an_exec_is_admitted_with_every_replica_go
     // The control: as shipped, nobody gets in.
     assert!(!ns.attempt(&["exec", "bare", "--", "true"]).await.status.success());
     apply_all(&render(Some("fail-open")).await.replace("replicas: 2", "replicas: 0"), &[]).await;
-    until("an exec that nobody marks", 10, async || {
+    eventually("an exec that nobody marks", 10, async || {
         ns.attempt(&["exec", "bare", "--", "true"]).await.status.success().then_some(())
     })
     .await;

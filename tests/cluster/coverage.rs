@@ -10,7 +10,7 @@ use serial_test::parallel;
 use tokio::io::AsyncReadExt as _;
 
 use crate::{
-    common::{SYSTEM, audit, name_of, setting, until},
+    common::{SYSTEM, audit, eventually, name_of, setting},
     kubectl::{IMAGE, Namespace, annotation, kubectl, record, run},
 };
 
@@ -99,7 +99,7 @@ async fn table(action: &str) {
         assert_eq!(!acts.is_empty(), decision == "marked", "{user}: {mark}");
         assert!(acts.first().is_none_or(|act| act["operation"] == way), "{user}: {mark}");
 
-        until(&format!("{user} in the audit log"), 10, || async {
+        eventually(&format!("{user} in the audit log"), 10, || async {
             let lines = audit_log(&ns.name, &user).await;
             // kubectl debug also attaches to what it has added.
             let line = lines.iter().find(|line| line["interaction"]["operation"] == way)?;
@@ -107,7 +107,7 @@ async fn table(action: &str) {
             Some(())
         })
         .await;
-        until(&format!("{user} in the audit log"), 10, || async {
+        eventually(&format!("{user} in the audit log"), 10, || async {
             let key = |kind: &str| format!("{kind}.pods.pristine/decision");
             let entry = if way == "debug" {
                 key("debug")
@@ -128,7 +128,7 @@ async fn table(action: &str) {
         .await;
         if decision == "marked" {
             let events: Api<Event> = Api::namespaced(ns.client.clone(), &ns.name);
-            until(&format!("{user} in two Events"), 10, || async {
+            eventually(&format!("{user} in two Events"), 10, || async {
                 let all = events.list(&ListParams::default()).await.unwrap().items;
                 let told = |kind: &str| {
                     all.iter().any(|event| {
@@ -149,35 +149,35 @@ async fn table(action: &str) {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn every_way_in_where_a_rule_evicts() {
+async fn an_evict_rule_applies_to_every_operation_and_protocol() {
     table("mark").await;
 }
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn every_way_in_where_a_rule_records() {
+async fn a_record_rule_applies_to_every_operation_and_protocol() {
     table("record").await;
 }
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn every_way_in_where_a_rule_exempts() {
+async fn an_exempt_rule_applies_to_every_operation_and_protocol() {
     table("exempt").await;
 }
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn every_way_in_where_a_rule_denies() {
+async fn a_deny_rule_applies_to_every_operation_and_protocol() {
     table("deny").await;
 }
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn the_reason_given_with_the_request_is_on_the_mark() {
+async fn the_reason_in_the_users_extra_fields_is_recorded() {
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
     let group = "--as-group=system:masters";

@@ -16,12 +16,12 @@ use serial_test::parallel;
 use tokio::time::sleep;
 
 use crate::{
-    common::{audit, name_of, now, setting, until},
+    common::{audit, eventually, name_of, now, setting},
     kubectl::{IMAGE, Namespace, apply, condition, deadline, is_marked, is_ready, reason, record, run, uid_of},
 };
 
-async fn says(ns: &Namespace, pod: &str, reason: &str) -> String {
-    until(&format!("the condition {reason}"), 30, || async {
+async fn condition_message(ns: &Namespace, pod: &str, reason: &str) -> String {
+    eventually(&format!("the condition {reason}"), 30, || async {
         let (found, message) = condition(&ns.pod(pod).await);
         (found == reason).then_some(message)
     })
@@ -30,7 +30,7 @@ async fn says(ns: &Namespace, pod: &str, reason: &str) -> String {
 
 async fn event(ns: &Namespace, reason: &str) -> String {
     let events: Api<Event> = Api::namespaced(ns.client.clone(), &ns.name);
-    until(&format!("the event {reason}"), 30, || async {
+    eventually(&format!("the event {reason}"), 30, || async {
         let all = events.list(&ListParams::default()).await.unwrap();
         all.into_iter()
             .find(|event| event.reason.as_deref() == Some(reason))
@@ -39,12 +39,14 @@ async fn event(ns: &Namespace, reason: &str) -> String {
     .await
 }
 
-async fn goes(ns: &Namespace, pod: &Pod) -> f64 {
-    ns.evicted(name_of(pod), uid_of(pod), deadline(pod)).await
+/// Waits for the eviction, which may be so many seconds after the deadline and not before it.
+async fn is_evicted_within(ns: &Namespace, pod: &Pod, seconds: f64) {
+    let late = ns.evicted(name_of(pod), uid_of(pod), deadline(pod)).await;
+    assert!((0.0..seconds).contains(&late), "{}: {late} s after its deadline", name_of(pod));
 }
 
 /// Marks the pod by an exec.
-async fn touch(ns: &Namespace, name: &str) -> Pod {
+async fn exec_into(ns: &Namespace, name: &str) -> Pod {
     ns.run(&["exec", name, "--", "true"]).await;
     let pod = ns.pod(name).await;
     assert!(is_marked(&pod));
@@ -61,7 +63,7 @@ fn budget(allowed: u32, more: &str) -> String {
 async fn budgeted(ns: &Namespace, allowed: u32, more: &str) {
     apply(&ns.name, &budget(allowed, more)).await;
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(ns.client.clone(), &ns.name);
-    until("the budget's count", 30, async || {
+    eventually("the budget's count", 30, async || {
         let found = budgets.get("web").await.unwrap();
         let status = found.status.filter(|status| status.observed_generation == found.metadata.generation)?;
         (status.expected_pods > 0 && (status.disruptions_allowed > 0) == (allowed > 0)).then_some(())
@@ -70,28 +72,28 @@ async fn budgeted(ns: &Namespace, allowed: u32, more: &str) {
 }
 
 /// The eviction requests for this pod: when, and the code.
-fn asked(ns: &Namespace, pod: &str) -> Vec<(Timestamp, u64)> {
+fn eviction_requests(ns: &Namespace, pod: &str) -> Vec<(Timestamp, u64)> {
     audit::evictions(&setting("KUBECONFIG").unwrap(), &ns.name).remove(pod).unwrap_or_default()
 }
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn a_budget_that_allows_none_is_waited_for_more_and_more_patiently_and_then_it_goes() {
+async fn an_eviction_blocked_by_a_budget_is_retried_with_backoff_until_it_succeeds() {
     let ns = Namespace::new("t-fast-").await;
     let name = name_of(&ns.workload("Deployment", 2).await[0]).to_owned();
     budgeted(&ns, 0, "").await;
-    let pod = touch(&ns, &name).await;
-    let message = says(&ns, &name, "EvictionBlocked").await;
+    let pod = exec_into(&ns, &name).await;
+    let message = condition_message(&ns, &name, "EvictionBlocked").await;
     assert!(message.contains("disruption budget"), "{message}");
     event(&ns, "EvictionBlocked").await;
     assert!(now() >= deadline(&pod) && ns.pod(&name).await.metadata.deletion_timestamp.is_none());
     // After 2, 4, 8 and 16 s, each a quarter more or less.
     sleep(Duration::from_secs(20)).await;
-    let refused = asked(&ns, &name);
+    let refused = eviction_requests(&ns, &name);
     assert!((3..=6).contains(&refused.len()) && refused.iter().all(|(_, code)| *code == 429), "{refused:?}");
     budgeted(&ns, 1, "").await;
-    until("the eviction", 45, || async {
+    eventually("the eviction", 45, || async {
         let pods = ns.pods().get_opt(&name).await.unwrap();
         pods.is_none_or(|found| found.metadata.deletion_timestamp.is_some()).then_some(())
     })
@@ -103,7 +105,7 @@ async fn a_budget_that_allows_none_is_waited_for_more_and_more_patiently_and_the
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn an_unready_pod_is_held_by_a_budget_that_counts_it_and_not_by_one_that_does_not() {
+async fn an_unready_pod_is_blocked_by_a_budget_unless_it_always_allows_unhealthy_pods() {
     let ns = Namespace::new("t-fast-").await;
     let yaml = format!(
         "apiVersion: apps/v1
@@ -122,16 +124,16 @@ spec:
     );
     apply(&ns.name, &yaml).await;
     budgeted(&ns, 0, "").await;
-    let name = until("a running pod", 60, || async {
+    let name = eventually("a running pod", 60, || async {
         let pods = ns.pods().list(&ListParams::default()).await.unwrap();
         let running = |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
         pods.into_iter().find(running).map(|pod| name_of(&pod).to_owned())
     })
     .await;
-    touch(&ns, &name).await;
-    says(&ns, &name, "EvictionBlocked").await;
+    exec_into(&ns, &name).await;
+    condition_message(&ns, &name, "EvictionBlocked").await;
     apply(&ns.name, &budget(0, ", unhealthyPodEvictionPolicy: AlwaysAllow")).await;
-    until("the eviction", 45, || async {
+    eventually("the eviction", 45, || async {
         let found = ns.pods().get_opt(&name).await.unwrap();
         found.is_none_or(|found| found.metadata.deletion_timestamp.is_some()).then_some(())
     })
@@ -139,7 +141,7 @@ spec:
 }
 
 fn every_kind() -> String {
-    // A Job is not done because its pod was told to end.
+    // A Job is not done because its pod was message to end.
     let forever = "sh, -c, 'trap \"exit 1\" TERM; while :; do sleep 0.2; done'";
     let deaf = "sh, -c, 'trap : TERM; while :; do sleep 0.2; done'";
     format!(
@@ -202,31 +204,30 @@ spec: {{schedulerName: nobody, containers: [{{name: app, image: {IMAGE}}}]}}
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn pods_of_every_kind_go_when_a_rule_says_so_each_once() {
+async fn pods_of_every_kind_are_evicted_once_by_a_rule() {
     let ns = Namespace::new("t-fast-").await;
     let yaml = every_kind();
     apply(&ns.name, &yaml).await;
     ns.run(&["wait", "--for=condition=Ready", "--timeout=60s", "pod/brief"]).await;
-    let brief = touch(&ns, "brief").await;
-    let others = until("the others", 60, async || {
+    let brief = exec_into(&ns, "brief").await;
+    let others = eventually("the others", 60, async || {
         let mut pods = ns.pods().list(&ListParams::default()).await.unwrap().items;
         pods.retain(|pod| is_ready(pod) && !["brief", "leaving"].contains(&name_of(pod)));
         (pods.len() == 5).then_some(pods)
     })
     .await;
     // Somebody else deleted it, and it takes its time.
-    let leaving = touch(&ns, "leaving").await;
+    let leaving = exec_into(&ns, "leaving").await;
     ns.run(&["delete", "pod", "leaving", "--wait=false"]).await;
     let until_then = ns.pod("leaving").await.metadata.deletion_timestamp;
     // It never ran, but somebody put a container into it.
     ns.run(&["debug", "pending", &format!("--image={IMAGE}"), "--attach=false", "--", "true"]).await;
-    let mut touched = vec![ns.pod("pending").await];
+    let mut marked = vec![ns.pod("pending").await];
     for pod in &others {
-        touched.push(touch(&ns, name_of(pod)).await);
+        marked.push(exec_into(&ns, name_of(pod)).await);
     }
-    for pod in &touched {
-        let late = goes(&ns, pod).await;
-        assert!((0.0..4.0).contains(&late), "{}: {late} s", name_of(pod));
+    for pod in &marked {
+        is_evicted_within(&ns, pod, 4.0).await;
         if name_of(pod) == "patient" {
             // An hour was cut to what the configuration allows; it does not listen, so it is still there.
             assert_eq!(ns.pod("patient").await.metadata.deletion_grace_period_seconds, Some(5));
@@ -241,7 +242,7 @@ async fn pods_of_every_kind_go_when_a_rule_says_so_each_once() {
     let stuck = ns.pod("stuck").await;
     assert!(stuck.metadata.deletion_timestamp.is_some());
     for (pod, requests) in [("stuck", 1), ("patient", 1), ("pending", 1), ("brief", 0), ("leaving", 0)] {
-        let asked = asked(&ns, pod);
+        let asked = eviction_requests(&ns, pod);
         assert_eq!(asked.len(), requests, "{pod}: {asked:?}");
     }
     let left = ns.pod("leaving").await;
@@ -250,7 +251,7 @@ async fn pods_of_every_kind_go_when_a_rule_says_so_each_once() {
     assert!(reason == "Terminating" && message.contains("it is to be gone by"), "{reason} {message}");
     ns.run(&["patch", "pod", "stuck", "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#]).await;
     // The DaemonSet and the Job have made their pods anew.
-    until("replacements", 60, || async {
+    eventually("replacements", 60, || async {
         let pods = ns.pods().list(&ListParams::default().labels("app in (daemon, job)")).await.unwrap().items;
         let fresh = pods.iter().filter(|pod| !is_marked(pod) && pod.metadata.deletion_timestamp.is_none()).count();
         (fresh == 2).then_some(())
@@ -261,7 +262,7 @@ async fn pods_of_every_kind_go_when_a_rule_says_so_each_once() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn the_api_server_evicts_nothing_for_another_uid() {
+async fn an_eviction_with_a_wrong_uid_evicts_nothing() {
     let ns = Namespace::new("t-mark-").await;
     let pod = ns.workload("StatefulSet", 1).await.remove(0);
     let pods = Pods::new(ns.client.clone());
@@ -288,28 +289,28 @@ impl Drop for Removed {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn a_pod_that_does_not_end_says_what_keeps_it() {
+async fn the_condition_of_a_stuck_pod_names_its_finalizers() {
     let ns = Namespace::new("t-fast-").await;
     let yaml = format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: kept, finalizers: [example.com/stay]}}\nspec: {{terminationGracePeriodSeconds: 1, containers: [{{name: app, image: {IMAGE}}}]}}\n"
     );
     apply(&ns.name, &yaml).await;
     ns.ready(1).await;
-    let kept = touch(&ns, "kept").await;
-    goes(&ns, &kept).await;
-    let told = says(&ns, "kept", "Terminating").await;
-    assert!(told.contains("it is to be gone by"), "{told}");
+    let kept = exec_into(&ns, "kept").await;
+    is_evicted_within(&ns, &kept, 30.0).await;
+    let message = condition_message(&ns, "kept", "Terminating").await;
+    assert!(message.contains("it is to be gone by"), "{message}");
     let words = "it is kept by its finalizers: example.com/stay";
-    until("what keeps it", 90, async || condition(&ns.pod("kept").await).1.contains(words).then_some(())).await;
+    eventually("what keeps it", 90, async || condition(&ns.pod("kept").await).1.contains(words).then_some(())).await;
     assert!(event(&ns, "TerminationStuck").await.contains(words));
     ns.run(&["patch", "pod", "kept", "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#]).await;
-    until("its end", 20, async || ns.pods().get_opt("kept").await.unwrap().is_none().then_some(())).await;
+    eventually("its end", 20, async || ns.pods().get_opt("kept").await.unwrap().is_none().then_some(())).await;
 }
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn a_static_pod_is_never_evicted_and_says_why() {
+async fn a_static_pod_is_never_evicted_and_its_condition_says_why() {
     let ns = Namespace::new("t-fast-").await;
     let folder = Path::new(&setting("KUBECONFIG").unwrap()).parent().unwrap().join("static-pods");
     let file = folder.join(format!("{}.yaml", ns.name));
@@ -321,20 +322,20 @@ async fn a_static_pod_is_never_evicted_and_says_why() {
     std::fs::write(&file, pod).unwrap();
     let _guard = Removed(file);
     let mirror = ns.ready(1).await.remove(0);
-    let touched = touch(&ns, name_of(&mirror)).await;
-    let message = says(&ns, name_of(&mirror), "NotEvictable").await;
+    let marked = exec_into(&ns, name_of(&mirror)).await;
+    let message = condition_message(&ns, name_of(&mirror), "NotEvictable").await;
     event(&ns, "NotEvictable").await;
     sleep(Duration::from_secs(3)).await;
     let later = ns.pod(name_of(&mirror)).await;
     assert!(message.contains("static pod"), "{message}");
-    assert_eq!(asked(&ns, name_of(&mirror)), []);
-    assert_eq!((uid_of(&later), is_marked(&later)), (uid_of(&touched), true));
+    assert_eq!(eviction_requests(&ns, name_of(&mirror)), []);
+    assert_eq!((uid_of(&later), is_marked(&later)), (uid_of(&marked), true));
 }
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn users_put_an_eviction_off_and_take_that_back_within_the_longest_extension() {
+async fn users_can_extend_hold_and_release_up_to_the_maximum_extension() {
     let ns = Namespace::new("t-fast-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
     let who = run(&["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"]).await;
@@ -342,7 +343,7 @@ async fn users_put_an_eviction_off_and_take_that_back_within_the_longest_extensi
     let annotate = async |key: &str| {
         ns.run(&["annotate", "--overwrite", "pod", &name, key, &by]).await;
     };
-    let pod = touch(&ns, &name).await;
+    let pod = exec_into(&ns, &name).await;
     let (uid, own) = (uid_of(&pod).to_owned(), deadline(&pod));
 
     annotate("pristine/extend-to=tomorrow").await;
@@ -350,11 +351,11 @@ async fn users_put_an_eviction_off_and_take_that_back_within_the_longest_extensi
     assert!(ignored.contains("\"tomorrow\" is ignored"), "{ignored}");
     let until_then = Timestamp::from_second(own.as_second() + 5).unwrap();
     annotate(&format!("pristine/extend-to={until_then}")).await;
-    let message = says(&ns, &name, "Extended").await;
+    let message = condition_message(&ns, &name, "Extended").await;
     assert!(message.ends_with(&format!("extended by {who:?} until {until_then}")), "{message}");
     event(&ns, "EvictionSoon").await;
     annotate("pristine/hold=looking at it").await;
-    let held = says_containing(&ns, &name, "held by").await;
+    let held = condition_message_containing(&ns, &name, "held by").await;
     assert!(held.contains("looking at it"), "{held}");
     // Past both deadlines, and still there.
     let wait = until_then.duration_since(now()).max(SignedDuration::ZERO) + SignedDuration::from_secs(2);
@@ -367,8 +368,8 @@ async fn users_put_an_eviction_off_and_take_that_back_within_the_longest_extensi
     assert!(late < 4.0, "{late}");
 }
 
-async fn says_containing(ns: &Namespace, pod: &str, words: &str) -> String {
-    until(words, 10, || async {
+async fn condition_message_containing(ns: &Namespace, pod: &str, words: &str) -> String {
+    eventually(words, 10, || async {
         let (_, message) = condition(&ns.pod(pod).await);
         message.contains(words).then_some(message)
     })
@@ -378,11 +379,11 @@ async fn says_containing(ns: &Namespace, pod: &str, words: &str) -> String {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn a_hold_ends_with_the_longest_extension() {
+async fn a_hold_ends_at_the_maximum_extension() {
     let ns = Namespace::new("t-fast-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
     let who = run(&["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"]).await;
-    let pod = touch(&ns, &name).await;
+    let pod = exec_into(&ns, &name).await;
     ns.run(&["annotate", "pod", &name, "pristine/hold=for ever", &format!("pristine/extended-by={who}")]).await;
     let first: Timestamp = record(&pod)["first"]["at"].as_str().unwrap().parse().unwrap();
     // In whole seconds, like every deadline.

@@ -12,7 +12,7 @@ use serial_test::parallel;
 use tokio::io::AsyncReadExt as _;
 
 use crate::{
-    common::{SYSTEM, name_of, now, until},
+    common::{SYSTEM, eventually, name_of, now},
     kubectl::{
         IMAGE, Namespace, acts, annotation, apply, attempt, client, deadline, is_marked, kubectl, record, run, uid_of,
     },
@@ -39,7 +39,7 @@ async fn one_apply_installs_two_ready_replicas_that_the_api_server_trusts() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn the_replicas_may_do_what_they_need_and_no_more() {
+async fn the_service_account_has_no_more_permissions_than_it_needs() {
     let account = "--as=system:serviceaccount:pristine-system:pristine";
     for (arguments, expected) in [
         (&["patch", "pods", "--subresource=status"][..], "yes"),
@@ -74,7 +74,7 @@ async fn pod_at_first_output(ns: &Namespace, pod: &str, arguments: &[&str]) -> P
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn exec_attach_cp_and_debug_have_left_their_mark_when_their_output_arrives() {
+async fn exec_attach_cp_and_debug_mark_the_pod_before_their_first_output() {
     let ns = Namespace::new("t-mark-").await;
     let pods = ns.workload("Deployment", 1).await;
     let name = name_of(&pods[0]);
@@ -124,7 +124,7 @@ async fn a_pod_is_evicted_within_two_seconds_of_its_deadline_and_its_replacement
     assert_ne!(uid_of(&replacement), uid);
     assert!(!is_marked(&replacement));
     let events: Api<Event> = Api::namespaced(ns.client.clone(), &ns.name);
-    until("the event", 5, || async {
+    eventually("the event", 5, || async {
         let all = events.list(&ListParams::default()).await.unwrap();
         all.into_iter().find(|event| event.reason.as_deref() == Some("PodEvicted"))
     })
@@ -134,7 +134,7 @@ async fn a_pod_is_evicted_within_two_seconds_of_its_deadline_and_its_replacement
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn a_same_named_successor_is_left_alone() {
+async fn a_successor_created_long_after_the_last_exec_is_not_marked() {
     // 50 s, because within 35 s the mark is handed over: see the next test.
     let ns = Namespace::new("t-late-").await;
     ns.workload("StatefulSet", 1).await;
@@ -156,13 +156,13 @@ async fn a_same_named_successor_is_left_alone() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn a_successor_that_a_late_exec_may_have_reached_gets_the_mark() {
+async fn a_successor_created_soon_after_an_exec_gets_the_mark() {
     let ns = Namespace::new("t-late-").await;
     ns.workload("StatefulSet", 1).await;
     ns.run(&["exec", "web-0", "--", "true"]).await;
     let marked = ns.pod("web-0").await;
     ns.run(&["delete", "pod", "web-0", "--grace-period=1"]).await;
-    let heir = until("the successor marked", 20, || async {
+    let heir = eventually("the successor marked", 20, || async {
         ns.pods().get_opt("web-0").await.unwrap().filter(|pod| uid_of(pod) != uid_of(&marked) && is_marked(pod))
     })
     .await;
@@ -170,7 +170,7 @@ async fn a_successor_that_a_late_exec_may_have_reached_gets_the_mark() {
     assert_eq!((record(&heir)["pod"].as_str(), deadline(&heir)), (Some(uid_of(&heir)), deadline(&marked)));
     // Evicted at the deadline, and its own successor is nobody's.
     ns.evicted("web-0", uid_of(&heir), deadline(&heir)).await;
-    let last = until("another", 30, || async {
+    let last = eventually("another", 30, || async {
         ns.pods().get_opt("web-0").await.unwrap().filter(|pod| uid_of(pod) != uid_of(&heir))
     })
     .await;
@@ -182,7 +182,7 @@ async fn a_successor_that_a_late_exec_may_have_reached_gets_the_mark() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn any_user_name_that_the_api_server_accepts_is_on_the_mark() {
+async fn any_user_name_that_the_api_server_accepts_is_recorded() {
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
     let arn = format!(
@@ -210,7 +210,7 @@ async fn any_user_name_that_the_api_server_accepts_is_on_the_mark() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn what_the_api_server_would_refuse_is_denied_in_its_words_and_leaves_no_mark() {
+async fn an_exec_that_the_api_server_would_reject_gets_its_message_and_no_mark() {
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
     let exec = async |path: String| {
@@ -237,7 +237,7 @@ async fn what_the_api_server_would_refuse_is_denied_in_its_words_and_leaves_no_m
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn who_may_only_get_exec_can_neither_exec_nor_mark() {
+async fn a_user_who_may_only_get_pods_exec_is_denied_and_the_pod_is_not_marked() {
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
     ns.run(&["create", "role", "reader", "--verb=get", "--resource=pods,pods/exec"]).await;
@@ -251,7 +251,7 @@ async fn who_may_only_get_exec_can_neither_exec_nor_mark() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn a_bare_pod_is_recorded_and_not_evicted_by_the_default() {
+async fn a_bare_pod_is_only_recorded_by_the_default_rule() {
     let ns = Namespace::new("t-mark-").await;
     let pod = format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: bare}}\nspec: {{containers: [{{name: app, image: {IMAGE}}}]}}\n"
@@ -267,7 +267,7 @@ async fn a_bare_pod_is_recorded_and_not_evicted_by_the_default() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn an_exec_in_kube_system_is_recorded_as_the_shipped_rule_says() {
+async fn an_exec_in_kube_system_is_only_recorded() {
     let pod = format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: pristine-test}}\nspec: {{containers: [{{name: app, image: {IMAGE}}}]}}\n"
     );

@@ -10,7 +10,7 @@ pub use pristine::mark::is_ready;
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::common::{now, until};
+use crate::common::{eventually, now};
 
 /// The image of `hack/cluster`.
 pub const IMAGE: &str = "localhost/pristine/busybox:1";
@@ -69,7 +69,7 @@ impl Namespace {
         run(&["create", "namespace", &name]).await;
         let client = client().await;
         let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = Api::namespaced(client.clone(), &name);
-        until("the default ServiceAccount", 20, || async { accounts.get_opt("default").await.unwrap() }).await;
+        eventually("the default ServiceAccount", 20, || async { accounts.get_opt("default").await.unwrap() }).await;
         Self { name, client }
     }
 
@@ -116,7 +116,7 @@ spec:
 
     /// Waits until so many pods are Ready and not terminating.
     pub async fn ready(&self, count: usize) -> Vec<Pod> {
-        until("ready pods", 60, || async {
+        eventually("ready pods", 60, || async {
             let mut pods = self.pods().list(&ListParams::default()).await.unwrap().items;
             pods.retain(serves);
             (pods.len() == count).then_some(pods)
@@ -131,7 +131,7 @@ spec:
     /// Waits until the pod of this UID terminates; how long after its deadline that was.
     pub async fn evicted(&self, name: &str, uid: &str, deadline: Timestamp) -> f64 {
         let wait = u64::try_from(deadline.duration_since(now()).as_secs().max(0)).unwrap() + 30;
-        until("the eviction", wait, || async {
+        eventually("the eviction", wait, || async {
             let pod = self.pods().get_opt(name).await.unwrap();
             let there = pod.is_some_and(|pod| uid_of(&pod) == uid && pod.metadata.deletion_timestamp.is_none());
             (!there).then_some(())

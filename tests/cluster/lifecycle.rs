@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use crate::{
-    common::{SYSTEM, name_of, until},
+    common::{SYSTEM, eventually, name_of},
     kubectl::{Namespace, attempt, client, is_marked, run, uid_of},
 };
 
@@ -152,7 +152,7 @@ async fn settled() -> Vec<Pod> {
     rolled_out().await;
     let pods: Api<Pod> = Api::namespaced(client().await, SYSTEM);
     let selector = ListParams::default().labels("app.kubernetes.io/component=webhook");
-    until("the old replicas gone", 90, || async {
+    eventually("the old replicas gone", 90, || async {
         let found = pods.list(&selector).await.unwrap().items;
         (found.len() == 2).then_some(found)
     })
@@ -197,7 +197,7 @@ async fn left() -> Vec<String> {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[serial]
-async fn an_uninstall_leaves_nothing_interrupts_no_exec_for_long_and_is_undone_by_an_install() {
+async fn an_uninstall_removes_everything_and_interrupts_exec_for_less_than_two_seconds() {
     let users = Users::start().await;
     let rules = rules().await;
     assert!(left().await.len() > 10, "what is looked for is there before");
@@ -216,7 +216,7 @@ async fn an_uninstall_leaves_nothing_interrupts_no_exec_for_long_and_is_undone_b
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[serial]
-async fn deleting_only_the_namespace_interrupts_no_exec_for_long_and_is_undone_by_an_install() {
+async fn deleting_the_namespace_interrupts_exec_for_less_than_two_seconds() {
     let users = Users::start().await;
     let rules = rules().await;
     run(&["delete", "namespace", "--timeout=180s", SYSTEM]).await;
@@ -256,7 +256,7 @@ async fn trusted(api: &Api<ValidatingWebhookConfiguration>) -> Vec<ByteString> {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[serial]
-async fn applying_again_fails_no_exec_and_never_takes_the_ca_bundle_away() {
+async fn applying_the_manifest_again_fails_no_exec_and_keeps_the_ca_bundle() {
     let users = Users::start().await;
     let manifest = without_rules();
     let api: Api<ValidatingWebhookConfiguration> = Api::all(client().await);
@@ -321,7 +321,7 @@ async fn rolling_updates_fail_no_exec() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[serial]
-async fn deleting_only_the_namespace_leaves_no_webhook_configuration_and_exec_works() {
+async fn deleting_the_namespace_removes_the_webhook_configuration_within_two_seconds() {
     installed().await;
     let rules = rules().await;
     let ns = Namespace::new("t-mark-").await;
@@ -329,7 +329,7 @@ async fn deleting_only_the_namespace_leaves_no_webhook_configuration_and_exec_wo
     run(&["delete", "namespace", SYSTEM, "--wait=false"]).await;
     let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client().await);
     // The namespace itself takes as long as its pods take to drain.
-    until("no webhook configuration", 2, || async {
+    eventually("no webhook configuration", 2, || async {
         configurations.get_opt("pristine").await.unwrap().is_none().then_some(())
     })
     .await;

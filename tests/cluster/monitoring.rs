@@ -254,7 +254,7 @@ async fn draw(prometheus: &Prometheus, ns: &Namespace, minutes: &str) {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn prometheus_scrapes_every_replica_the_rules_load_and_no_panel_of_the_dashboard_is_empty() {
+async fn prometheus_loads_every_rule_and_has_data_for_every_dashboard_panel() {
     let objects = component().await;
     let pods = monitored(object(&objects, "PodMonitor")).await;
     assert_eq!(pods.len(), 2, "the replicas of install.yaml");

@@ -8,7 +8,7 @@ use kube::{Api, api::ListParams};
 use serial_test::{parallel, serial};
 
 use crate::{
-    common::{SYSTEM, https, name_of, until},
+    common::{SYSTEM, eventually, https, name_of},
     kubectl::{Namespace, client, deadline, is_marked, record, run, uid_of},
 };
 
@@ -24,7 +24,7 @@ async fn replicas() -> Vec<Pod> {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn what_is_no_review_does_not_end_the_process() {
+async fn invalid_requests_do_not_restart_a_replica() {
     let before = replicas().await;
     let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client().await);
     let mut entries = configurations.get("pristine").await.unwrap().webhooks.unwrap();
@@ -51,13 +51,13 @@ const BREAK_GLASS: [&str; 3] = ["exec", "--as=pristine:break-glass", "--as-group
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn break_glass_is_marked_while_somebody_is_there_to_mark() {
+async fn break_glass_is_marked_while_a_replica_runs() {
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
     ns.run(&[&BREAK_GLASS[..], &[&name, "--", "true"]].concat()).await;
     assert_eq!(record(&ns.pod(&name).await)["first"]["user"]["name"], "pristine:break-glass");
     let events: Api<Event> = Api::namespaced(ns.client.clone(), &ns.name);
-    until("the warning", 5, || async {
+    eventually("the warning", 5, || async {
         let all = events.list(&ListParams::default()).await.unwrap();
         all.into_iter()
             .find(|event| (event.reason.as_deref(), event.type_.as_deref()) == (Some("BreakGlass"), Some("Warning")))
@@ -68,7 +68,7 @@ async fn break_glass_is_marked_while_somebody_is_there_to_mark() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[serial]
-async fn with_every_replica_dead_nobody_execs_but_break_glass() {
+async fn without_replicas_only_break_glass_and_exempt_users_can_exec() {
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
     // Whom the API server itself exempts is let through without us.
@@ -120,7 +120,7 @@ async fn kill_nine(replicas: &[Pod]) {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[serial]
-async fn killed_between_mark_and_deadline_it_still_evicts_on_time() {
+async fn a_pod_is_evicted_on_time_after_every_replica_was_killed() {
     let ns = Namespace::new("t-kill-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
     ns.run(&["exec", &name, "--", "true"]).await;

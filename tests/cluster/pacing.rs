@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    common::{name_of, until},
+    common::{eventually, name_of},
     kubectl::{IMAGE, Namespace, annotation, apply, reason, serves, uid_of},
 };
 
@@ -51,7 +51,7 @@ spec: {{selector: {{app: web}}, ports: [{{port: 80, targetPort: 8080}}]}}
     ns.ready(replicas).await;
     let services: Api<Service> = Api::namespaced(ns.client.clone(), &ns.name);
     let address = format!("{}:80", services.get("web").await.unwrap().spec.unwrap().cluster_ip.unwrap());
-    until("the Service answering", 20, || async { polled(&address).await.then_some(()) }).await;
+    eventually("the Service answering", 20, || async { polled(&address).await.then_some(()) }).await;
     address
 }
 
@@ -106,21 +106,21 @@ impl Poller {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[serial]
-async fn a_loop_of_execs_over_all_replicas_is_no_outage_even_without_a_budget() {
+async fn an_exec_into_every_replica_causes_no_outage_without_a_budget() {
     const REPLICAS: usize = 5;
     let ns = Namespace::new("t-paced-").await;
     let poller = Poller::start(website(&ns, REPLICAS).await);
-    let touched: Vec<String> = ns.ready(REPLICAS).await.iter().map(|pod| name_of(pod).to_owned()).collect();
-    for name in &touched {
+    let marked: Vec<String> = ns.ready(REPLICAS).await.iter().map(|pod| name_of(pod).to_owned()).collect();
+    for name in &marked {
         ns.run(&["exec", name, "--", "true"]).await;
     }
     let (mut fewest, mut queued) = (REPLICAS, false);
-    until("all replaced", 180, async || {
+    eventually("all replaced", 180, async || {
         let pods = ns.pods().list(&ListParams::default()).await.unwrap().items;
         let serving = pods.iter().filter(|pod| serves(pod)).count();
         fewest = fewest.min(serving);
         queued |= pods.iter().any(|pod| reason(pod) == "EvictionQueued");
-        let left = pods.iter().filter(|pod| touched.iter().any(|name| name == name_of(pod))).count();
+        let left = pods.iter().filter(|pod| marked.iter().any(|name| name == name_of(pod))).count();
         (left == 0 && serving == REPLICAS).then_some(())
     })
     .await;
@@ -138,7 +138,7 @@ async fn a_loop_of_execs_over_all_replicas_is_no_outage_even_without_a_budget() 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn members_of_a_stateful_set_go_one_by_one_also_while_somebody_else_takes_one() {
+async fn stateful_set_pods_are_evicted_one_at_a_time_even_while_another_is_deleted() {
     let ns = Namespace::new("t-fast-").await;
     let yaml = format!(
         "apiVersion: apps/v1
@@ -164,7 +164,7 @@ spec:
     // As `kubectl drain` would. At the deadline of the others it still runs, is Ready, and its StatefulSet counts it.
     ns.run(&["delete", "pod", "web-2", "--wait=false"]).await;
     let mut fewest = 3;
-    until("all replaced", 120, async || {
+    eventually("all replaced", 120, async || {
         let pods = ns.pods().list(&ListParams::default()).await.unwrap().items;
         let serving: Vec<&Pod> = pods.iter().filter(|pod| serves(pod)).collect();
         fewest = fewest.min(serving.len());

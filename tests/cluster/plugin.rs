@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::{
     kubectl::{IMAGE, apply, deadline, run, uid_of},
-    stage::{Stage, mask, same, shown},
+    stage::{Stage, assert_output, mask, shown},
 };
 
 mod changes;
@@ -21,31 +21,31 @@ mod changes;
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn marked_pods_are_listed_in_every_format_and_others_are_not() {
+async fn get_lists_only_marked_pods_in_every_format() {
     let stage = Stage::with_pods("t-mark-", 2).await;
-    same(&stage.sees("get").await, "! No resources found in <NAMESPACE> namespace.\n");
-    same(&stage.sees("get -A -l nobody=here").await, "! No resources found\n");
-    stage.touch("alice", &["true"]).await;
-    stage.touch("bob", &["echo", "a b"]).await;
+    assert_output(&stage.sees("get").await, "! No resources found in <NAMESPACE> namespace.\n");
+    assert_output(&stage.sees("get -A -l nobody=here").await, "! No resources found\n");
+    stage.exec_into("alice", &["true"]).await;
+    stage.exec_into("bob", &["echo", "a b"]).await;
     // Other tests mark pods, too.
     stage.ns.run(&["label", "pod", "web-0", "web-1", &format!("test={}", stage.ns.name)]).await;
     let table = "
 NAME   INTERACTIONS   BY   AGE   EVICTS-IN   STATE   REASON
 web-0   2   alice +1   <AGE>   <AGE>   Marked
 ";
-    same(&stage.sees("get").await, table);
-    same(&stage.sees("get web-0").await, table);
-    same(&stage.sees("get --no-headers -l app=web").await, "web-0   2   alice +1   <AGE>   <AGE>   Marked\n");
-    same(&stage.sees("get -o name").await, "pod/web-0\n");
+    assert_output(&stage.sees("get").await, table);
+    assert_output(&stage.sees("get web-0").await, table);
+    assert_output(&stage.sees("get --no-headers -l app=web").await, "web-0   2   alice +1   <AGE>   <AGE>   Marked\n");
+    assert_output(&stage.sees("get -o name").await, "pod/web-0\n");
     let namespaced = stage.sees(&format!("get -A -l test={}", stage.ns.name)).await;
-    same(
+    assert_output(
         &namespaced,
         "
 NAMESPACE   NAME   INTERACTIONS   BY   AGE   EVICTS-IN   STATE   REASON
 <NAMESPACE>   web-0   2   alice +1   <AGE>   <AGE>   Marked
 ",
     );
-    same(
+    assert_output(
         &stage.sees("get -o wide").await,
         "
 NAMESPACE   NODE   NAME   INTERACTIONS   BY   AGE   EVICTS-IN   STATE   REASON
@@ -53,7 +53,7 @@ NAMESPACE   NODE   NAME   INTERACTIONS   BY   AGE   EVICTS-IN   STATE   REASON
 ",
     );
     // One that is wrong does not keep the others back.
-    same(
+    assert_output(
         &stage.sees("get web-1 absent web-0 --no-headers").await,
         r#"
 web-0   2   alice +1   <AGE>   <AGE>   Marked
@@ -62,17 +62,20 @@ web-0   2   alice +1   <AGE>   <AGE>   Marked
 exit 1
 "#,
     );
-    same(&stage.sees("get absent").await, "! Error from server (NotFound): pods \"absent\" not found\nexit 1\n");
+    assert_output(
+        &stage.sees("get absent").await,
+        "! Error from server (NotFound): pods \"absent\" not found\nexit 1\n",
+    );
 }
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn programs_read_marked_pods_as_json_or_yaml_with_absolute_times() {
+async fn get_prints_json_and_yaml_with_absolute_times() {
     let stage = Stage::with_pods("t-mark-", 1).await;
     let none: Value = serde_json::from_slice(&stage.pristine("get -o json").await.stdout).unwrap();
     assert_eq!((none["kind"].as_str(), none["items"].as_array().unwrap().len()), (Some("MarkedPodList"), 0));
-    stage.touch("alice", &["true"]).await;
+    stage.exec_into("alice", &["true"]).await;
     let text = String::from_utf8(stage.pristine("get -o json").await.stdout).unwrap();
     let json: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(text, format!("{json:#}\n"));
@@ -85,7 +88,7 @@ async fn programs_read_marked_pods_as_json_or_yaml_with_absolute_times() {
         r#"{{"evictAt":"<TIME>","first":{first},"interactions":1,"metadata":{metadata},"reason":"","recent":[],"state":"Marked"}}"#
     );
     let list = format!(r#"{{"apiVersion":"pristine/v1alpha1","items":[{item}],"kind":"MarkedPodList"}}"#);
-    same(&mask(&json.to_string().replace(&stage.ns.name, "<NAMESPACE>")), &list);
+    assert_output(&mask(&json.to_string().replace(&stage.ns.name, "<NAMESPACE>")), &list);
     let yaml = stage.pristine("get -o yaml").await;
     let yaml: Value = serde_saphyr::from_str(&String::from_utf8(yaml.stdout).unwrap()).unwrap();
     assert_eq!(json, yaml);
@@ -100,19 +103,19 @@ async fn programs_read_marked_pods_as_json_or_yaml_with_absolute_times() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn a_watch_prints_a_pod_again_when_somebody_interacts_with_it() {
+async fn a_watch_prints_a_pod_again_after_another_interaction() {
     let stage = Stage::with_pods("t-mark-", 1).await;
-    stage.touch("alice", &["true"]).await;
+    stage.exec_into("alice", &["true"]).await;
     let mut child = stage.kubectl(&["pristine", "get", "--watch", "-n", &stage.ns.name]).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut next = async || {
         let line = timeout(Duration::from_secs(10), lines.next_line()).await.expect("a line in time");
         mask(&line.unwrap().expect("still watching"))
     };
-    same(&next().await, "NAME   INTERACTIONS   BY   AGE   EVICTS-IN   STATE   REASON");
-    same(&next().await, "web-0   1   alice   <AGE>   <AGE>   Marked");
-    stage.touch("bob", &["true"]).await;
-    same(&next().await, "web-0   2   alice +1   <AGE>   <AGE>   Marked");
+    assert_output(&next().await, "NAME   INTERACTIONS   BY   AGE   EVICTS-IN   STATE   REASON");
+    assert_output(&next().await, "web-0   1   alice   <AGE>   <AGE>   Marked");
+    stage.exec_into("bob", &["true"]).await;
+    assert_output(&next().await, "web-0   2   alice +1   <AGE>   <AGE>   Marked");
     assert!(child.try_wait().unwrap().is_none(), "until it is interrupted");
     child.kill().await.unwrap();
 }
@@ -120,7 +123,7 @@ async fn a_watch_prints_a_pod_again_when_somebody_interacts_with_it() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn a_description_shows_every_interaction_what_holds_up_the_eviction_and_what_outlives_the_pod() {
+async fn describe_shows_interactions_eviction_blockers_and_volumes_that_outlive_the_pod() {
     let stage = Stage::new("t-mark-").await;
     let yaml = format!(
         "apiVersion: apps/v1
@@ -140,16 +143,16 @@ spec:
     apply(&stage.ns.name, &yaml).await;
     stage.ns.ready(1).await;
     stage.budget().await;
-    stage.touch("alice", &["true"]).await;
-    stage.touch("bob", &["echo", "a b"]).await;
+    stage.exec_into("alice", &["true"]).await;
+    stage.exec_into("bob", &["echo", "a b"]).await;
     let refused = stage.sees("describe web-0").await;
     let eviction = refused.lines().find(|line| line.starts_with("Eviction:")).unwrap();
     let why = "would be refused now (dry run): Cannot evict pod as it would violate the pod's disruption budget";
     assert!(eviction.contains(why) && eviction.contains("keep-all"), "{eviction}");
     stage.ns.run(&["delete", "pdb", "keep-all"]).await;
     let allowed = "Eviction:   nothing holds it up (dry run)";
-    same(&stage.sees("describe web-0").await, &refused.replace(eviction, allowed));
-    same(
+    assert_output(&stage.sees("describe web-0").await, &refused.replace(eviction, allowed));
+    assert_output(
         &refused.replace(eviction, allowed),
         r#"
 Name:   web-0
@@ -176,9 +179,9 @@ Interactions:
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn certificates_and_versions_of_all_replicas_are_shown() {
+async fn certs_and_version_cover_every_replica() {
     let stage = Stage::new("t-mark-").await;
-    same(
+    assert_output(
         &stage.sees_of_replicas("certs").await,
         "
 AUTHORITY   VALID UNTIL   EXPIRES-IN   TRUSTED BY   SIGNED FOR
@@ -192,17 +195,17 @@ caBundle is the same and not empty in all 4 entries: yes
 ",
     );
     let versions = shown(&stage.pristine("version").await);
-    same(&mask(&versions), "Plugin:   <VERSION>\nPristine:   <VERSION>\nKubernetes:   <VERSION>\n");
+    assert_output(&mask(&versions), "Plugin:   <VERSION>\nPristine:   <VERSION>\nKubernetes:   <VERSION>\n");
     assert_eq!(versions.matches(concat!("v", env!("CARGO_PKG_VERSION"), "\n")).count(), 2, "{versions}");
 }
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn the_doctor_finds_all_well_and_names_who_can_get_around_the_webhook() {
+async fn doctor_checks_the_installation_and_names_who_can_bypass_it() {
     let stage = Stage::new("t-mark-").await;
     // The warning is of hack/cluster's own making: with it, the API server reaches the kubelet.
-    same(
+    assert_output(
         &stage.sees_of_replicas("doctor").await,
         "
 OK   webhook configuration: 4 entries, as shipped
@@ -233,7 +236,7 @@ OK   ways around it: everything may be done by Group kubeadm:cluster-admins, Gro
 #[parallel]
 async fn kubectl_completes_commands_and_marked_pods() {
     let stage = Stage::with_pods("t-mark-", 2).await;
-    stage.touch("alice", &["true"]).await;
+    stage.exec_into("alice", &["true"]).await;
     let complete = async |words: &[&str]| {
         let output = stage.kubectl(&[&["__complete", "pristine"][..], words].concat()).output().await.unwrap();
         String::from_utf8(output.stdout).unwrap()
@@ -253,14 +256,14 @@ async fn kubectl_completes_commands_and_marked_pods() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn words_that_are_not_understood_and_an_api_server_that_never_answers_are_errors_in_time() {
+async fn a_typo_or_an_unreachable_api_server_is_one_error_within_seconds() {
     let stage = Stage::new("t-mark-").await;
     let usage = "Usage: kubectl pristine get [OPTIONS] [PODS]...";
     let tip = "  tip: to pass '--froo' as a value, use '-- --froo'";
     let expected = format!(
         "! error: unexpected argument '--froo' found\n!\n! {tip}\n!\n! {usage}\n!\n! For more information, try '--help'.\nexit 1\n"
     );
-    same(&stage.sees("get --froo").await, &expected);
+    assert_output(&stage.sees("get --froo").await, &expected);
     let unknown = shown(&stage.pristine("froo").await);
     assert!(unknown.starts_with("! error: unrecognized subcommand 'froo'\n") && unknown.ends_with("\nexit 1\n"));
     // The kernel accepts; nobody reads.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio::process::Command;
 
 use crate::{
-    common::{SYSTEM, setting, until},
+    common::{SYSTEM, eventually, setting},
     kubectl::{Namespace, annotation, apply, kubectl, run},
 };
 
@@ -26,7 +26,7 @@ impl Stage {
         Self { ns: Namespace::new(prefix).await, programs }
     }
 
-    /// The same with `web-0` and so on, which nobody has touched.
+    /// The same with `web-0` and so on, which are not marked.
     pub async fn with_pods(prefix: &str, replicas: usize) -> Self {
         let this = Self::new(prefix).await;
         // A StatefulSet, because its pods' names are the same in each run.
@@ -62,7 +62,7 @@ impl Stage {
     }
 
     /// Marks `web-0`.
-    pub async fn touch(&self, user: &str, command: &[&str]) {
+    pub async fn exec_into(&self, user: &str, command: &[&str]) {
         // system:masters, because these users are in no binding.
         let by = format!("--as={user}");
         self.ns.run(&[&["exec", "web-0", &by, "--as-group=system:masters", "--"][..], command].concat()).await;
@@ -80,14 +80,14 @@ impl Stage {
     pub async fn bind(&self, user: &str, role: &str, verb: &str) {
         self.ns.run(&["create", "rolebinding", user, role, &format!("--user={user}")]).await;
         let by = format!("--as={user}");
-        until("the binding in force", 10, || async {
+        eventually("the binding in force", 10, || async {
             self.ns.attempt(&["auth", "can-i", verb, "pods", &by]).await.status.success().then_some(())
         })
         .await;
     }
 
     /// The users' keys of `web-0`, if any.
-    pub async fn asked(&self) -> Vec<&'static str> {
+    pub async fn extension_annotations(&self) -> Vec<&'static str> {
         let pod = self.ns.pod("web-0").await;
         let keys = ["pristine/extend-to", "pristine/hold", "pristine/extended-by", "pristine/extend-reason"];
         keys.into_iter().filter(|key| annotation(&pod, key).is_some()).collect()
@@ -157,7 +157,7 @@ fn kind(word: &str, after: &str) -> Option<&'static str> {
 
 /// The expected text may begin on the line after its quote.
 #[track_caller]
-pub fn same(found: &str, expected: &str) {
+pub fn assert_output(found: &str, expected: &str) {
     let expected = expected.strip_prefix('\n').unwrap_or(expected);
     assert!(found == expected, "expected:\n{expected}\nfound:\n{found}");
 }

@@ -27,7 +27,7 @@ pub fn name_of(pod: &Pod) -> &str {
 }
 
 /// Looks until `look` finds something; the error says what was waited for.
-pub async fn until<T>(what: &str, seconds: u64, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn eventually<T>(what: &str, seconds: u64, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let end = Instant::now() + Duration::from_secs(seconds);
     loop {
         if let Some(found) = look().await {

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::sleep};
 
 use crate::{
-    common::{SYSTEM, audit, name_of, now, setting, until},
+    common::{SYSTEM, audit, eventually, name_of, now, setting},
     replicas::{Replicas, client, get},
 };
 
@@ -72,7 +72,7 @@ async fn terminating(client: &Client, namespace: &str) -> Vec<Pod> {
 
 async fn leader(client: &Client) -> usize {
     let leases: Api<Lease> = Api::namespaced(client.clone(), SYSTEM);
-    until("a leader", 40, || async {
+    eventually("a leader", 40, || async {
         let holder = leases.get_opt("pristine").await.unwrap()?.spec?.holder_identity?;
         holder.strip_prefix("replica-")?.parse().ok()
     })
@@ -82,7 +82,7 @@ async fn leader(client: &Client) -> usize {
 /// The eviction requests, once every pod has an accepted one.
 async fn evictions(namespace: &str, pods: usize) -> BTreeMap<String, Vec<(Timestamp, u64)>> {
     let kubeconfig = setting("PRISTINE_KUBECONFIG_1").unwrap();
-    until("the audit log", 20, async || {
+    eventually("the audit log", 20, async || {
         let found = audit::evictions(&kubeconfig, namespace);
         let accepted = found.values().filter(|asked| asked.iter().any(|(_, code)| *code == 201)).count();
         (accepted == pods).then_some(found)
@@ -115,7 +115,7 @@ const EVICTED: &str = " evicted ";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs two API servers: hack/test"]
-async fn no_eviction_is_lost_early_or_done_by_two_when_the_leader_is_killed_or_suspended() {
+async fn no_eviction_is_lost_early_or_repeated_when_the_leader_is_killed_or_suspended() {
     const PODS: usize = 100;
     /// 24 at once, and 4 in a second: enough to do for whoever takes over.
     const PER_MINUTE: usize = 240;
@@ -132,12 +132,12 @@ async fn no_eviction_is_lost_early_or_done_by_two_when_the_leader_is_killed_or_s
         let took_over = |replicas: &Replicas| (0..3).map(|n| replicas.logged(n, LEADS)).sum::<usize>();
         let before = took_over(&replicas);
         // The first ones go at once; from then on no more than one or two are under way.
-        let first = until("the first evictions", 40, async || {
+        let first = eventually("the first evictions", 40, async || {
             Some(terminating(&client, &namespace).await.len()).filter(|count| *count > PER_MINUTE / 10 + 1)
         })
         .await;
         replicas.signal(victim, if how == "killed" { "KILL" } else { "STOP" });
-        until("another leader", 40, async || (took_over(&replicas) > before).then_some(())).await;
+        eventually("another leader", 40, async || (took_over(&replicas) > before).then_some(())).await;
         let left = PODS - terminating(&client, &namespace).await.len();
         assert!(left > PODS / 3, "nothing is left to do for another one: {left}");
         let of_victim = replicas.logged(victim, EVICTED);
@@ -146,8 +146,10 @@ async fn no_eviction_is_lost_early_or_done_by_two_when_the_leader_is_killed_or_s
             // Its lease is over, and it must notice before it does anything.
             replicas.signal(victim, "CONT");
         }
-        until("every eviction", 120, async || (terminating(&client, &namespace).await.len() == PODS).then_some(()))
-            .await;
+        eventually("every eviction", 120, async || {
+            (terminating(&client, &namespace).await.len() == PODS).then_some(())
+        })
+        .await;
         let asked = evictions(&namespace, PODS).await;
         let early = asked.values().flatten().filter(|(at, _)| *at < due).count();
         let mut accepted: Vec<Timestamp> =
@@ -182,7 +184,7 @@ async fn no_eviction_is_lost_early_or_done_by_two_when_the_leader_is_killed_or_s
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs two API servers: hack/test"]
-async fn pods_that_are_overdue_at_a_fresh_install_are_paced_like_any_others() {
+async fn pods_that_are_overdue_at_install_time_are_evicted_one_per_owner_at_a_time() {
     const OWNERS: usize = 20;
     const PODS: usize = 5;
     let client = client(1).await;
@@ -210,7 +212,7 @@ async fn pods_that_are_overdue_at_a_fresh_install_are_paced_like_any_others() {
     // Only now is it installed.
     let start = now();
     let _replicas = Replicas::start(3).await;
-    until("every eviction", 120, async || {
+    eventually("every eviction", 120, async || {
         (terminating(&client, &namespace).await.len() == OWNERS * PODS).then_some(())
     })
     .await;
@@ -275,17 +277,18 @@ async fn slow_controllers(client: Client, namespace: String, pods: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs two API servers: hack/test"]
-async fn a_replica_whose_clock_is_two_minutes_ahead_says_so_and_evicts_nothing_early() {
+async fn a_replica_with_a_clock_two_minutes_ahead_evicts_nothing_early() {
     let client = client(1).await;
     let namespace = namespace(&client).await;
     let replica = Replicas::start_one_at("+120s").await;
-    until("its lead", 40, async || (leader(&client).await == 0).then_some(())).await;
+    eventually("its lead", 40, async || (leader(&client).await == 0).then_some(())).await;
     // By its own clock these are overdue from the moment they are there.
     let due = in_seconds(15);
     for n in 0..3 {
         marked(&client, &namespace, &format!("pod-{n}"), None, due).await;
     }
-    until("the evictions", 60, || async { (terminating(&client, &namespace).await.len() == 3).then_some(()) }).await;
+    eventually("the evictions", 60, || async { (terminating(&client, &namespace).await.len() == 3).then_some(()) })
+        .await;
     for (pod, requests) in evictions(&namespace, 3).await {
         for (at, code) in requests {
             let late = at.duration_since(due).as_secs_f64();

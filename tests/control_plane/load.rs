@@ -15,7 +15,7 @@ use kube::{
 use serde_json::json;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::common::until;
+use crate::common::eventually;
 
 /// Workers that never rest, on each API server.
 const STEADY: usize = 2;
@@ -99,7 +99,7 @@ pub async fn pods(client: &Client) {
             "spec": {"nodeName": "nowhere", "containers": [{"name": "app", "image": "none"}]},
         });
         let _ = pods.delete(&format!("p{n}"), &DeleteParams::default().grace_period(0)).await;
-        until("the pod", 10, || async {
+        eventually("the pod", 10, || async {
             pods.create(&PostParams::default(), &serde_json::from_value(pod.clone()).unwrap()).await.ok()
         })
         .await;

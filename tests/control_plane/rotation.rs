@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::{
-    common::{SYSTEM, https, setting, until},
+    common::{SYSTEM, eventually, https, setting},
     load::{Load, calls, fail_open, pods, rejections},
     replicas::{Replicas, client, kubeconfig, ready_text, readyz, send_signal, webhook_port},
 };
@@ -37,7 +37,7 @@ async fn active(client: &Client) -> Option<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs two API servers: hack/test"]
-async fn authorities_follow_each_other_under_load_without_one_failed_admission() {
+async fn no_admission_fails_while_cas_are_renewed_under_load() {
     let wanted: usize = setting("PRISTINE_GENERATIONS").map_or(5, |text| text.parse().unwrap());
     // A negative control has to go on to its end, for what it loses to be counted.
     let is_control = setting("PRISTINE_CONTROL").is_some();
@@ -87,7 +87,7 @@ async fn authorities_follow_each_other_under_load_without_one_failed_admission()
                 // It hears of nothing for longer than the hold; what it was asked before that is answered first, because
                 // a call that is under way while its caller stands still would only time out.
                 loads[1].pause.store(true, Ordering::Relaxed);
-                until("quiet", 10, || async { (loads[1].busy.load(Ordering::Relaxed) == 0).then_some(()) }).await;
+                eventually("quiet", 10, || async { (loads[1].busy.load(Ordering::Relaxed) == 0).then_some(()) }).await;
                 send_signal(second, "STOP");
                 tokio::time::sleep(Duration::from_secs(5)).await;
                 send_signal(second, "CONT");
@@ -101,7 +101,8 @@ async fn authorities_follow_each_other_under_load_without_one_failed_admission()
                 assert!(deleted.is_ok() || is_control, "{deleted:?}");
                 deletions += 1;
                 if !is_control {
-                    until("the Secret put back", 20, || async { secrets.get_opt("pristine-ca").await.unwrap() }).await;
+                    eventually("the Secret put back", 20, || async { secrets.get_opt("pristine-ca").await.unwrap() })
+                        .await;
                 }
             }
             _ => {}
@@ -156,7 +157,7 @@ async fn authorities_follow_each_other_under_load_without_one_failed_admission()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs two API servers: hack/test"]
-async fn whatever_is_done_to_secret_and_bundle_is_repaired() {
+async fn every_change_of_the_secret_or_the_ca_bundle_is_repaired() {
     let client = client(1).await;
     let replicas = Replicas::start(2).await;
     let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
@@ -219,7 +220,7 @@ async fn whatever_is_done_to_secret_and_bundle_is_repaired() {
                 secrets.patch("pristine-ca", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
             }
         }
-        let repaired = until("the Secret put back", 20, || async {
+        let repaired = eventually("the Secret put back", 20, || async {
             secrets.get_opt("pristine-ca").await.unwrap().filter(|secret| generation(secret) > generation(&last))
         })
         .await;
@@ -233,7 +234,7 @@ async fn whatever_is_done_to_secret_and_bundle_is_repaired() {
     let last = active(&client).await;
     let patch = json!({"metadata": {"annotations": {"pristine/rotate": "a drill"}}});
     secrets.patch("pristine-ca", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
-    until("a new CA", 60, || async { (active(&client).await != last).then_some(()) }).await;
+    eventually("a new CA", 60, || async { (active(&client).await != last).then_some(()) }).await;
     drop(replicas);
 }
 
@@ -270,7 +271,7 @@ fn with_kubeconfig(folder: &tempfile::TempDir, change: impl Fn(&str) -> String) 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs two API servers: hack/test"]
-async fn with_the_api_server_out_of_reach_a_valid_certificate_is_served_on() {
+async fn a_valid_certificate_is_served_while_the_api_server_is_unreachable() {
     let (cut, is_cut) = tokio::sync::watch::channel(false);
     let address = forward(is_cut).await;
     let folder = tempfile::tempdir().unwrap();
@@ -280,7 +281,7 @@ async fn with_the_api_server_out_of_reach_a_valid_certificate_is_served_on() {
         format!("{before}server: https://{address}\n{after}")
     });
     let replicas = Replicas::start_one(kubeconfig).await;
-    until("ready", 30, || async { (readyz(0).await == Some(200)).then_some(()) }).await;
+    eventually("ready", 30, || async { (readyz(0).await == Some(200)).then_some(()) }).await;
     cut.send_replace(true);
     // Four times as long as a serving certificate lives, and less than the CA.
     let (start, mut seen) = (Instant::now(), BTreeSet::new());
@@ -297,13 +298,13 @@ async fn with_the_api_server_out_of_reach_a_valid_certificate_is_served_on() {
     // Back again, it goes on by the rules.
     cut.send_replace(false);
     let before = active(&client(1).await).await;
-    until("the next CA", 60, || async { (active(&client(1).await).await != before).then_some(()) }).await;
+    eventually("the next CA", 60, || async { (active(&client(1).await).await != before).then_some(()) }).await;
     assert_eq!(readyz(0).await, Some(200));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs two API servers: hack/test"]
-async fn a_right_that_is_missing_is_named() {
+async fn a_missing_permission_is_named_on_readyz() {
     let folder = tempfile::tempdir().unwrap();
     let kubeconfig = with_kubeconfig(&folder, |text| {
         let (before, after) = text.rsplit_once("  user:\n").unwrap();
@@ -311,7 +312,7 @@ async fn a_right_that_is_missing_is_named() {
     });
     let replicas = Replicas::start_one(kubeconfig).await;
     let missing = "cannot get resource \"validatingwebhookconfigurations\" in API group";
-    until("the reason on /readyz", 20, || async {
+    eventually("the reason on /readyz", 20, || async {
         ready_text(0).await.filter(|text| text.contains(" 503 ") && text.contains(missing))
     })
     .await;

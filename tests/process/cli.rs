@@ -14,7 +14,7 @@ fn file(text: &str) -> tempfile::NamedTempFile {
 }
 
 #[test]
-fn check_config_says_file_line_and_field() {
+fn check_config_prints_file_line_and_field() {
     let good = file("apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\ndefault: {action: Evict, ttl: 10m}\n");
     let path = good.path().to_str().unwrap();
     assert_eq!(pristine(&["check-config", path]), (true, format!("{path}: ok, 0 rules and a default\n")));
@@ -28,7 +28,7 @@ fn check_config_says_file_line_and_field() {
 }
 
 #[test]
-fn a_missing_file_is_named() {
+fn a_missing_configuration_file_is_named_in_the_error() {
     let (ok, text) = pristine(&["check-config", "/does/not/exist.yaml"]);
     assert!(
         !ok && text.starts_with("pristine: cannot read the configuration /does/not/exist.yaml: No such file"),
@@ -37,7 +37,7 @@ fn a_missing_file_is_named() {
 }
 
 #[test]
-fn lifetimes_that_cannot_overlap_are_refused() {
+fn lifetimes_that_cannot_overlap_are_rejected() {
     let (ok, text) = pristine(&["serve", "--ca-lifetime", "1h", "--serving-lifetime", "1h"]);
     assert!(!ok && text.starts_with("pristine: --ca-lifetime 3600s is too short"), "{text}");
 }
@@ -53,7 +53,7 @@ rules:
 ";
 
 #[test]
-fn a_rule_that_never_decides_is_a_warning_that_names_both() {
+fn check_config_warns_of_a_rule_that_never_decides() {
     let rules = file(RULES);
     let path = rules.path().to_str().unwrap();
     let warning = "warning: rule \"eu\" never decides: rule \"prod\" before it matches everything that it matches, and does something else";
@@ -62,7 +62,7 @@ fn a_rule_that_never_decides_is_a_warning_that_names_both() {
 }
 
 #[test]
-fn explain_says_which_rule_decides_and_why_the_others_do_not() {
+fn explain_prints_which_rule_decides_and_why_the_others_do_not() {
     let review = file(
         r#"{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {"uid": "r", "operation": "CONNECT",
         "resource": {"resource": "pods"}, "subResource": "exec", "namespace": "prod-us", "name": "web-0",
@@ -97,7 +97,7 @@ exec into container app by \"alice\" of pod prod-us/web-0
 }
 
 #[test]
-fn match_conditions_are_a_patch_of_the_entries_that_fail_closed() {
+fn match_conditions_prints_a_patch_of_the_entries_that_fail_closed() {
     let rules = file(RULES);
     let (ok, text) = pristine(&["match-conditions", rules.path().to_str().unwrap()]);
     assert!(ok && text.contains(r#""expression":"!(((request.userInfo.username in [\"velero\"])))""#), "{text}");

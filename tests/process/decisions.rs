@@ -24,7 +24,7 @@ async fn with(rules: &str) -> Webhook {
 }
 
 #[tokio::test]
-async fn every_action_does_to_every_operation_what_it_says() {
+async fn every_action_has_its_effect_on_every_operation() {
     let attach = || {
         let mut request = exec("a", &[]);
         request["subResource"] = json!("attach");
@@ -54,7 +54,7 @@ async fn every_action_does_to_every_operation_what_it_says() {
 }
 
 #[tokio::test]
-async fn what_reaches_a_port_is_recorded_once_and_evicted_only_by_a_rule_that_names_it() {
+async fn port_forward_and_proxy_are_only_recorded_unless_a_rule_names_them() {
     for (subresource, operation) in [("portforward", "port-forward"), ("proxy", "proxy")] {
         for rules in
             [EVICT, "default: {action: Deny}\n", "default: {action: Record}\nrules: [{name: r, action: Deny}]\n"]
@@ -74,7 +74,7 @@ async fn what_reaches_a_port_is_recorded_once_and_evicted_only_by_a_rule_that_na
 }
 
 #[tokio::test]
-async fn a_proxied_pod_is_found_behind_its_scheme_and_port() {
+async fn a_proxied_pod_is_found_by_a_name_with_scheme_and_port() {
     for name in ["p", "p:80", "http:p:80", "https:p:"] {
         let webhook = with(EVICT).await;
         let mut request = connect("proxy");
@@ -85,7 +85,7 @@ async fn a_proxied_pod_is_found_behind_its_scheme_and_port() {
 }
 
 #[tokio::test]
-async fn who_breaks_the_glass_is_recorded_and_never_held_up() {
+async fn break_glass_is_recorded_and_never_denied() {
     let webhook = with("default: {action: Deny}\n").await;
     assert_eq!(webhook.review(&glass(exec("a", &["id"]))).await["allowed"], true);
     assert_eq!(webhook.interactions()["first"]["user"]["name"], "pristine:break-glass");
@@ -108,7 +108,7 @@ async fn who_breaks_the_glass_is_recorded_and_never_held_up() {
 }
 
 #[tokio::test]
-async fn the_journal_has_the_whole_record_and_a_folded_report_has_no_second_line() {
+async fn the_audit_log_has_one_complete_line_for_a_repeated_interaction() {
     let webhook = with(EVICT).await;
     let mut request = exec("alice@example.com", &["psql", "--password=hunter2"]);
     request["userInfo"]["extra"] = json!({"reason": ["INC-7"], "scopes": ["x"]});
@@ -132,7 +132,7 @@ async fn the_journal_has_the_whole_record_and_a_folded_report_has_no_second_line
 }
 
 #[tokio::test]
-async fn the_users_keys_are_cleared_by_the_first_mark_and_left_alone_by_the_next() {
+async fn the_first_mark_clears_extension_annotations_and_later_marks_keep_them() {
     let mut planted = pod("n", "p", "u1");
     planted["metadata"]["annotations"] =
         json!({"pristine/hold": "for ever", "pristine/extend-to": "2099-01-01T00:00:00Z"});

@@ -23,7 +23,7 @@ use rustls_pki_types::CertificateDer;
 use serde_json::json;
 
 use crate::{
-    common::{https, until},
+    common::{eventually, https},
     fake::Fake,
 };
 
@@ -112,7 +112,7 @@ fn world(bundle: &str, hold: Duration) -> World {
 
 impl World {
     async fn serves(&self, leaf: &CertificateDer<'static>) {
-        until("the new certificate is served", 5, || async {
+        eventually("the new certificate is served", 5, || async {
             self.resolver.current().filter(|served| served[0] == *leaf).map(drop)
         })
         .await;
@@ -125,7 +125,7 @@ impl World {
 }
 
 #[tokio::test]
-async fn with_ca_crt_the_bundle_is_kept_and_three_swaps_in_a_row_are_all_served() {
+async fn every_new_certificate_is_served_and_ca_crt_becomes_the_ca_bundle() {
     let pki = Pki::new();
     let world = world("", Duration::from_millis(100));
     for version in 0..3 {
@@ -134,7 +134,7 @@ async fn with_ca_crt_the_bundle_is_kept_and_three_swaps_in_a_row_are_all_served(
         world.serves(&leaf).await;
     }
     assert_eq!(world.bundle(), pki.ca());
-    until("the replica is ready", 5, || async { world.ready.get().ok() }).await;
+    eventually("the replica is ready", 5, || async { world.ready.get().ok() }).await;
 
     // Another CA: both are trusted, because other replicas still serve by the first.
     let other = Pki::new();
@@ -145,7 +145,7 @@ async fn with_ca_crt_the_bundle_is_kept_and_three_swaps_in_a_row_are_all_served(
 }
 
 #[tokio::test]
-async fn what_is_half_written_or_wrong_never_replaces_what_is_served() {
+async fn an_invalid_certificate_pair_never_replaces_the_served_one() {
     let pki = Pki::new();
     let world = world(&pki.ca(), Duration::from_millis(100));
     let (crt, key, leaf) = pki.pair();
@@ -169,7 +169,7 @@ async fn what_is_half_written_or_wrong_never_replaces_what_is_served() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_the_injected_bundle_does_not_trust_waits_until_it_does() {
+async fn a_certificate_is_not_served_until_the_injected_ca_bundle_trusts_it() {
     let (first, second) = (Pki::new(), Pki::new());
     let world = world(&first.ca(), Duration::from_millis(100));
     let (crt, key, leaf) = first.pair();

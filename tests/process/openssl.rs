@@ -38,7 +38,7 @@ fn verify(folder: &Path, roots: &[&Certificate], leaf: &Leaf, name: &str) -> boo
 }
 
 #[test]
-fn openssl_accepts_the_old_and_the_new_chain_whatever_it_has_heard() {
+fn openssl_accepts_the_chains_of_the_old_and_the_new_ca() {
     #[allow(clippy::disallowed_methods)]
     let now = Timestamp::now();
     let names = [NAME.to_owned()];

@@ -11,7 +11,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn a_review_to_another_path_changes_nothing_and_is_counted() {
+async fn a_review_to_a_wrong_path_is_rejected_and_counted() {
     let webhook = standard().await;
     let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": exec("a", &["id"])});
     let mut connection = connect(webhook.address, std::slice::from_ref(&webhook.root)).await.unwrap();
@@ -27,7 +27,7 @@ async fn a_review_to_another_path_changes_nothing_and_is_counted() {
 }
 
 #[tokio::test]
-async fn the_mark_is_on_the_pod_when_the_answer_arrives() {
+async fn the_pod_is_marked_before_the_review_is_answered() {
     let webhook = standard().await;
     let response = webhook.review(&exec("alice@example.com", &["sh"])).await;
     assert_eq!(response["allowed"], true);
@@ -41,7 +41,7 @@ async fn the_mark_is_on_the_pod_when_the_answer_arrives() {
 }
 
 #[tokio::test]
-async fn any_user_name_is_recorded_as_it_is() {
+async fn any_user_name_is_recorded_unchanged() {
     for name in
         ["alice@example.com", "a\"b'c\\d", "😀 Zoë", "oidc:https://issuer/#1", &"x".repeat(1024), "tab\tnew\nline"]
     {
@@ -52,7 +52,7 @@ async fn any_user_name_is_recorded_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_mark_that_meets_another_writer_is_written_again() {
+async fn a_mark_that_conflicts_with_another_write_is_retried() {
     let webhook = standard().await;
     webhook.fake.state().conflicts = 3;
     assert_eq!(webhook.review(&exec("a", &["sh"])).await["allowed"], true);
@@ -71,7 +71,7 @@ async fn concurrent_interactions_are_all_recorded() {
 }
 
 #[tokio::test]
-async fn the_same_interaction_is_written_once() {
+async fn a_repeated_interaction_is_written_once() {
     let webhook = standard().await;
     webhook.review(&debug(false)).await;
     assert_eq!(webhook.review(&debug(false)).await["allowed"], true);
@@ -86,7 +86,7 @@ async fn a_dry_run_writes_nothing() {
 }
 
 #[tokio::test]
-async fn what_the_api_server_would_refuse_is_refused_in_its_words_and_not_marked() {
+async fn a_request_that_the_api_server_would_reject_gets_its_message_and_no_mark() {
     let webhook = standard().await;
     let mut request = exec("a", &["sh"]);
     request["name"] = json!("absent");
@@ -106,7 +106,7 @@ async fn what_the_api_server_would_refuse_is_refused_in_its_words_and_not_marked
 }
 
 #[tokio::test]
-async fn an_exec_without_container_is_recorded_with_the_only_one() {
+async fn an_exec_without_a_container_name_is_recorded_with_the_only_container() {
     let webhook = standard().await;
     let mut request = exec("a", &["sh"]);
     request["object"]["container"] = json!("");
@@ -115,7 +115,7 @@ async fn an_exec_without_container_is_recorded_with_the_only_one() {
 }
 
 #[tokio::test]
-async fn who_may_not_create_is_refused_and_the_pod_is_not_marked() {
+async fn a_user_who_may_not_exec_is_denied_and_the_pod_is_not_marked() {
     let webhook = standard().await;
     webhook.fake.state().forbidden = vec!["create pods/exec".into(), "patch pods/ephemeralcontainers".into()];
     let response = webhook.review(&exec("reader", &["sh"])).await;
@@ -129,7 +129,7 @@ async fn who_may_not_create_is_refused_and_the_pod_is_not_marked() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_recorded_is_denied_with_what_to_do() {
+async fn an_interaction_that_cannot_be_recorded_is_denied_with_advice() {
     let webhook = standard().await;
     webhook.fake.state().refuse_writes = Some(403);
     let response = webhook.review(&exec("a", &["sh"])).await;
@@ -147,7 +147,7 @@ async fn what_cannot_be_recorded_is_denied_with_what_to_do() {
 }
 
 #[tokio::test]
-async fn rules_exempt_record_and_deny() {
+async fn rules_can_exempt_record_and_deny() {
     let rules = "default: {action: Record}
 rules:
 - {name: ci, match: {users: [ci]}, action: Exempt}
@@ -163,7 +163,7 @@ rules:
 }
 
 #[tokio::test]
-async fn what_is_no_review_gets_400_and_what_is_too_large_413_on_a_connection_that_lives_on() {
+async fn an_invalid_body_gets_400_or_413_and_the_connection_stays_open() {
     let webhook = standard().await;
     let mut connection = connect(webhook.address, std::slice::from_ref(&webhook.root)).await.unwrap();
     for body in [&b""[..], b"hello", b"{}", br#"{"apiVersion":"v1","kind":"Pod"}"#, b"[[[[", &[0xff; 100]] {
@@ -190,7 +190,7 @@ async fn what_is_no_review_gets_400_and_what_is_too_large_413_on_a_connection_th
 }
 
 #[tokio::test]
-async fn a_client_that_says_nothing_does_not_hold_a_place_for_long() {
+async fn a_client_that_sends_nothing_is_disconnected() {
     let webhook = standard().await;
     let silent = tokio::net::TcpStream::connect(webhook.address).await.unwrap();
     tokio::time::sleep(Duration::from_millis(600)).await;
@@ -203,7 +203,7 @@ async fn a_client_that_says_nothing_does_not_hold_a_place_for_long() {
 }
 
 #[tokio::test]
-async fn a_connection_that_never_asks_is_closed_and_one_that_asked_is_kept() {
+async fn a_connection_without_a_request_is_closed_and_one_with_a_request_stays_open() {
     let webhook = standard().await;
     let mut silent = connect(webhook.address, std::slice::from_ref(&webhook.root)).await.unwrap();
     let mut spoke = connect(webhook.address, std::slice::from_ref(&webhook.root)).await.unwrap();
@@ -214,7 +214,7 @@ async fn a_connection_that_never_asks_is_closed_and_one_that_asked_is_kept() {
 }
 
 #[tokio::test]
-async fn more_reviews_than_memory_allows_are_answered_in_turn_or_with_503() {
+async fn reviews_beyond_the_memory_budget_get_503() {
     let webhook = standard().await;
     webhook.fake.state().slow = Duration::from_secs(3);
     // Each takes 3 MiB of the budget of 24 while its mark is written.
@@ -231,7 +231,7 @@ async fn more_reviews_than_memory_allows_are_answered_in_turn_or_with_503() {
 }
 
 #[tokio::test]
-async fn whoever_does_not_know_the_path_takes_no_room_from_those_who_do() {
+async fn a_request_with_a_wrong_path_uses_no_memory_budget() {
     let webhook = standard().await;
     let mut strangers = Vec::new();
     for _ in 0..12 {
@@ -248,7 +248,7 @@ async fn whoever_does_not_know_the_path_takes_no_room_from_those_who_do() {
 }
 
 #[tokio::test]
-async fn after_sigterm_requests_are_still_answered_and_told_to_close() {
+async fn requests_after_sigterm_are_answered_with_connection_close() {
     let webhook = standard().await;
     let mut connection = connect(webhook.address, std::slice::from_ref(&webhook.root)).await.unwrap();
     assert!(!connection.post(b"x").await.unwrap().close);

@@ -212,7 +212,7 @@ fn pure_modules_do_no_io() {
 }
 
 #[test]
-fn each_outside_crate_is_used_only_where_the_table_allows() {
+fn every_outside_crate_is_used_only_where_the_table_allows() {
     for source in sources() {
         for (name, doors) in DOORS {
             let used = source.code.contains(&format!("{name}::")) || source.code.contains(&format!("use {name}"));

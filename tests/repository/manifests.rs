@@ -14,7 +14,7 @@ fn object(kind: &str) -> Value {
 }
 
 #[test]
-fn the_image_is_of_this_version() {
+fn the_image_tag_is_the_version_of_the_crate() {
     let deployment = object("Deployment");
     let image = deployment["spec"]["template"]["spec"]["containers"][0]["image"].as_str().unwrap();
     assert!(image.ends_with(concat!(":v", env!("CARGO_PKG_VERSION"))), "{image}");
@@ -27,7 +27,7 @@ fn the_shipped_configuration_is_valid() {
 }
 
 #[test]
-fn the_webhook_entries_keep_what_the_promises_rest_on() {
+fn every_webhook_entry_has_its_failure_policy_and_no_object_selector() {
     let configuration = object("ValidatingWebhookConfiguration");
     for entry in configuration["webhooks"].as_array().unwrap() {
         let name = entry["name"].as_str().unwrap();
@@ -45,7 +45,7 @@ fn the_webhook_entries_keep_what_the_promises_rest_on() {
 }
 
 #[test]
-fn the_webhook_configuration_is_deleted_before_what_answers_it() {
+fn the_webhook_configuration_is_deleted_before_the_deployment() {
     let kinds: Vec<_> = objects().iter().map(|object| object["kind"].as_str().unwrap().to_owned()).collect();
     let at = |kind: &str| kinds.iter().position(|found| found == kind).unwrap();
     assert!(at("ValidatingWebhookConfiguration") < at("Namespace"));
@@ -60,7 +60,7 @@ fn the_grace_period_is_longer_than_the_drain() {
 }
 
 #[test]
-fn the_replicas_can_write_no_more_of_a_pod_than_its_status_and_its_eviction() {
+fn the_service_account_can_write_only_the_status_and_the_eviction_of_a_pod() {
     for object in
         objects().iter().filter(|object| object["metadata"]["name"] == "pristine" && object["kind"] == "ClusterRole")
     {

@@ -3,7 +3,7 @@
 //! `promtool test rules` runs the cases of `tests/monitoring`, with the groups of the PrometheusRule beside them as
 //! rules.yaml. Each case says of every alert whether it fires: an alert that it does not list must be silent.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{collections::BTreeSet, fs, process::Command};
 
 use serde_json::{Value, json};
 
@@ -66,37 +66,35 @@ fn sections() -> BTreeSet<String> {
     headings.map(anchor).collect()
 }
 
-/// Runs promtool in a folder that has the rules and the cases.
-fn promtool(arguments: &[&str], more: &[(&str, &Value)]) {
+/// The groups of the PrometheusRule, as a file that promtool reads. (JSON is YAML.)
+fn rules() -> (String, String) {
+    ("rules.yaml".to_owned(), yaml(RULES)["spec"].to_string())
+}
+
+/// Runs `promtool COMMAND rules` on the files with this ending, in a folder that has all of them.
+fn promtool(command: &str, files: &[(String, String)], ending: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
-    // JSON is YAML.
-    write("rules.yaml", &yaml(RULES)["spec"].to_string());
-    for (name, value) in more {
-        write(name, &value.to_string());
+    for (name, text) in files {
+        fs::write(folder.path().join(name), text).unwrap();
     }
-    let cases = test_files();
-    let cases: Vec<&str> = cases.iter().map(|file| Path::new(file).file_name().unwrap().to_str().unwrap()).collect();
-    for (name, file) in cases.iter().zip(test_files()) {
-        write(name, &read(&file));
-    }
-    let arguments = if arguments == ["test", "rules"] { [arguments, &cases].concat() } else { arguments.to_vec() };
-    let output =
-        Command::new("promtool").args(&arguments).current_dir(folder.path()).output().unwrap_or_else(|error| {
-            panic!("promtool is missing; hack/test installs it with Debian's prometheus: {error}")
-        });
+    let names = files.iter().map(|(name, _)| name).filter(|name| name.ends_with(ending));
+    let output = Command::new("promtool").args([command, "rules"]).args(names).current_dir(folder.path()).output();
+    let output = output.unwrap_or_else(|error| {
+        panic!("cannot run promtool, which hack/test installs with Debian's package prometheus: {error}")
+    });
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "promtool {arguments:?}: {out}{err}");
+    assert!(output.status.success(), "promtool {command} rules: {out}{err}");
 }
 
 #[test]
 fn promtool_accepts_every_alert_rule() {
-    promtool(&["check", "rules", "rules.yaml"], &[]);
+    promtool("check", &[rules()], ".yaml");
 }
 
 #[test]
 fn every_alert_fires_when_it_should_and_is_silent_when_it_should() {
-    promtool(&["test", "rules"], &[]);
+    let cases = test_files().into_iter().map(|file| (file.rsplit('/').next().unwrap().to_owned(), read(&file)));
+    promtool("test", &cases.chain([rules()]).collect::<Vec<_>>(), ".test.yaml");
 }
 
 #[test]
@@ -105,33 +103,36 @@ fn promtool_accepts_every_expression_of_the_dashboard() {
     let rules = dashboard_expressions().into_iter().enumerate();
     let rules: Vec<Value> = rules.map(|(n, expr)| json!({"record": format!("dashboard:{n}"), "expr": expr})).collect();
     let groups = json!({"groups": [{"name": "dashboard", "rules": rules}]});
-    promtool(&["check", "rules", "dashboard.yaml"], &[("dashboard.yaml", &groups)]);
+    promtool("check", &[("dashboard.yaml".to_owned(), groups.to_string())], ".yaml");
+}
+
+/// The alerts that a case expects at each time at which it lists all that fire.
+fn expected(case: &Value) -> Vec<BTreeSet<String>> {
+    let checks = array(&case["promql_expr_test"]);
+    let checks = checks.filter(|check| text(&check["expr"]).contains("(ALERTS{alertstate=\"firing\"})"));
+    let names = |check: &Value| {
+        let labels = array(&check["exp_samples"]).map(|sample| text(&sample["labels"]));
+        let names = labels.map(|labels| labels.split("alertname=\"").nth(1).unwrap().split('"').next().unwrap());
+        names.map(str::to_owned).collect()
+    };
+    checks.map(names).collect()
 }
 
 #[test]
-fn every_alert_has_a_case_in_which_it_fires_and_is_silent_before() {
-    let mut seen = BTreeSet::new();
+fn every_alert_has_a_test_that_fires_and_one_that_is_silent() {
+    let mut tested = BTreeSet::new();
     for file in test_files() {
         for case in array(&yaml(&file)["tests"]) {
-            // Times at which the case lists every alert that fires.
-            let looks = array(&case["promql_expr_test"])
-                .filter(|look| text(&look["expr"]).contains("ALERTS{alertstate=\"firing\"}"));
-            let looks: Vec<BTreeSet<String>> = looks
-                .map(|look| {
-                    let labels = array(&look["exp_samples"]).map(|sample| text(&sample["labels"]));
-                    let names = labels.filter_map(|labels| labels.split("alertname=\"").nth(1)?.split('"').next());
-                    names.map(str::to_owned).collect()
-                })
-                .collect();
-            for (n, look) in looks.iter().enumerate() {
-                seen.extend(
-                    look.iter().filter(|name| looks[..n].iter().any(|earlier| !earlier.contains(*name))).cloned(),
-                );
+            let expected = expected(case);
+            for (n, firing) in expected.iter().enumerate() {
+                let silent_before = |name: &&String| expected[..n].iter().any(|earlier| !earlier.contains(*name));
+                tested.extend(firing.iter().filter(silent_before).cloned());
             }
         }
     }
-    let missing: Vec<_> =
-        alerts().iter().map(|alert| text(&alert["alert"]).to_owned()).filter(|name| !seen.contains(name)).collect();
+    let alerts = alerts();
+    let missing: Vec<&str> =
+        alerts.iter().map(|alert| text(&alert["alert"])).filter(|name| !tested.contains(*name)).collect();
     assert!(missing.is_empty(), "tests/monitoring: no case in which these are silent and then fire: {missing:?}");
 }
 
@@ -176,7 +177,7 @@ fn every_link_within_the_runbook_leads_to_a_section() {
 }
 
 #[test]
-fn every_panel_of_the_dashboard_asks_the_data_source_that_its_user_chooses() {
+fn every_panel_uses_the_data_source_variable() {
     for panel in panels().iter().filter(|panel| panel["type"] != "row") {
         let sources = array(&panel["targets"]).chain([panel]).map(|asks| &asks["datasource"]["uid"]);
         let wrong: Vec<_> = sources.filter(|uid| *uid != "${datasource}").collect();
@@ -185,7 +186,7 @@ fn every_panel_of_the_dashboard_asks_the_data_source_that_its_user_chooses() {
 }
 
 #[test]
-fn no_two_panels_of_the_dashboard_have_one_id() {
+fn every_panel_has_an_id_of_its_own() {
     let ids: Vec<String> = panels().iter().map(|panel| panel["id"].to_string()).collect();
     assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len(), "{ids:?}");
 }

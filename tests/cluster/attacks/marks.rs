@@ -7,7 +7,7 @@ use super::{error, with_stdin};
 use serial_test::parallel;
 
 use crate::{
-    common::{name_of, until},
+    common::{eventually, name_of},
     kubectl::{IMAGE, Namespace, annotation, apply, is_marked, record, run, uid_of},
 };
 
@@ -31,7 +31,7 @@ fn ours(pod: &Pod) -> Value {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn nobody_wipes_or_edits_a_mark_not_even_an_administrator() {
+async fn not_even_an_administrator_can_edit_or_remove_a_mark() {
     let ns = Namespace::new("t-mark-").await;
     let (name, before) = marked(&ns).await;
     let pod = format!("pod/{name}");
@@ -83,7 +83,7 @@ async fn nobody_wipes_or_edits_a_mark_not_even_an_administrator() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn a_binding_plants_no_mark() {
+async fn a_binding_cannot_add_a_mark() {
     let ns = Namespace::new("t-mark-").await;
     let yaml = |name: &str| {
         format!(
@@ -111,7 +111,7 @@ async fn a_binding_plants_no_mark() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn what_is_created_with_our_keys_is_not_marked_and_cannot_be_held() {
+async fn a_pod_created_with_our_annotations_is_not_marked() {
     let ns = Namespace::new("t-fast-").await;
     let (_, pod) = marked(&ns).await;
     // A restore from a backup, as Velero makes it: it must work, and the new pod is nobody's.
@@ -146,7 +146,7 @@ async fn what_is_created_with_our_keys_is_not_marked_and_cannot_be_held() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn a_copy_for_debugging_is_not_the_marked_pod() {
+async fn a_debug_copy_of_a_marked_pod_is_not_marked() {
     let ns = Namespace::new("t-mark-").await;
     let (name, _) = marked(&ns).await;
     let copy =
@@ -163,14 +163,14 @@ async fn a_copy_for_debugging_is_not_the_marked_pod() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn the_users_keys_are_for_who_may_extend_under_their_own_name() {
+async fn extension_annotations_need_the_extend_permission_and_the_users_own_name() {
     let ns = Namespace::new("t-mark-").await;
     let (name, _) = marked(&ns).await;
     let pod = format!("pod/{name}");
     ns.run(&["create", "rolebinding", "ed", "--clusterrole=edit", "--user=ed"]).await;
     ns.run(&["create", "role", "patcher", "--verb=get,patch", "--resource=pods,pods/status"]).await;
     ns.run(&["create", "rolebinding", "mallory", "--role=patcher", "--user=mallory"]).await;
-    until("the rights", 10, || async {
+    eventually("the rights", 10, || async {
         let output = ns.attempt(&["auth", "can-i", "patch", "pods", "--as=mallory"]).await;
         output.status.success().then_some(())
     })
@@ -198,7 +198,7 @@ async fn the_users_keys_are_for_who_may_extend_under_their_own_name() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
-async fn whoever_steals_our_token_changes_no_more_of_a_pod_than_its_mark() {
+async fn a_stolen_service_account_token_can_change_only_the_mark() {
     let ns = Namespace::new("t-mark-").await;
     let (name, _) = marked(&ns).await;
     let pod = format!("pod/{name}");
