@@ -1,14 +1,15 @@
-//! `kubectl pristine`: what a person asks about marked pods, and does about them. One file a command.
+//! `kubectl pristine`: the command line and its dispatch. Each command has a file of its own.
 //!
-//! It only uses what its user may do, and the keys that the API server guards; nothing here is trusted by the webhook.
+//! The plugin has the permissions of its user, and writes only the keys that a policy in the API server protects. The
+//! webhook trusts nothing here.
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::clock::Clock;
 use connection::{Connection, Global};
-use output::{Failure, complain};
+use output::{Failure, emit_stderr};
 
 pub mod bypass;
 pub mod certs;
@@ -24,16 +25,16 @@ pub mod output;
 pub mod row;
 pub mod version;
 
-/// Pods that somebody has exec'd into: who, when they are evicted, and whether that can be relied on.
+/// List the pods that users have exec'd into, manage their eviction, and check that Pristine works.
 ///
-/// Exit codes are kubectl's: 0 if all went well, 1 if anything did not.
+/// Exit codes are kubectl's: 0 if everything succeeded, 1 if anything failed.
 #[derive(Debug, Parser)]
 #[command(name = "kubectl pristine", bin_name = "kubectl pristine", version, max_term_width = 100)]
 pub struct Cli {
-    /// What to do.
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
-    /// kubectl's own flags.
+    /// kubectl's global flags.
     #[command(flatten)]
     pub global: Global,
 }
@@ -41,42 +42,42 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// List pods that somebody interacted with.
+    /// List marked pods: who interacted with them, and when they are evicted.
     Get(get::Arguments),
-    /// Show every interaction with a pod, what holds up its eviction, and what outlives it.
+    /// Show the interactions with a pod, what blocks its eviction, and which volumes outlive it.
     Describe(describe::Arguments),
-    /// Put the eviction of pods off.
+    /// Extend the eviction deadline of pods.
     Extend(extend::Extend),
-    /// Keep pods until they are released, for as long as the configuration allows.
+    /// Hold pods: do not evict them until they are released, or until the limit (eviction.maxExtension).
     Hold(extend::Hold),
-    /// Take back an extension or a hold.
+    /// Cancel the extension or the hold of pods.
     Release(extend::Release),
-    /// Evict marked pods now, within their disruption budgets.
+    /// Evict marked pods now, respecting PodDisruptionBudgets.
     Evict(evict::Arguments),
-    /// Show CAs, the serving certificate of each replica, and whether the API server is told to trust them.
+    /// Show the CAs, the serving certificate of each replica, and whether caBundle trusts them.
     Certs,
-    /// Check whether the webhook is reachable and trusted, and find who can get around it.
+    /// Check that the webhook is reachable and trusted, and list who can bypass it.
     Doctor,
-    /// Print the versions of the plugin, of Pristine and of Kubernetes.
+    /// Print the versions of the plugin, Pristine and Kubernetes.
     Version,
     /// Print a completion script.
     Completion {
-        /// For which shell; `kubectl` is the program by which kubectl completes `kubectl pristine`.
+        /// The shell to complete in; `kubectl` prints the program that kubectl runs to complete `kubectl pristine`.
         shell: completion::Shell,
     },
-    /// The words typed so far, the last one to be completed.
+    /// kubectl's completion protocol.
     #[command(name = "__complete", hide = true)]
     Complete {
-        /// The words.
+        /// The words typed so far; the last one is completed.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
 }
 
-/// The whole program. `words` are the command line, with the name that the program was called by.
+/// Runs the program. `words` are the command line, beginning with the name that the program was called by.
 #[must_use]
 pub fn main(mut words: Vec<OsString>) -> ExitCode {
-    // kubectl completes `kubectl NAME` by a program `kubectl_complete-NAME`, which may be a link to this one.
+    // kubectl completes `kubectl NAME` with a program `kubectl_complete-NAME`, which may be a link to this one.
     let called = words.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     if called.rsplit('/').next().is_some_and(|name| name.starts_with("kubectl_complete-")) {
         words.insert(1, "__complete".into());
@@ -85,19 +86,19 @@ pub fn main(mut words: Vec<OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            // --help and --version are no errors; a word that is not understood is 1, as with kubectl, and not 2.
+            // --help and --version are not errors. A usage error exits with 1, as in kubectl, and not with clap's 2.
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let done = match runtime {
+    let result = match runtime {
         Ok(runtime) => runtime.block_on(run(cli)),
-        Err(error) => Err(Failure::new(format!("cannot start: {error}"))),
+        Err(error) => Err(Failure::new(format!("cannot start the async runtime: {error}"))),
     };
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            complain(&failure.show());
+            emit_stderr(&failure.show());
             ExitCode::FAILURE
         }
     }
@@ -105,9 +106,9 @@ pub fn main(mut words: Vec<OsString>) -> ExitCode {
 
 async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
-        Command::Completion { shell } => return completion::script(shell),
-        // Whatever goes wrong, a completion says nothing: it would be mixed into what is being typed.
-        Command::Complete { words } => return completion::complete(&words).await,
+        Command::Completion { shell } => return completion::script(shell, Cli::command()),
+        // A completion prints no error: it would appear in the middle of the line that the user is typing.
+        Command::Complete { words } => return completion::complete(&words, &Cli::command()).await,
         _ => {}
     }
     let (connection, clock) = (Connection::new(&cli.global).await?, Clock::system());

@@ -1,4 +1,4 @@
-//! The `kubectl pristine` plugin.
+//! The program behind `kubectl pristine`.
 
 use std::process::ExitCode;
 

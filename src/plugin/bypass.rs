@@ -1,52 +1,54 @@
-//! Who may get around Pristine, or switch it off: a reading of RBAC. Pure.
+//! Finds in RBAC who can bypass Pristine or disable it. Pure.
 
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject};
 
-/// A right that is enough to go unseen.
+/// A permission that is enough to bypass Pristine or to disable it.
 #[derive(Clone, Copy, Debug)]
-pub struct Right {
-    /// What it leads to, for people.
-    pub leads_to: &'static str,
+pub struct Permission {
+    /// For people: what its holder can do, as the end of a sentence.
+    pub allows: &'static str,
     /// Any of these.
     pub verbs: &'static [&'static str],
-    /// Its API group; "" is the core.
+    /// Its API group; "" is the core group.
     pub group: &'static str,
-    /// Its resource, with the subresource.
+    /// Its resource, with a subresource if there is one.
     pub resource: &'static str,
-    /// The object that is meant; none is any.
+    /// The name of the object that matters; none means any.
     pub name: Option<&'static str>,
-    /// Whether only Pristine's own namespace is meant.
+    /// Whether only Pristine's own namespace matters.
     pub is_ours: bool,
-    /// How to take it away, or make it harmless.
+    /// How to revoke it, or make it harmless.
     pub fix: &'static str,
 }
 
-const NARROW: &str = "take the rule out of the role, or delete the binding: kubectl delete BINDING";
+const NARROW: &str = "remove the rule from the role, or delete the binding: kubectl delete BINDING";
 
-/// All of them.
-pub const RIGHTS: &[Right] = &[
-    Right {
-        leads_to: "exec through the kubelet's API, which no admission webhook and no audit policy for execs sees",
+/// All such permissions.
+pub const PERMISSIONS: &[Permission] = &[
+    Permission {
+        allows: "exec through the kubelet's API, which bypasses admission webhooks and audit policies for execs",
         verbs: &["get", "create"],
         group: "",
         resource: "nodes/proxy",
         name: None,
         is_ours: false,
-        fix: "kubectl apply -k manifests/components/nodes-proxy-guard, or grant nodes/metrics, nodes/stats and nodes/log instead",
+        fix: "kubectl apply -k manifests/components/nodes-proxy-guard, or grant nodes/metrics, nodes/stats and \
+              nodes/log instead",
     },
-    Right {
-        leads_to: "put on the group of break-glass: the exec is admitted also when it cannot be marked",
+    Permission {
+        allows: "impersonate the break-glass group: an exec is then admitted even if the pod cannot be marked",
         verbs: &["impersonate"],
         group: "",
         resource: "groups",
         name: Some("pristine:break-glass"),
         is_ours: false,
-        fix: "bind the ClusterRole pristine:may-break-glass to the few who are meant, and impersonation of any group to nobody",
+        fix: "bind the ClusterRole pristine:may-break-glass to the intended users only, and let no user impersonate \
+              any group",
     },
-    Right {
-        leads_to: "switch the webhook off, or send its requests elsewhere",
+    Permission {
+        allows: "disable the webhook, or redirect its requests",
         verbs: &["update", "patch", "delete", "deletecollection"],
         group: "admissionregistration.k8s.io",
         resource: "validatingwebhookconfigurations",
@@ -54,8 +56,8 @@ pub const RIGHTS: &[Right] = &[
         is_ours: false,
         fix: NARROW,
     },
-    Right {
-        leads_to: "switch off the policies that keep marks from being faked or wiped",
+    Permission {
+        allows: "disable the policies that protect marks from being forged or wiped",
         verbs: &["update", "patch", "delete", "deletecollection"],
         group: "admissionregistration.k8s.io",
         resource: "validatingadmissionpolicybindings",
@@ -63,8 +65,8 @@ pub const RIGHTS: &[Right] = &[
         is_ours: false,
         fix: NARROW,
     },
-    Right {
-        leads_to: "switch off the policies that keep marks from being faked or wiped",
+    Permission {
+        allows: "disable the policies that protect marks from being forged or wiped",
         verbs: &["update", "patch", "delete", "deletecollection"],
         group: "admissionregistration.k8s.io",
         resource: "validatingadmissionpolicies",
@@ -72,8 +74,8 @@ pub const RIGHTS: &[Right] = &[
         is_ours: false,
         fix: NARROW,
     },
-    Right {
-        leads_to: "write marks as Pristine's ServiceAccount, by impersonating it",
+    Permission {
+        allows: "impersonate Pristine's ServiceAccount, and write marks as it",
         verbs: &["impersonate"],
         group: "",
         resource: "serviceaccounts",
@@ -81,8 +83,8 @@ pub const RIGHTS: &[Right] = &[
         is_ours: true,
         fix: NARROW,
     },
-    Right {
-        leads_to: "delete Pristine's namespace, and Pristine with it",
+    Permission {
+        allows: "delete Pristine's namespace, and with it Pristine",
         verbs: &["delete"],
         group: "",
         resource: "namespaces",
@@ -90,8 +92,8 @@ pub const RIGHTS: &[Right] = &[
         is_ours: false,
         fix: NARROW,
     },
-    Right {
-        leads_to: "run pods as Pristine's ServiceAccount",
+    Permission {
+        allows: "run pods as Pristine's ServiceAccount",
         verbs: &["create", "update", "patch"],
         group: "apps",
         resource: "deployments",
@@ -99,8 +101,8 @@ pub const RIGHTS: &[Right] = &[
         is_ours: true,
         fix: NARROW,
     },
-    Right {
-        leads_to: "read the key of the CA, and answer admission reviews in Pristine's place",
+    Permission {
+        allows: "read the CA's private key, and answer admission reviews in Pristine's place",
         verbs: &["get", "list", "watch"],
         group: "",
         resource: "secrets",
@@ -108,8 +110,8 @@ pub const RIGHTS: &[Right] = &[
         is_ours: true,
         fix: NARROW,
     },
-    Right {
-        leads_to: "write marks as Pristine's ServiceAccount",
+    Permission {
+        allows: "create a token of Pristine's ServiceAccount, and write marks as it",
         verbs: &["create"],
         group: "",
         resource: "serviceaccounts/token",
@@ -117,8 +119,8 @@ pub const RIGHTS: &[Right] = &[
         is_ours: true,
         fix: NARROW,
     },
-    Right {
-        leads_to: "run a pod as Pristine's ServiceAccount",
+    Permission {
+        allows: "run a pod as Pristine's ServiceAccount",
         verbs: &["create"],
         group: "",
         resource: "pods",
@@ -126,8 +128,8 @@ pub const RIGHTS: &[Right] = &[
         is_ours: true,
         fix: NARROW,
     },
-    Right {
-        leads_to: "change the rules",
+    Permission {
+        allows: "change Pristine's configuration",
         verbs: &["update", "patch", "delete"],
         group: "",
         resource: "configmaps",
@@ -137,7 +139,7 @@ pub const RIGHTS: &[Right] = &[
     },
 ];
 
-/// Roles and bindings of a cluster.
+/// The roles and bindings of a cluster.
 #[derive(Default)]
 pub struct Rbac {
     /// `clusterroles`
@@ -150,7 +152,7 @@ pub struct Rbac {
     pub role_bindings: Vec<RoleBinding>,
 }
 
-/// Whoever has a right, and by which binding.
+/// A subject that has a permission, and the binding that grants it.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Holder {
     /// For example `Group sre`.
@@ -160,35 +162,35 @@ pub struct Holder {
 }
 
 impl Rbac {
-    /// Who has it; without the control plane's own accounts and those who may do everything, who are [`Self::masters`].
+    /// The subjects with this permission, without the control plane's own accounts and the [`Self::cluster_admins`].
     #[must_use]
-    pub fn holders(&self, right: &Right) -> Vec<Holder> {
+    pub fn holders(&self, permission: &Permission) -> Vec<Holder> {
         let mut all = BTreeSet::new();
-        let masters = self.masters();
+        let admins = self.cluster_admins();
         for (subjects, role, binding, is_cluster_wide) in self.bindings() {
-            if !is_cluster_wide && !right.is_ours {
+            if !is_cluster_wide && !permission.is_ours {
                 continue;
             }
-            if !self.rules(role, is_cluster_wide).iter().any(|rule| grants(rule, right)) {
+            if !self.rules(role, is_cluster_wide).iter().any(|rule| grants(rule, permission)) {
                 continue;
             }
-            let known = |subject: &String| masters.iter().any(|master| master.subject == *subject);
+            let is_admin = |subject: &String| admins.iter().any(|admin| admin.subject == *subject);
             let subjects = subjects.iter().filter(|subject| !is_control_plane(subject)).map(name);
-            all.extend(subjects.filter(|it| !known(it)).map(|subject| Holder { subject, binding: binding.clone() }));
+            all.extend(subjects.filter(|it| !is_admin(it)).map(|subject| Holder { subject, binding: binding.clone() }));
         }
         all.into_iter().collect()
     }
 
-    /// Who may do everything in the cluster.
+    /// The subjects with all permissions in the cluster.
     #[must_use]
-    pub fn masters(&self) -> Vec<Holder> {
+    pub fn cluster_admins(&self) -> Vec<Holder> {
         let mut all = BTreeSet::new();
         for (subjects, role, binding, is_cluster_wide) in self.bindings() {
             let star = |list: Option<&Vec<String>>| list.into_iter().flatten().any(|word| word == "*");
-            let all_of_it = |rule: &PolicyRule| {
+            let grants_all = |rule: &PolicyRule| {
                 star(Some(&rule.verbs)) && star(rule.api_groups.as_ref()) && star(rule.resources.as_ref())
             };
-            if is_cluster_wide && self.rules(role, true).iter().any(all_of_it) {
+            if is_cluster_wide && self.rules(role, true).iter().any(grants_all) {
                 let subjects = subjects.iter().filter(|subject| !is_control_plane(subject));
                 all.extend(subjects.map(|subject| Holder { subject: name(subject), binding: binding.clone() }));
             }
@@ -210,30 +212,30 @@ impl Rbac {
     }
 
     fn rules(&self, role: &RoleRef, is_cluster_wide: bool) -> &[PolicyRule] {
-        let is_it = |name: Option<&String>| name == Some(&role.name);
+        let is_named = |name: Option<&String>| name == Some(&role.name);
         if role.kind == "ClusterRole" {
-            let found = self.cluster_roles.iter().find(|found| is_it(found.metadata.name.as_ref()));
+            let found = self.cluster_roles.iter().find(|found| is_named(found.metadata.name.as_ref()));
             return found.and_then(|found| found.rules.as_deref()).unwrap_or_default();
         }
-        let found = self.roles.iter().find(|found| !is_cluster_wide && is_it(found.metadata.name.as_ref()));
+        let found = self.roles.iter().find(|found| !is_cluster_wide && is_named(found.metadata.name.as_ref()));
         found.and_then(|found| found.rules.as_deref()).unwrap_or_default()
     }
 }
 
-/// As `RuleAllows` of Kubernetes' RBAC authorizer reads a rule.
-fn grants(rule: &PolicyRule, right: &Right) -> bool {
+/// Evaluates a rule as `RuleAllows` of Kubernetes' RBAC authorizer does.
+fn grants(rule: &PolicyRule, permission: &Permission) -> bool {
     let has =
         |list: Option<&Vec<String>>, word: &str| list.into_iter().flatten().any(|entry| entry == word || entry == "*");
-    let subresource = right.resource.split_once('/').map(|(_, sub)| format!("*/{sub}"));
+    let subresource = permission.resource.split_once('/').map(|(_, sub)| format!("*/{sub}"));
     let resources = rule.resources.as_ref();
     let names = rule.resource_names.as_deref().unwrap_or_default();
-    right.verbs.iter().any(|verb| has(Some(&rule.verbs), verb))
-        && has(rule.api_groups.as_ref(), right.group)
-        && (has(resources, right.resource) || subresource.is_some_and(|any| has(resources, &any)))
-        && (names.is_empty() || right.name.is_some_and(|name| names.iter().any(|entry| entry == name)))
+    permission.verbs.iter().any(|verb| has(Some(&rule.verbs), verb))
+        && has(rule.api_groups.as_ref(), permission.group)
+        && (has(resources, permission.resource) || subresource.is_some_and(|any| has(resources, &any)))
+        && (names.is_empty() || permission.name.is_some_and(|name| names.iter().any(|entry| entry == name)))
 }
 
-/// Kubernetes' own components, and Pristine itself: who has these has the cluster anyway.
+/// Kubernetes' own components, and Pristine itself: a user who controls one of these controls the cluster anyway.
 fn is_control_plane(subject: &Subject) -> bool {
     match (subject.kind.as_str(), subject.namespace.as_deref()) {
         ("ServiceAccount", Some("kube-system")) => true,
@@ -270,11 +272,11 @@ mod tests {
 
     fn found(rule: serde_json::Value, subject: serde_json::Value) -> Vec<&'static str> {
         let rbac = cluster_of(rule, subject);
-        RIGHTS.iter().filter(|right| !rbac.holders(right).is_empty()).map(|right| right.resource).collect()
+        PERMISSIONS.iter().filter(|it| !rbac.holders(it).is_empty()).map(|it| it.resource).collect()
     }
 
     #[test]
-    fn every_way_of_writing_a_right_is_read() {
+    fn every_way_to_write_a_permission_is_recognized() {
         let sre = json!({"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": "sre"});
         for (resources, expected) in [
             (json!(["nodes/proxy"]), vec!["nodes/proxy"]),
@@ -286,7 +288,10 @@ mod tests {
             let rule = json!({"verbs": ["get"], "apiGroups": [""], "resources": resources});
             assert_eq!(found(rule, sre.clone()), expected);
         }
-        let named = |name| json!({"verbs": ["impersonate"], "apiGroups": [""], "resources": ["groups"], "resourceNames": [name]});
+        let named = |name| {
+            let verbs = ["impersonate"];
+            json!({"verbs": verbs, "apiGroups": [""], "resources": ["groups"], "resourceNames": [name]})
+        };
         assert_eq!(found(named("pristine:break-glass"), sre.clone()), ["groups"]);
         assert_eq!(found(named("other"), sre.clone()), [""; 0]);
         let other_group = json!({"verbs": ["*"], "apiGroups": ["storage.k8s.io"], "resources": ["*"]});
@@ -299,12 +304,12 @@ mod tests {
     }
 
     #[test]
-    fn masters_and_the_control_plane_are_named_apart() {
+    fn cluster_admins_and_the_control_plane_are_not_holders_of_single_permissions() {
         let everything = json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]});
         let group = json!({"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": "admins"});
         let all = cluster_of(everything, group);
-        assert_eq!(all.masters()[0].subject, "Group admins");
-        assert!(RIGHTS.iter().all(|right| all.holders(right).is_empty()), "said once, not eight times");
+        assert_eq!(all.cluster_admins()[0].subject, "Group admins");
+        assert!(PERMISSIONS.iter().all(|it| all.holders(it).is_empty()), "reported once, not eight times");
         for account in [("kube-system", "namespace-controller"), ("pristine-system", "pristine")] {
             let subject = json!({"kind": "ServiceAccount", "namespace": account.0, "name": account.1});
             assert_eq!(found(json!({"verbs": ["get"], "apiGroups": [""], "resources": ["secrets"]}), subject), [""; 0]);
@@ -312,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_right_in_one_namespace_counts_where_the_namespace_is_ours() {
+    fn a_namespaced_binding_counts_only_for_permissions_in_pristines_namespace() {
         let role = json!({"metadata": {"name": "r"}, "rules": [
             {"verbs": ["get", "create"], "apiGroups": [""], "resources": ["secrets", "nodes/proxy"]},
         ]});
@@ -326,7 +331,7 @@ mod tests {
             role_bindings: vec![serde_json::from_value(binding).unwrap()],
             ..Rbac::default()
         };
-        let found: Vec<_> = RIGHTS.iter().flat_map(|right| rbac.holders(right)).collect();
+        let found: Vec<_> = PERMISSIONS.iter().flat_map(|it| rbac.holders(it)).collect();
         assert_eq!(found, [Holder { subject: "User eve".into(), binding: "-n pristine-system rolebinding/b".into() }]);
     }
 }

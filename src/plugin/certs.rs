@@ -1,5 +1,5 @@
-//! `kubectl pristine certs`: what the API server is told to trust, and what each replica serves. Public certificates only;
-//! the Secret with the CA's key is not read.
+//! `kubectl pristine certs`: the CAs in caBundle, and the certificate that each replica serves. It reads public
+//! certificates only, and never the Secret with the CA's key.
 
 use jiff::Timestamp;
 use k8s_openapi::api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Pod};
@@ -23,33 +23,33 @@ use crate::{
 /// The `ValidatingWebhookConfiguration`, and the Service that its entries call.
 pub const NAME: &str = "pristine";
 
-/// A replica as its pod shows it.
+/// A replica, as read from its pod.
 pub struct Replica {
-    /// Name of the pod.
+    /// The name of the pod.
     pub name: String,
-    /// Whether it is Ready.
+    /// Whether the pod is Ready.
     pub is_ready: bool,
-    /// Its version; unknown until it has said so.
+    /// Its version; none until the replica has published its status.
     pub version: Option<String>,
     chain: Vec<CertificateDer<'static>>,
 }
 
-/// All that is public about certificates.
+/// The public state of all certificates.
 pub struct Trust {
-    /// Name and caBundle of each of our entries.
+    /// Name and caBundle of each webhook entry that calls Pristine.
     pub entries: Vec<(String, Vec<u8>)>,
     /// The replicas.
     pub replicas: Vec<Replica>,
-    /// Whether `kubectl debug` is refused when the webhook fails.
+    /// Whether `kubectl debug` is denied when the webhook fails.
     pub is_closed: bool,
     dns: String,
 }
 
 impl Trust {
-    /// Reads it.
+    /// Reads the state from the API server.
     ///
     /// # Errors
-    /// What the API server says.
+    /// The answer of the API server.
     pub async fn read(connection: &Connection) -> Result<Self, Failure> {
         let api: Api<ValidatingWebhookConfiguration> = Api::all(connection.client.clone());
         let found = connection.call("get validatingwebhookconfigurations", api.get(NAME)).await?;
@@ -68,7 +68,7 @@ impl Trust {
         Ok(Self { entries, replicas, is_closed, dns: format!("{NAME}.{}.svc", connection.pristine) })
     }
 
-    /// Whether every entry has the same caBundle, and it is not empty.
+    /// Whether caBundle is set and identical in all entries.
     #[must_use]
     pub fn is_one_bundle(&self) -> bool {
         self.entries
@@ -76,7 +76,7 @@ impl Trust {
             .is_some_and(|(_, first)| !first.is_empty() && self.entries.iter().all(|(_, it)| it == first))
     }
 
-    /// The CAs in any caBundle, each once.
+    /// All CAs of all caBundles, without duplicates.
     fn cas(&self) -> Vec<Certificate> {
         let mut all: Vec<Certificate> = Vec::new();
         for (_, bundle) in &self.entries {
@@ -90,7 +90,7 @@ impl Trust {
         all
     }
 
-    /// Until when the API server accepts what this replica serves, through every entry; nothing if it does not.
+    /// The expiry of this replica's certificate, if the API server trusts it through every entry; else none.
     #[must_use]
     pub fn trusted_until(&self, replica: &Replica, now: Timestamp) -> Option<Timestamp> {
         let trusts = |bundle: &[u8]| bundle::verifies(bundle, &replica.chain, &self.dns, now);
@@ -104,23 +104,23 @@ fn replica(pod: Pod) -> Option<Replica> {
         return None;
     }
     let is_ready = is_ready(&pod);
-    let said = pod.metadata.annotations.as_ref().and_then(|all| all.get(REPLICA));
-    let said = said.and_then(|text| ReplicaStatus::parse(text));
-    let chain = said.as_ref().map(ReplicaStatus::chain).unwrap_or_default();
-    Some(Replica { name: pod.metadata.name?, is_ready, version: said.map(|said| said.version), chain })
+    let status = pod.metadata.annotations.as_ref().and_then(|all| all.get(REPLICA));
+    let status = status.and_then(|text| ReplicaStatus::parse(text));
+    let chain = status.as_ref().map(ReplicaStatus::chain).unwrap_or_default();
+    Some(Replica { name: pod.metadata.name?, is_ready, version: status.map(|status| status.version), chain })
 }
 
-/// Prints it.
+/// Prints the CAs and the serving certificates.
 ///
 /// # Errors
-/// What the API server says.
+/// The answer of the API server.
 pub async fn run(connection: &Connection, clock: &Clock) -> Result<(), Failure> {
     let trust = Trust::read(connection).await?;
     emit(&text(&trust, clock.now()))
 }
 
 fn text(trust: &Trust, now: Timestamp) -> String {
-    let left = |at: Timestamp| {
+    let expires_in = |at: Timestamp| {
         if at <= now { "expired".to_owned() } else { duration(at.duration_since(now)) }
     };
     let entries = trust.entries.len();
@@ -128,7 +128,7 @@ fn text(trust: &Trust, now: Timestamp) -> String {
         let alone = bundle::pem([ca]);
         let has = |bundle: &Vec<u8>| bundle::trusts(bundle, &[ca], now);
         let trusting = trust.entries.iter().filter(|(_, bundle)| has(bundle)).count();
-        // The leaf alone: the chain may also hold the cross certificate, by which another CA vouches for it.
+        // The leaf alone, because the chain can also contain the cross certificate, which another CA signed.
         let signs = |replica: &&Replica| {
             bundle::verifies(alone.as_bytes(), replica.chain.get(..1).unwrap_or_default(), &trust.dns, now)
         };
@@ -136,7 +136,7 @@ fn text(trust: &Trust, now: Timestamp) -> String {
         [
             ca.serial.clone(),
             format!("{:.0}", ca.not_after),
-            left(ca.not_after),
+            expires_in(ca.not_after),
             format!("{trusting} of {entries} entries"),
             format!("{signed} of {} replicas", trust.replicas.len()),
         ]
@@ -150,16 +150,19 @@ fn text(trust: &Trust, now: Timestamp) -> String {
             replica.name.clone(),
             leaf.as_ref().map_or_else(unknown, |leaf| leaf.serial.clone()),
             leaf.as_ref().map_or_else(unknown, |leaf| format!("{:.0}", leaf.not_after)),
-            leaf.as_ref().map_or_else(unknown, |leaf| left(leaf.not_after)),
+            leaf.as_ref().map_or_else(unknown, |leaf| expires_in(leaf.not_after)),
             if leaf.is_some() { trusted.to_owned() } else { unknown() },
         ]
     };
     let replicas: Vec<_> = trust.replicas.iter().map(replica).collect();
-    let sync = if trust.is_one_bundle() { "yes" } else { "no" };
+    let is_identical = if trust.is_one_bundle() { "yes" } else { "no" };
     let none = |text: String, is_empty: bool| if is_empty { "<none>\n".to_owned() } else { text };
     format!(
-        "{}\n{}\ncaBundle is the same and not empty in all {entries} entries: {sync}\n",
-        none(table(&["CA", "VALID UNTIL", "EXPIRES-IN", "TRUSTED BY", "SIGNED FOR"], &cas), cas.is_empty()),
-        none(table(&["REPLICA", "SERVING", "VALID UNTIL", "EXPIRES-IN", "TRUSTED"], &replicas), replicas.is_empty()),
+        "{}\n{}\ncaBundle is set and identical in all {entries} webhook entries: {is_identical}\n",
+        none(table(&["CA", "VALID-UNTIL", "EXPIRES-IN", "TRUSTED-BY", "SIGNED-FOR"], &cas), cas.is_empty()),
+        none(
+            table(&["REPLICA", "CERTIFICATE", "VALID-UNTIL", "EXPIRES-IN", "TRUSTED"], &replicas),
+            replicas.is_empty()
+        ),
     )
 }

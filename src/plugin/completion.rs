@@ -1,48 +1,49 @@
-//! Completion: a shell's own scripts, and kubectl's protocol, by which `kubectl pristine get <TAB>` offers live names.
+//! Completion: scripts for shells, and kubectl's protocol, with which `kubectl pristine get <TAB>` offers live names.
 //!
-//! kubectl (1.26 and later) runs `kubectl_complete-pristine` with the words typed so far, and reads candidates, one a line,
-//! with an optional description after a tab; the last line is `:` and a number, the directive of cobra's `__complete`.
+//! kubectl (1.26 and later) runs `kubectl_complete-pristine` with the words typed so far, and reads one candidate per
+//! line, with an optional description after a tab. The last line is `:` and a number, the directive of cobra's
+//! `__complete`.
 
 use std::time::Duration;
 
-use clap::{ArgAction, CommandFactory as _, FromArgMatches as _, ValueEnum};
+use clap::{ArgAction, FromArgMatches as _, ValueEnum};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, api::ListParams};
 
 use super::{
-    Cli,
     connection::{Connection, Global},
     output::{Failure, emit},
 };
 use crate::mark::INTERACTED;
 
-/// Nobody waits for longer after pressing a key.
-const LIMIT: Duration = Duration::from_secs(3);
-/// `ShellCompDirectiveNoFileComp` of cobra: what is not listed is not offered, and file names least of all.
+/// A user who pressed Tab does not wait longer than this.
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// `ShellCompDirectiveNoFileComp` of cobra: the shell offers only what is listed, and no file names.
 const NO_FILES: &str = ":4\n";
 
-/// Who is to complete.
+/// What to print a script for.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Shell {
-    /// For `kubectl-pristine` called by that name.
+    /// Completes `kubectl-pristine`, called by that name.
     Bash,
-    /// For `kubectl-pristine` called by that name.
+    /// Completes `kubectl-pristine`, called by that name.
     Fish,
-    /// For `kubectl-pristine` called by that name.
+    /// Completes `kubectl-pristine`, called by that name.
     Zsh,
-    /// For `kubectl pristine`, in any shell in which kubectl is completed.
+    /// Completes `kubectl pristine`, in every shell with kubectl's own completion.
     Kubectl,
 }
 
-/// Prints a script.
+/// Prints a completion script for this command line.
 ///
 /// # Errors
-/// When it cannot be written.
-pub fn script(shell: Shell) -> Result<(), Failure> {
+/// If standard output cannot be written.
+pub fn script(shell: Shell, mut cli: clap::Command) -> Result<(), Failure> {
     let shell = match shell {
         Shell::Kubectl => {
             return emit(
-                "#!/bin/sh\n# Put this on the PATH as kubectl_complete-pristine, and make it executable.\nexec kubectl-pristine __complete \"$@\"\n",
+                "#!/bin/sh\n# Install this on the PATH as kubectl_complete-pristine, and make it executable.\n\
+                 exec kubectl-pristine __complete \"$@\"\n",
             );
         }
         Shell::Bash => clap_complete::Shell::Bash,
@@ -50,14 +51,14 @@ pub fn script(shell: Shell) -> Result<(), Failure> {
         Shell::Zsh => clap_complete::Shell::Zsh,
     };
     let mut text = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "kubectl-pristine", &mut text);
+    clap_complete::generate(shell, &mut cli, "kubectl-pristine", &mut text);
     emit(&String::from_utf8_lossy(&text))
 }
 
-/// What the last word may become.
+/// What the last word can be completed to.
 #[derive(Debug, Eq, PartialEq)]
 enum Wanted {
-    /// These, as they are.
+    /// One of these words.
     Words(Vec<String>),
     /// A marked pod.
     Pods,
@@ -65,17 +66,17 @@ enum Wanted {
     Namespaces,
 }
 
-/// Prints the candidates. Whatever goes wrong, there are none.
+/// Prints the candidates for the last word, and none if a request fails.
 ///
 /// # Errors
-/// When they cannot be written.
-pub async fn complete(words: &[String]) -> Result<(), Failure> {
+/// If standard output cannot be written.
+pub async fn complete(words: &[String], cli: &clap::Command) -> Result<(), Failure> {
     let (typed, before) = words.split_last().map_or(("", words), |(last, before)| (last.as_str(), before));
-    let candidates = match wanted(before, typed) {
+    let candidates = match wanted(cli, before, typed) {
         Wanted::Words(words) => words,
-        live => tokio::time::timeout(LIMIT, names(before, &live)).await.ok().flatten().unwrap_or_default(),
+        live => tokio::time::timeout(TIMEOUT, names(cli, before, &live)).await.ok().flatten().unwrap_or_default(),
     };
-    // A flag is typed together with its value: --namespace=kube<TAB>
+    // A flag can be typed together with its value: --namespace=kube<TAB>
     let prefix = typed.split_once('=').filter(|_| typed.starts_with('-')).map(|(flag, _)| format!("{flag}="));
     let prefix = prefix.unwrap_or_default();
     let offered = candidates.into_iter().map(|word| format!("{prefix}{word}"));
@@ -83,12 +84,11 @@ pub async fn complete(words: &[String]) -> Result<(), Failure> {
     emit(&(text + NO_FILES))
 }
 
-/// By the words alone.
-fn wanted(before: &[String], typed: &str) -> Wanted {
-    let all = Cli::command();
-    let position = before.iter().position(|word| all.find_subcommand(word).is_some());
-    let command = position.and_then(|at| all.find_subcommand(&before[at]));
-    let flags = || all.get_arguments().chain(command.into_iter().flat_map(clap::Command::get_arguments));
+/// Decides from the command line alone what the last word can be.
+fn wanted(cli: &clap::Command, before: &[String], typed: &str) -> Wanted {
+    let position = before.iter().position(|word| cli.find_subcommand(word).is_some());
+    let command = position.and_then(|at| cli.find_subcommand(&before[at]));
+    let flags = || cli.get_arguments().chain(command.into_iter().flat_map(clap::Command::get_arguments));
     let flag = |word: &str| {
         flags().find(|flag| {
             let long = flag.get_long().is_some_and(|long| word.strip_prefix("--") == Some(long));
@@ -113,7 +113,7 @@ fn wanted(before: &[String], typed: &str) -> Wanted {
         );
     }
     let Some(command) = command else {
-        let commands = all.get_subcommands().filter(|command| !command.is_hide_set());
+        let commands = cli.get_subcommands().filter(|command| !command.is_hide_set());
         return Wanted::Words(commands.map(|command| described(command.get_name(), command.get_about())).collect());
     };
     match command.get_positionals().next() {
@@ -128,9 +128,9 @@ fn described(word: &str, help: Option<&clap::builder::StyledStr>) -> String {
     format!("{word}\t{}", help.lines().next().unwrap_or_default())
 }
 
-/// What is in the cluster that the words typed so far point to.
-async fn names(before: &[String], wanted: &Wanted) -> Option<Vec<String>> {
-    let connection = Connection::new(&global(before)).await.ok()?;
+/// The names in the cluster that the words typed so far refer to.
+async fn names(cli: &clap::Command, before: &[String], wanted: &Wanted) -> Option<Vec<String>> {
+    let connection = Connection::new(&global(cli, before)).await.ok()?;
     let name = |metadata: kube::api::ObjectMeta| metadata.name;
     if *wanted == Wanted::Namespaces {
         let api: Api<Namespace> = Api::all(connection.client.clone());
@@ -146,23 +146,26 @@ async fn names(before: &[String], wanted: &Wanted) -> Option<Vec<String>> {
     let marked = ListParams::default().labels(&format!("{INTERACTED}=true"));
     let pods = connection.pods().list_metadata(&marked).await.ok()?;
     let pods = pods.into_iter().filter_map(|pod| name(pod.metadata));
-    // Those that are on the line already are not offered again.
+    // Pods that are already on the line are not offered again.
     Some(pods.filter(|name| !before.contains(name)).collect())
 }
 
-/// The global flags on a line that is not complete, and may not make sense yet.
-fn global(before: &[String]) -> Global {
+/// The global flags on a line that is unfinished and possibly not valid yet.
+fn global(cli: &clap::Command, before: &[String]) -> Global {
     let words = std::iter::once("kubectl-pristine").chain(before.iter().map(String::as_str));
-    let found = Cli::command().ignore_errors(true).try_get_matches_from(words).ok();
+    let found = cli.clone().ignore_errors(true).try_get_matches_from(words).ok();
     found.and_then(|matches| Global::from_arg_matches(&matches).ok()).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use clap::CommandFactory as _;
 
-    fn ask(before: &[&str], typed: &str) -> Wanted {
-        wanted(&before.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>(), typed)
+    use super::*;
+    use crate::plugin::Cli;
+
+    fn candidates(before: &[&str], typed: &str) -> Wanted {
+        wanted(&Cli::command(), &before.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>(), typed)
     }
 
     fn words(wanted: Wanted) -> Vec<String> {
@@ -171,27 +174,27 @@ mod tests {
     }
 
     #[test]
-    fn each_word_is_completed_by_what_it_can_be() {
-        assert!(words(ask(&[], "")).contains(&"describe".to_owned()));
-        assert!(!words(ask(&[], "")).contains(&"__complete".to_owned()));
-        assert_eq!(ask(&["get"], ""), Wanted::Pods);
-        assert_eq!(ask(&["-n", "x", "extend"], "we"), Wanted::Pods);
-        assert_eq!(ask(&["get", "-n"], "ku"), Wanted::Namespaces);
-        assert_eq!(ask(&["get"], "--namespace=ku"), Wanted::Namespaces);
-        assert_eq!(words(ask(&["get", "-o"], "")), ["table", "wide", "json", "yaml", "name"]);
-        assert_eq!(words(ask(&["completion"], "")), ["bash", "fish", "zsh", "kubectl"]);
-        assert!(words(ask(&["get"], "-")).contains(&"--all-namespaces".to_owned()));
-        assert!(words(ask(&["evict"], "--d")).contains(&"--dry-run".to_owned()));
-        assert_eq!(words(ask(&["certs"], "")), [""; 0]);
+    fn each_argument_is_completed_with_its_own_kind_of_value() {
+        assert!(words(candidates(&[], "")).contains(&"describe".to_owned()));
+        assert!(!words(candidates(&[], "")).contains(&"__complete".to_owned()));
+        assert_eq!(candidates(&["get"], ""), Wanted::Pods);
+        assert_eq!(candidates(&["-n", "x", "extend"], "we"), Wanted::Pods);
+        assert_eq!(candidates(&["get", "-n"], "ku"), Wanted::Namespaces);
+        assert_eq!(candidates(&["get"], "--namespace=ku"), Wanted::Namespaces);
+        assert_eq!(words(candidates(&["get", "-o"], "")), ["table", "wide", "json", "yaml", "name"]);
+        assert_eq!(words(candidates(&["completion"], "")), ["bash", "fish", "zsh", "kubectl"]);
+        assert!(words(candidates(&["get"], "-")).contains(&"--all-namespaces".to_owned()));
+        assert!(words(candidates(&["evict"], "--d")).contains(&"--dry-run".to_owned()));
+        assert_eq!(words(candidates(&["certs"], "")), [""; 0]);
     }
 
     #[test]
     fn global_flags_are_found_on_an_unfinished_line() {
         let line = ["get", "-n", "prod", "--context=c", "web", "--as", "alice"].map(str::to_owned);
-        let global = global(&line);
-        assert_eq!(global.namespace.as_deref(), Some("prod"));
-        assert_eq!((global.context.as_deref(), global.impersonate.as_deref()), (Some("c"), Some("alice")));
-        let of_others = super::global(&["extend", "--for", "30m", "-n", "prod"].map(str::to_owned));
-        assert_eq!(of_others.namespace.as_deref(), Some("prod"));
+        let found = global(&Cli::command(), &line);
+        assert_eq!(found.namespace.as_deref(), Some("prod"));
+        assert_eq!((found.context.as_deref(), found.impersonate.as_deref()), (Some("c"), Some("alice")));
+        let found = global(&Cli::command(), &["extend", "--for", "30m", "-n", "prod"].map(str::to_owned));
+        assert_eq!(found.namespace.as_deref(), Some("prod"));
     }
 }

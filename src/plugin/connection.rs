@@ -1,4 +1,4 @@
-//! kubectl's global flags, the client they lead to, and what is said when the API server says no or nothing.
+//! kubectl's global flags, the client that they configure, and the API server's errors in kubectl's words.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -17,64 +17,64 @@ use crate::error::chain;
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Global flags")]
 pub struct Global {
-    /// The namespace; by default the one of the context.
+    /// The namespace scope for this request; by default the namespace of the context.
     #[arg(short, long, global = true)]
     pub namespace: Option<String>,
-    /// Path of the kubeconfig file.
+    /// Path to the kubeconfig file.
     #[arg(long, global = true)]
     pub kubeconfig: Option<PathBuf>,
-    /// The context of the kubeconfig to use.
+    /// The name of the kubeconfig context to use.
     #[arg(long, global = true)]
     pub context: Option<String>,
-    /// The cluster of the kubeconfig to use.
+    /// The name of the kubeconfig cluster to use.
     #[arg(long, global = true)]
     pub cluster: Option<String>,
-    /// The user of the kubeconfig to use.
+    /// The name of the kubeconfig user to use.
     #[arg(long, global = true)]
     pub user: Option<String>,
-    /// Address and port of the API server.
+    /// The address and port of the Kubernetes API server.
     #[arg(short, long, global = true)]
     pub server: Option<String>,
-    /// Bearer token for the API server.
+    /// Bearer token for authentication to the API server.
     #[arg(long, global = true)]
     pub token: Option<String>,
-    /// Path of a client certificate, PEM.
+    /// Path to a client certificate file for TLS, in PEM.
     #[arg(long, global = true)]
     pub client_certificate: Option<PathBuf>,
-    /// Path of the key of the client certificate, PEM.
+    /// Path to a client key file for TLS, in PEM.
     #[arg(long, global = true)]
     pub client_key: Option<PathBuf>,
-    /// The name that the API server's certificate is checked for, instead of the host's.
+    /// Server name to use for server certificate validation; by default the hostname used to contact the server.
     #[arg(long, global = true)]
     pub tls_server_name: Option<String>,
-    /// Path of a file with the certificates to trust, PEM.
+    /// Path to a file with the certificates of the certificate authority, in PEM.
     #[arg(long, global = true)]
     pub certificate_authority: Option<PathBuf>,
-    /// Do not check the API server's certificate. This makes the connection insecure.
+    /// Do not check the server's certificate for validity. This makes your HTTPS connections insecure.
     #[arg(long, global = true)]
     pub insecure_skip_tls_verify: bool,
-    /// User to impersonate.
+    /// Username to impersonate for the operation.
     #[arg(long = "as", global = true, value_name = "USER")]
     pub impersonate: Option<String>,
-    /// Group to impersonate; can be repeated.
+    /// Group to impersonate for the operation; repeat the flag to specify multiple groups.
     #[arg(long = "as-group", global = true, value_name = "GROUP")]
     pub impersonate_group: Vec<String>,
-    /// UID to impersonate.
+    /// UID to impersonate for the operation.
     #[arg(long = "as-uid", global = true, value_name = "UID")]
     pub impersonate_uid: Option<String>,
-    /// How long to wait for one answer of the API server, for example 5s or 1m; 0 is for ever.
-    #[arg(long, global = true, default_value = "30s", value_parser = timeout)]
+    /// How long to wait before giving up on a single server request, for example 5s or 1m; 0 means no timeout.
+    #[arg(long, global = true, default_value = "30s", value_parser = timeout, value_name = "DURATION")]
     pub request_timeout: Timeout,
     /// The namespace that Pristine is installed in.
     #[arg(long, global = true, default_value = "pristine-system", value_name = "NAMESPACE")]
     pub pristine_namespace: String,
 }
 
-/// The wait for one answer; none is for ever.
+/// `--request-timeout`; none means no timeout.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timeout(Option<Duration>);
 
-/// As kubectl has it: a duration, or seconds without a unit.
+/// Reads it as kubectl does: a duration, or seconds without a unit.
 fn timeout(text: &str) -> Result<Timeout, String> {
     let duration = match text.parse::<u32>() {
         Ok(seconds) => Duration::from_secs(seconds.into()),
@@ -83,47 +83,47 @@ fn timeout(text: &str) -> Result<Timeout, String> {
     Ok(Timeout((!duration.is_zero()).then_some(duration)))
 }
 
-/// A way to the API server.
+/// The client for the API server, and the namespaces in use.
 #[derive(Clone)]
 pub struct Connection {
-    /// For requests.
+    /// The client.
     pub client: Client,
-    /// The namespace meant.
+    /// The namespace of the pods that the command is about.
     pub namespace: String,
-    /// Where Pristine is.
+    /// The namespace that Pristine is installed in.
     pub pristine: String,
     url: String,
     timeout: Option<Duration>,
 }
 
 impl Connection {
-    /// Follows the flags, the environment and the kubeconfig, as kubectl does.
+    /// Reads the flags, the environment and the kubeconfig, as kubectl does.
     ///
     /// # Errors
-    /// What is missing or cannot be read.
+    /// If the kubeconfig is missing, cannot be read, or is invalid.
     pub async fn new(global: &Global) -> Result<Self, Failure> {
-        let wrong =
+        let invalid =
             |error: &dyn std::error::Error| Failure::new(format!("cannot use the kubeconfig: {}", chain(error)));
         let kubeconfig = match &global.kubeconfig {
-            Some(path) => Some(Kubeconfig::read_from(path).map_err(|error| wrong(&error))?),
+            Some(path) => Some(Kubeconfig::read_from(path).map_err(|error| invalid(&error))?),
             None => match Kubeconfig::read() {
                 Ok(found) => Some(found),
-                // In a pod there is none, and none is needed.
+                // A pod has no kubeconfig and needs none: it uses its ServiceAccount.
                 Err(_) if std::env::var_os("KUBECONFIG").is_none() => None,
-                Err(error) => return Err(wrong(&error)),
+                Err(error) => return Err(invalid(&error)),
             },
         };
         let mut config = match kubeconfig {
             Some(mut kubeconfig) => {
-                global.amend(&mut kubeconfig);
+                global.apply(&mut kubeconfig);
                 let options = KubeConfigOptions {
                     context: global.context.clone(),
                     cluster: global.cluster.clone(),
                     user: global.user.clone(),
                 };
-                Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| wrong(&error))?
+                Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| invalid(&error))?
             }
-            None => Config::infer().await.map_err(|error| wrong(&error))?,
+            None => Config::infer().await.map_err(|error| invalid(&error))?,
         };
         let auth = &mut config.auth_info;
         auth.impersonate = global.impersonate.clone().or_else(|| auth.impersonate.take());
@@ -131,45 +131,46 @@ impl Connection {
         if !global.impersonate_group.is_empty() {
             auth.impersonate_groups = Some(global.impersonate_group.clone());
         }
-        // A 429 to an eviction is an answer.
+        // A 429 to an eviction is an answer, and not a reason to retry.
         config.default_retry = false;
-        // Ours is the timeout that is told of; this one only ends what nobody waits for any more.
+        // `answer` enforces the timeout and names the flag. This one ends only connections that the command no longer
+        // waits for.
         config.connect_timeout = global.request_timeout.0.map(|limit| limit * 2).or(config.connect_timeout);
         let namespace = global.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let url = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-        let client = Client::try_from(config).map_err(|error| wrong(&error))?;
+        let client = Client::try_from(config).map_err(|error| invalid(&error))?;
         let pristine = global.pristine_namespace.clone();
         Ok(Self { client, namespace, pristine, url, timeout: global.request_timeout.0 })
     }
 
-    /// One request, for at most the timeout. `what` was tried, as in "list pods".
+    /// Sends one request and waits for at most the timeout. `action` is what the request does, as in "list pods".
     ///
     /// # Errors
-    /// What the API server says, in kubectl's words; or that it did not answer.
-    pub async fn call<T>(&self, what: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
-        self.ask(what, request).await?.map_err(|error| self.explain(what, &error))
+    /// The answer of the API server in kubectl's words, or that it did not answer in time.
+    pub async fn call<T>(&self, action: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
+        self.answer(action, request).await?.map_err(|error| self.explain(action, &error))
     }
 
-    /// The same, for a caller that reads the API server's refusal.
+    /// The same, for a caller that reads the API server's error itself.
     ///
     /// # Errors
-    /// That the API server did not answer in time.
-    pub async fn ask<T>(
+    /// If the API server did not answer in time.
+    pub async fn answer<T>(
         &self,
-        what: &str,
+        action: &str,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<kube::Result<T>, Failure> {
         let Some(limit) = self.timeout else { return Ok(request.await) };
         tokio::time::timeout(limit, request).await.map_err(|_| {
-            Failure::new(format!("cannot {what}: no answer from {} within {limit:?} (--request-timeout)", self.url))
+            Failure::new(format!("cannot {action}: no answer from {} within {limit:?} (--request-timeout)", self.url))
         })
     }
 
-    /// As kubectl would say it.
+    /// The error in kubectl's words.
     #[must_use]
-    pub fn explain(&self, what: &str, error: &kube::Error) -> Failure {
+    pub fn explain(&self, action: &str, error: &kube::Error) -> Failure {
         match error {
-            // Names verb, resource and namespace by itself, if it is for want of a permission.
+            // If a permission is missing, the message itself names verb, resource and namespace.
             kube::Error::Api(status) => {
                 let message = format!("Error from server ({}): {}", status.reason, status.message);
                 Failure { code: status.code, message }
@@ -177,48 +178,50 @@ impl Connection {
             error => {
                 let text = chain(error);
                 let text = text.strip_prefix("ServiceError: ").unwrap_or(&text);
-                Failure::new(format!("cannot {what}: {}: {text}", self.url))
+                Failure::new(format!("cannot {action}: {}: {text}", self.url))
             }
         }
     }
 
-    /// The pods of the namespace meant.
+    /// The pods of the namespace.
     #[must_use]
     pub fn pods(&self) -> Api<Pod> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// The pod of this name, with or without `pod/` before it.
+    /// The pod of this name, with or without the prefix `pod/`.
     ///
     /// # Errors
-    /// That there is none, or what the API server says.
+    /// The answer of the API server, for example that the pod does not exist.
     pub async fn pod(&self, name: &str) -> Result<Pod, Failure> {
         let name = ["pod/", "pods/", "po/"].iter().find_map(|kind| name.strip_prefix(kind)).unwrap_or(name);
         self.call("get pods", self.pods().get(name)).await
     }
 
-    /// What is said about a pod that carries no mark.
+    /// The failure for a pod without a mark.
     #[must_use]
     pub fn unmarked(&self, name: &str) -> Failure {
-        Failure::new(format!("nobody has interacted with pod {name:?} in namespace {:?}", self.namespace))
+        Failure::new(format!("no interaction is recorded on pod {name:?} in namespace {:?}", self.namespace))
     }
 
-    /// Who the API server takes us for.
+    /// The user that the API server authenticates this client as.
     ///
     /// # Errors
-    /// What the API server says.
+    /// The answer of the API server.
     pub async fn whoami(&self) -> Result<String, Failure> {
         let api: Api<SelfSubjectReview> = Api::all(self.client.clone());
         let params = PostParams::default();
         let answer = self.call("create selfsubjectreviews", api.create(&params, &SelfSubjectReview::default())).await?;
         let user = answer.status.and_then(|status| status.user_info).and_then(|user| user.username);
-        user.ok_or_else(|| Failure::new("the API server does not say who we are".to_owned()))
+        user.ok_or_else(|| {
+            Failure::new("cannot read the user name: the API server's SelfSubjectReview has none".to_owned())
+        })
     }
 }
 
 impl Global {
-    /// Puts what was typed over what the file says.
-    fn amend(&self, kubeconfig: &mut Kubeconfig) {
+    /// Overrides the kubeconfig with the flags.
+    fn apply(&self, kubeconfig: &mut Kubeconfig) {
         for cluster in kubeconfig.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
             cluster.tls_server_name = self.tls_server_name.clone().or_else(|| cluster.tls_server_name.take());
             cluster.server = self.server.clone().or_else(|| cluster.server.take());

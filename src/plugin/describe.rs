@@ -1,4 +1,5 @@
-//! `kubectl pristine describe`: all that is known of a marked pod, what holds up its eviction, and what outlives it.
+//! `kubectl pristine describe`: everything recorded about a marked pod, what blocks its eviction, and which volumes
+//! outlive it.
 
 use clap::Args;
 use jiff::Timestamp;
@@ -19,21 +20,21 @@ use crate::{
 /// `describe`
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Names of pods.
+    /// Names of marked pods.
     #[arg(required = true)]
     pods: Vec<String>,
 }
 
-/// Prints them.
+/// Prints a description of each pod.
 ///
 /// # Errors
-/// What the API server says.
+/// The answer of the API server.
 pub async fn run(connection: &Connection, clock: &Clock, arguments: &Arguments) -> Result<(), Failure> {
     let mut is_first = true;
     each(&arguments.pods, async |name| {
         let pod = connection.pod(name).await?;
         let row = Row::of(&pod, clock.now()).ok_or_else(|| connection.unmarked(name))?;
-        // Asked whatever its deadline is: what would hold it up then holds it up now.
+        // Tried before the deadline as well: what would block the eviction then also blocks it now.
         let eviction = match row.state {
             "Terminating" | "Finished" | "NotEvictable" | "NotAMark" | "Recorded" => None,
             _ => Some(evict(connection, &row.name, &row.uid, true).await),
@@ -73,19 +74,19 @@ fn text(pod: &Pod, row: &Row, eviction: Option<Result<Answer, Failure>>, now: Ti
     ));
     match eviction {
         None => {}
-        Some(Ok(Answer::Accepted)) => lines.push(("Eviction:", "nothing holds it up (dry run)".to_owned())),
+        Some(Ok(Answer::Accepted)) => lines.push(("Eviction:", "nothing blocks it (dry run)".to_owned())),
         Some(Ok(Answer::Refused(why))) => lines.push(("Eviction:", format!("would be refused now (dry run): {why}"))),
-        Some(Err(failure)) => lines.push(("Eviction:", format!("cannot be tried (dry run): {}", failure.message))),
+        Some(Err(failure)) => lines.push(("Eviction:", format!("unknown (dry run failed): {}", failure.message))),
     }
     let outliving = outliving(pod);
-    let stays = if outliving.is_empty() { "<none>" } else { "what was written there stays after the eviction" };
-    lines.push(("Outlives Pod:", stays.to_owned()));
+    let kept = if outliving.is_empty() { "<none>" } else { "the eviction does not undo writes to these volumes" };
+    lines.push(("Outlives Pod:", kept.to_owned()));
     let lines: Vec<[String; 2]> = lines.into_iter().map(|(name, value)| [name.to_owned(), value]).collect();
-    let acts = row.mark.as_ref().map(acts).unwrap_or_default();
-    format!("{}{}{acts}", table(&[], &lines), indent(&table(&[], &outliving)))
+    let interactions = row.mark.as_ref().map(interactions).unwrap_or_default();
+    format!("{}{}{interactions}", table(&[], &lines), indent(&table(&[], &outliving)))
 }
 
-fn acts(mark: &Mark) -> String {
+fn interactions(mark: &Mark) -> String {
     let line = |act: &Interaction| {
         let streams = match (act.stdin, act.tty) {
             (true, true) => "stdin,tty",
@@ -94,22 +95,22 @@ fn acts(mark: &Mark) -> String {
             (false, false) => "<none>",
         };
         let words: Vec<String> = act.command.iter().map(|word| quote(word)).collect();
-        let some = |text: &str| if text.is_empty() { "<none>".to_owned() } else { text.to_owned() };
+        let or_none = |text: &str| if text.is_empty() { "<none>".to_owned() } else { text.to_owned() };
         [
             format!("{:.0}", act.at),
             act.operation.as_str().to_owned(),
-            some(&act.container),
+            or_none(&act.container),
             streams.to_owned(),
-            some(&act.rule),
+            or_none(&act.rule),
             act.user.name.clone(),
-            some(&words.join(" ")),
+            or_none(&words.join(" ")),
         ]
     };
-    let left_out = mark.total.saturating_sub(1 + u64::try_from(mark.recent.len()).unwrap_or(0));
+    let omitted = mark.total.saturating_sub(1 + u64::try_from(mark.recent.len()).unwrap_or(0));
     let mut lines = vec![line(&mark.first)];
-    if left_out > 0 {
+    if omitted > 0 {
         lines.push([
-            format!("({left_out} more)"),
+            format!("({omitted} more)"),
             "…".into(),
             "…".into(),
             "…".into(),
@@ -123,7 +124,7 @@ fn acts(mark: &Mark) -> String {
     format!("Interactions:\n{}", indent(&table(&header, &lines)))
 }
 
-/// As a shell would need it, where it would.
+/// Quotes the word if a shell would need that.
 fn quote(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
     if !word.is_empty() && word.chars().all(is_plain) { word.to_owned() } else { format!("{word:?}") }
@@ -133,7 +134,7 @@ fn indent(text: &str) -> String {
     text.lines().flat_map(|line| ["  ", line, "\n"]).collect()
 }
 
-/// Volumes whose content does not go with the pod: an eviction does not undo what was written there.
+/// Volumes whose content outlives the pod: an eviction does not undo writes to them.
 fn outliving(pod: &Pod) -> Vec<[String; 2]> {
     let kind = |volume: &Volume| {
         if let Some(claim) = &volume.persistent_volume_claim {
@@ -145,7 +146,7 @@ fn outliving(pod: &Pod) -> Vec<[String; 2]> {
         if let Some(nfs) = &volume.nfs {
             return Some(format!("nfs {}:{}", nfs.server, nfs.path));
         }
-        // The others that hold data of their own are out of use; they count all the same.
+        // The other volume types with data of their own are out of use, and are listed all the same.
         let value = serde_json::to_value(volume).unwrap_or_default();
         let rare = [
             "iscsi",

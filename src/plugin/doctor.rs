@@ -1,4 +1,4 @@
-//! `kubectl pristine doctor`: does it work, and who can get around it? It changes nothing.
+//! `kubectl pristine doctor`: checks whether Pristine works, and who can bypass it. It changes nothing.
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
@@ -17,7 +17,7 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    bypass::{RIGHTS, Rbac},
+    bypass::{PERMISSIONS, Rbac},
     certs::{NAME, Trust},
     connection::Connection,
     format::{duration, plain},
@@ -26,37 +26,38 @@ use super::{
 use crate::{clock::Clock, config};
 
 const POLICIES: [&str; 3] = ["mark.pods.pristine", "self.pods.pristine", "audit.pods.pristine"];
-/// The policy of manifests/components/nodes-proxy-guard.
+/// The policy of the component manifests/components/nodes-proxy-guard.
 const NODES_PROXY: &str = "nodes-proxy.pristine";
-const REAPPLY: &str = "kubectl apply -f manifests/install.yaml (of the version that runs)";
+const REAPPLY: &str = "kubectl apply -f manifests/install.yaml (of the installed version)";
 
-/// What came of one question.
+/// The result of one check.
 enum Finding {
-    /// All is well, and what was seen.
+    /// The check passed: what was found.
     Fine(String),
-    /// Somebody should know.
+    /// An administrator should know: what was found, and what to do.
     Warning(String, String),
-    /// A promise does not hold; and what to do.
+    /// A promise of Pristine does not hold: what was found, and what to do.
     Broken(String, String),
 }
 
 use Finding::{Broken, Fine, Warning};
 
-/// A question that could not be asked, because its user may not.
+/// A check that could not run, most often because the user lacks a permission.
 fn unknown(failure: &Failure) -> Finding {
-    Warning(format!("cannot be checked: {}", failure.message), "ask somebody who may, or be granted that".to_owned())
+    let fix = "if a permission is missing, run doctor as a user who has it".to_owned();
+    Warning(format!("cannot check: {}", failure.message), fix)
 }
 
-/// Asks them all.
+/// Runs all checks.
 ///
 /// # Errors
-/// That something is broken.
+/// If a check finds something broken.
 pub async fn run(connection: &Connection, clock: &Clock) -> Result<(), Failure> {
-    // Without an answer to this there is nothing to be found out.
-    connection.call("get the version of Kubernetes", connection.client.apiserver_version()).await?;
+    // If the API server does not answer this request, no check can run.
+    connection.call("get the Kubernetes version", connection.client.apiserver_version()).await?;
     let mut broken = 0;
     let trust = Trust::read(connection).await;
-    let mut tell = |what: &str, finding: Finding| {
+    let mut report = |what: &str, finding: Finding| {
         let (word, colour, text, fix) = match finding {
             Fine(text) => ("OK", 32, text, None),
             Warning(text, fix) => ("WARNING", 33, text, Some(fix)),
@@ -67,35 +68,35 @@ pub async fn run(connection: &Connection, clock: &Clock) -> Result<(), Failure> 
         };
         let padded = format!("{word:7}");
         let word = if is_colourful() { format!("\x1b[{colour}m{padded}\x1b[0m") } else { padded };
-        let fix = fix.map(|fix| format!("         to fix it: {}\n", plain(&fix))).unwrap_or_default();
+        let fix = fix.map(|fix| format!("         to fix: {}\n", plain(&fix))).unwrap_or_default();
         emit(&format!("{word}  {what}: {}\n{fix}", plain(&text)))
     };
-    tell("webhook configuration", entries(connection).await)?;
+    report("webhook configuration", entries(connection).await)?;
     match &trust {
         Ok(trust) => {
-            tell("replicas", replicas(trust, &connection.pristine))?;
-            tell("certificates", certificates(trust, clock.now()))?;
+            report("replicas", replicas(trust, &connection.pristine))?;
+            report("certificates", certificates(trust, clock.now()))?;
         }
-        Err(failure) => tell("certificates", unknown(failure))?,
+        Err(failure) => report("certificates", unknown(failure))?,
     }
-    tell("admission", admission(connection, trust.as_ref()).await)?;
-    tell("eviction", leader(connection, clock.now()).await)?;
-    tell("policies", policies(connection).await)?;
-    tell("configuration", configuration(connection).await)?;
+    report("admission", admission(connection, trust.as_ref()).await)?;
+    report("eviction", leader(connection, clock.now()).await)?;
+    report("policies", policies(connection).await)?;
+    report("configuration", configuration(connection).await)?;
     match rbac(connection).await {
-        Err(failure) => tell("ways around it", unknown(&failure))?,
+        Err(failure) => report("RBAC", unknown(&failure))?,
         Ok(rbac) => {
             let api: Api<ValidatingAdmissionPolicyBinding> = Api::all(connection.client.clone());
             let guard = connection.call("get validatingadmissionpolicybindings", api.get_opt(NODES_PROXY)).await;
-            for (what, finding) in around(&rbac, guard.is_ok_and(|found| found.is_some())) {
-                tell(&what, finding)?;
+            for (what, finding) in bypasses(&rbac, guard.is_ok_and(|found| found.is_some())) {
+                report(&what, finding)?;
             }
         }
     }
-    if broken == 0 { Ok(()) } else { Err(Failure::new(format!("{broken} of the above are broken"))) }
+    if broken == 0 { Ok(()) } else { Err(Failure::new(format!("{broken} of the checks above are BROKEN"))) }
 }
 
-/// What was installed.
+/// The webhook entries of the shipped manifest.
 fn shipped() -> Vec<ValidatingWebhook> {
     let text = include_str!("../../manifests/base/webhook.yaml");
     let found: ValidatingWebhookConfiguration = serde_saphyr::from_str(text).unwrap_or_default();
@@ -108,7 +109,7 @@ async fn entries(connection: &Connection) -> Finding {
         Ok(Some(found)) => found.webhooks.unwrap_or_default(),
         Ok(None) => {
             return Broken(
-                format!("there is no ValidatingWebhookConfiguration {NAME}: no exec is seen"),
+                format!("ValidatingWebhookConfiguration {NAME} does not exist: no exec is recorded"),
                 REAPPLY.into(),
             );
         }
@@ -125,27 +126,28 @@ async fn entries(connection: &Connection) -> Finding {
         let is_empty =
             |selector: &Option<LabelSelector>| selector.as_ref().is_none_or(|it| *it == LabelSelector::default());
         if !is_empty(&live.object_selector) {
-            broken.push(format!("{name} has an objectSelector, and an exec has no labels, so it is never seen"));
+            broken.push(format!("{name} has an objectSelector: an exec has no labels, so the webhook is never called"));
         }
         if live.rules != entry.rules {
-            broken.push(format!("{name} has other rules"));
+            broken.push(format!("the rules of {name} differ from the shipped ones"));
         }
         let service = |entry: &ValidatingWebhook| {
             entry.client_config.service.as_ref().map(|service| (service.name.clone(), service.namespace.clone()))
         };
         if service(live) != service(entry) {
-            broken.push(format!("{name} calls something else"));
+            broken.push(format!("{name} calls another Service"));
         }
         if !is_empty(&live.namespace_selector) {
-            changed.push(format!("{name} has a namespaceSelector: execs elsewhere are not seen"));
+            changed.push(format!("{name} has a namespaceSelector: requests in other namespaces are not recorded"));
         }
         if live.match_conditions != entry.match_conditions {
-            changed.push(format!("{name} has other matchConditions: whoever they leave out is not seen"));
+            let why = "requests that they exclude are not recorded";
+            changed.push(format!("the matchConditions of {name} differ from the shipped ones: {why}"));
         }
         if live.failure_policy != entry.failure_policy {
             let has = live.failure_policy.as_deref().unwrap_or("Fail");
             changed.push(format!(
-                "{name} has failurePolicy {has}, and was shipped with {}",
+                "{name} has failurePolicy {has}, but is shipped with {}",
                 entry.failure_policy.as_deref().unwrap_or("Fail")
             ));
         }
@@ -153,7 +155,9 @@ async fn entries(connection: &Connection) -> Finding {
     let all = || broken.iter().chain(&changed).map(String::as_str).collect::<Vec<_>>().join("; ");
     match (broken.is_empty(), changed.is_empty()) {
         (false, _) => Broken(all(), REAPPLY.into()),
-        (true, false) => Warning(all(), "if nobody means it so, apply the manifest again, with your components".into()),
+        (true, false) => {
+            Warning(all(), "unless this is intended, apply the manifest again, with your components".into())
+        }
         (true, true) => Fine(format!("{} entries, as shipped", shipped.len())),
     }
 }
@@ -162,54 +166,71 @@ fn replicas(trust: &Trust, namespace: &str) -> Finding {
     let (all, ready) = (trust.replicas.len(), trust.replicas.iter().filter(|replica| replica.is_ready).count());
     let logs = format!("kubectl -n {namespace} get pods; kubectl -n {namespace} logs deployment/pristine");
     match ready {
-        0 => Broken(format!("none of {all} is Ready: every exec is refused, but for break-glass"), logs),
-        1 => Warning(format!("1 of {all} is Ready: if it goes, execs are refused"), logs),
+        0 => Broken(format!("0 of {all} are Ready: every exec is denied, except for break-glass"), logs),
+        1 => Warning(
+            format!("1 of {all} is Ready: if that replica fails, every exec is denied, except for break-glass"),
+            logs,
+        ),
         _ if ready < all => Warning(format!("{ready} of {all} are Ready"), logs),
         _ => Fine(format!("{ready} of {all} are Ready")),
     }
 }
 
 fn certificates(trust: &Trust, now: Timestamp) -> Finding {
-    let look = || "kubectl pristine certs; kubectl -n pristine-system logs deployment/pristine".to_owned();
+    let inspect = || "kubectl pristine certs; kubectl -n pristine-system logs deployment/pristine".to_owned();
     if !trust.is_one_bundle() {
-        return Broken("caBundle is empty, or not the same in all entries".to_owned(), look());
+        return Broken("caBundle is empty, or differs between the webhook entries".to_owned(), inspect());
     }
     let ready = || trust.replicas.iter().filter(|replica| replica.is_ready);
     if let Some(replica) = ready().find(|replica| replica.version.is_none()) {
-        return Warning(format!("{} does not say what it serves", replica.name), look());
+        return Warning(format!("replica {} has not published its serving certificate", replica.name), inspect());
     }
     if let Some(replica) = ready().find(|replica| trust.trusted_until(replica, now).is_none()) {
-        return Broken(format!("what {} serves is not trusted by caBundle", replica.name), look());
+        return Broken(
+            format!("caBundle does not trust the serving certificate of replica {}", replica.name),
+            inspect(),
+        );
     }
     match ready().filter_map(|replica| trust.trusted_until(replica, now)).min() {
-        Some(until) => Fine(format!("caBundle trusts every replica, until {until:.0} at least; renewed before")),
-        None => Broken("no replica serves a certificate".to_owned(), look()),
+        Some(until) => {
+            Fine(format!("caBundle trusts every replica until at least {until:.0}; Pristine renews before that"))
+        }
+        None => Broken("no Ready replica serves a certificate".to_owned(), inspect()),
     }
 }
 
-/// The API server calls the webhook for this, as for an exec, and nothing is written: it is a dry run that adds nothing.
+/// Makes the API server call the webhook as for an exec. Nothing is written, because the request is a dry run that adds
+/// no container.
 async fn admission(connection: &Connection, trust: Result<&Trust, &Failure>) -> Finding {
     let replica = match trust {
         Ok(trust) => trust.replicas.first(),
         Err(failure) => return unknown(failure),
     };
     let Some(replica) = replica else {
-        return Warning("there is no pod of Pristine to try it on".to_owned(), REAPPLY.to_owned());
+        return Warning("cannot check: Pristine has no pod for the dry run".to_owned(), REAPPLY.to_owned());
     };
     let api: Api<Pod> = Api::namespaced(connection.client.clone(), &connection.pristine);
     let params = PatchParams { dry_run: true, ..PatchParams::default() };
     let patch = Patch::Strategic(json!({"spec": {"ephemeralContainers": []}}));
     let is_closed = trust.is_ok_and(|trust| trust.is_closed);
-    let asked = tokio::time::Instant::now();
-    match connection.call("patch pods/ephemeralcontainers", api.patch_ephemeral_containers(&replica.name, &params, &patch)).await {
+    let start = tokio::time::Instant::now();
+    let request = api.patch_ephemeral_containers(&replica.name, &params, &patch);
+    match connection.call("patch pods/ephemeralcontainers", request).await {
         Ok(_) if !is_closed => Warning(
-            "cannot be told: the entry debug.pods.pristine lets requests by when the webhook fails".to_owned(),
-            "look at pristine_admission_requests_total, or at apiserver_admission_webhook_fail_open_count".to_owned(),
+            "cannot check: debug.pods.pristine does not have failurePolicy Fail, so the dry run succeeds even if the \
+             webhook fails"
+                .to_owned(),
+            "check pristine_admission_requests_total or apiserver_admission_webhook_fail_open_count".to_owned(),
         ),
-        Ok(_) => Fine(format!("the API server calls the webhook and trusts it ({} ms, dry run)", asked.elapsed().as_millis())),
+        Ok(_) => {
+            let time = start.elapsed().as_millis();
+            Fine(format!("the API server reaches the webhook and trusts its certificate ({time} ms, dry run)"))
+        }
         Err(failure) if failure.message.contains("failed calling webhook") => Broken(
             failure.message,
-            "kubectl pristine certs; does a NetworkPolicy or a firewall keep the API server from port 10250 of the pods?".to_owned(),
+            "kubectl pristine certs; check that no NetworkPolicy or firewall blocks the API server from port 10250 of \
+             the pods"
+                .to_owned(),
         ),
         Err(failure) => unknown(&failure),
     }
@@ -227,13 +248,13 @@ async fn leader(connection: &Connection, now: Timestamp) -> Finding {
             let age = now.duration_since(renewed.0);
             if age > SignedDuration::from_secs(30) {
                 return Broken(
-                    format!("{holder} has not renewed its lease for {}: nothing is evicted", duration(age)),
+                    format!("{holder} has not renewed its Lease for {}: no pod is evicted", duration(age)),
                     logs,
                 );
             }
-            Fine(format!("{holder} evicts what is due"))
+            Fine(format!("{holder} is the leader and evicts due pods"))
         }
-        _ => Broken("no replica has the lease: nothing is evicted".to_owned(), logs),
+        _ => Broken("no replica holds the Lease: no pod is evicted".to_owned(), logs),
     }
 }
 
@@ -252,10 +273,13 @@ async fn policies(connection: &Connection) -> Finding {
         let acts =
             spec.validation_actions.iter().flatten().any(|word| word == action) && spec.match_resources.is_none();
         if policy.is_none() || !acts {
-            return Broken(format!("the policy {name} is missing, or not bound for all with {action}"), REAPPLY.into());
+            return Broken(
+                format!("ValidatingAdmissionPolicy {name} is missing, or is not bound with {action} for all requests"),
+                REAPPLY.into(),
+            );
         }
     }
-    Fine("marks are guarded, and Pristine's own account is confined".to_owned())
+    Fine("marks are protected, and Pristine's ServiceAccount is restricted".to_owned())
 }
 
 async fn configuration(connection: &Connection) -> Finding {
@@ -266,11 +290,11 @@ async fn configuration(connection: &Connection) -> Finding {
     };
     let edit = format!("kubectl -n {} edit configmap pristine", connection.pristine);
     let Some(text) = found else {
-        return Broken("there is no ConfigMap pristine with pristine.yaml".to_owned(), REAPPLY.into());
+        return Broken("ConfigMap pristine with the key pristine.yaml does not exist".to_owned(), REAPPLY.into());
     };
     match config::parse("pristine.yaml", &text) {
         Ok(read) => Fine(format!("{} rules and a default", read.policy.rules.len())),
-        Err(error) => Broken(format!("{error}; the one before it is in force"), edit),
+        Err(error) => Broken(format!("{error}; the previous configuration is in force"), edit),
     }
 }
 
@@ -291,25 +315,27 @@ async fn rbac(connection: &Connection) -> Result<Rbac, Failure> {
     })
 }
 
-fn around(rbac: &Rbac, nodes_proxy_is_guarded: bool) -> Vec<(String, Finding)> {
+/// One finding for each permission that has holders, and one for the cluster admins.
+fn bypasses(rbac: &Rbac, nodes_proxy_is_guarded: bool) -> Vec<(String, Finding)> {
     let mut all = Vec::new();
-    for right in RIGHTS {
-        let holders = rbac.holders(right);
+    for permission in PERMISSIONS {
+        let holders = rbac.holders(permission);
         if holders.is_empty() {
             continue;
         }
-        let what = format!("{} {}", right.verbs.join("/"), right.resource);
+        let what = format!("{} {}", permission.verbs.join("/"), permission.resource);
         let who: Vec<String> =
             holders.iter().map(|holder| format!("{} ({})", holder.subject, holder.binding)).collect();
         let who = who.join(", ");
-        all.push(if right.resource == "nodes/proxy" && nodes_proxy_is_guarded {
-            (what, Fine(format!("{who} may, and {NODES_PROXY} leaves metrics and lists of it, but for who reaches port 10250 of a node")))
+        all.push(if permission.resource == "nodes/proxy" && nodes_proxy_is_guarded {
+            let guard = "restricts it to metrics and lists, except for direct access to port 10250 of a node";
+            (what, Fine(format!("{who} can use it; the policy {NODES_PROXY} {guard}")))
         } else {
-            (what, Warning(format!("{who} may {}", right.leads_to), right.fix.to_owned()))
+            (what, Warning(format!("{who} can {}", permission.allows), permission.fix.to_owned()))
         });
     }
-    let masters: Vec<String> = rbac.masters().into_iter().map(|holder| holder.subject).collect();
-    let masters = if masters.is_empty() { "nobody that RBAC names".to_owned() } else { masters.join(", ") };
-    all.push(("ways around it".to_owned(), Fine(format!("everything may be done by {masters}"))));
+    let admins: Vec<String> = rbac.cluster_admins().into_iter().map(|holder| holder.subject).collect();
+    let admins = if admins.is_empty() { "<none>".to_owned() } else { admins.join(", ") };
+    all.push(("RBAC".to_owned(), Fine(format!("full access to the cluster: {admins}"))));
     all
 }

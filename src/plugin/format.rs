@@ -1,14 +1,14 @@
-//! How kubectl writes durations and tables, so that ours read alike. Pure.
+//! Durations and tables as kubectl writes them. Pure.
 
 use jiff::SignedDuration;
 
-/// Spaces between two columns, as kubectl has them.
+/// Spaces between two columns, as in kubectl.
 const GAP: usize = 3;
-/// No line is filled up with more than this, whatever one cell of a column says.
+/// Maximum padding of a cell, however long another cell of its column is.
 const MAX_PADDING: usize = 200;
 
-/// A duration in at most two units, as in kubectl's AGE (`HumanDuration` of k8s.io/apimachinery): the less exact the
-/// longer it is.
+/// A duration in at most two units, as in kubectl's AGE (`HumanDuration` of k8s.io/apimachinery): the longer, the less
+/// exact.
 #[must_use]
 pub fn duration(duration: SignedDuration) -> String {
     let seconds = duration.as_secs().max(0);
@@ -29,7 +29,7 @@ pub fn duration(duration: SignedDuration) -> String {
     }
 }
 
-/// Rows under their headers, in columns as wide as they need to be; nothing after the last one.
+/// Rows under their headers, in columns as wide as their widest cell, without trailing spaces.
 #[must_use]
 pub fn table(header: &[&str], rows: &[impl AsRef<[String]>]) -> String {
     let header: Vec<String> = header.iter().map(|name| (*name).to_owned()).collect();
@@ -42,7 +42,7 @@ pub fn table(header: &[&str], rows: &[impl AsRef<[String]>]) -> String {
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for line in &lines {
-        // Not by the formatter, which panics over a width of more than 65,535.
+        // Padded by hand, because the formatter panics over a width of more than 65,535.
         let padded = line
             .iter()
             .zip(&widths)
@@ -53,7 +53,8 @@ pub fn table(header: &[&str], rows: &[impl AsRef<[String]>]) -> String {
     text
 }
 
-/// `text` without what a terminal would obey or be confused by: much of what is printed here was chosen by whoever did it.
+/// `text` with control characters and bidirectional marks escaped: users choose much of what is printed here, and a
+/// terminal would obey it.
 #[must_use]
 pub fn plain(text: &str) -> String {
     let is_bad = |c: char| {
@@ -63,7 +64,7 @@ pub fn plain(text: &str) -> String {
     text.chars().map(escaped).collect()
 }
 
-/// `words` on one line, and no longer than this many characters.
+/// `words` on one line of at most `limit` characters.
 #[must_use]
 pub fn clip(words: &str, limit: usize) -> String {
     let line = words.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -78,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_read_as_kubectl_writes_them() {
+    fn durations_are_written_as_kubectl_writes_them() {
         // From duration_test.go of k8s.io/apimachinery.
         for (seconds, text) in [
             (1, "1s"),
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_as_wide_as_they_need_to_be() {
+    fn columns_are_as_wide_as_their_widest_cell_and_control_characters_are_escaped() {
         let rows = [["a".to_owned(), "long one".to_owned()], ["ünï".to_owned(), "b".to_owned()]];
         assert_eq!(table(&["X", "Y"], &rows), "X     Y\na     long one\nünï   b\n");
         assert_eq!(table(&[], &rows[..1]), "a   long one\n");

@@ -1,4 +1,4 @@
-//! `kubectl pristine get`: the marked pods.
+//! `kubectl pristine get`: lists marked pods.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ use serde_json::json;
 use super::{
     connection::Connection,
     format::table,
-    output::{Failure, complain, each, emit},
+    output::{Failure, each, emit, emit_stderr},
     row::Row,
 };
 use crate::{clock::Clock, error::chain, mark::INTERACTED};
@@ -26,21 +26,21 @@ const HEADER: [&str; 7] = ["NAME", "INTERACTIONS", "BY", "AGE", "EVICTS-IN", "ST
 /// `get`
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Names of pods; all marked ones if there are none.
+    /// Names of marked pods; all of them if no name is given.
     pods: Vec<String>,
-    /// In all namespaces.
+    /// List the marked pods across all namespaces.
     #[arg(short = 'A', long, conflicts_with = "pods")]
     all_namespaces: bool,
-    /// Only pods with these labels, for example app=web.
+    /// Selector (label query) to filter on, for example app=web.
     #[arg(short = 'l', long, conflicts_with = "pods", default_value = "", hide_default_value = true)]
     selector: String,
-    /// How to print them.
+    /// Output format.
     #[arg(short, long, value_enum, default_value = "table", hide_default_value = true)]
     output: Output,
-    /// After listing them, print what changes.
+    /// After listing the pods, watch for changes.
     #[arg(short, long, conflicts_with = "pods")]
     watch: bool,
-    /// Without the line of headers.
+    /// Do not print headers.
     #[arg(long)]
     no_headers: bool,
 }
@@ -48,19 +48,19 @@ pub struct Arguments {
 /// `-o`
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Output {
-    /// Columns for people.
+    /// A table.
     Table,
-    /// With namespace, node and the whole reason.
+    /// The table with namespace, node and the full reason.
     Wide,
-    /// A `MarkedPodList` of `pristine/v1alpha1`; times in RFC 3339.
+    /// A `MarkedPodList` of `pristine/v1alpha1`, with times in RFC 3339.
     Json,
-    /// The same in YAML.
+    /// The same as YAML.
     Yaml,
-    /// pod/NAME, for other commands.
+    /// pod/NAME, as input for other commands.
     Name,
 }
 
-/// How rows are shown.
+/// How rows are printed.
 struct View {
     output: Output,
     with_namespace: bool,
@@ -72,7 +72,7 @@ impl View {
         let is_wide = self.output == Output::Wide;
         Ok(match self.output {
             Output::Table | Output::Wide => {
-                // Which columns come before the others.
+                // The columns before the common ones.
                 let namespace = (self.with_namespace || is_wide).then_some("NAMESPACE");
                 let before = namespace.into_iter().chain(is_wide.then_some("NODE"));
                 let header: Vec<&str> = before.chain(HEADER).filter(|_| self.with_header).collect();
@@ -98,10 +98,10 @@ impl View {
     }
 }
 
-/// Prints them.
+/// Prints the marked pods.
 ///
 /// # Errors
-/// What the API server says.
+/// The answer of the API server.
 pub async fn run(connection: &Connection, clock: &Clock, arguments: Arguments) -> Result<(), Failure> {
     let view =
         View { output: arguments.output, with_namespace: arguments.all_namespaces, with_header: !arguments.no_headers };
@@ -117,7 +117,7 @@ pub async fn run(connection: &Connection, clock: &Clock, arguments: Arguments) -
     let mut rows: Vec<Row> = listed.iter().filter_map(|pod| Row::of(pod, now)).collect();
     rows.sort_by(|one, other| (&one.namespace, &one.name).cmp(&(&other.namespace, &other.name)));
     if rows.is_empty() && !matches!(view.output, Output::Json | Output::Yaml) && !arguments.watch {
-        complain(&if arguments.all_namespaces {
+        emit_stderr(&if arguments.all_namespaces {
             "No resources found".to_owned()
         } else {
             format!("No resources found in {} namespace.", connection.namespace)
@@ -142,19 +142,19 @@ async fn named(connection: &Connection, clock: &Clock, names: &[String], view: V
     found
 }
 
-/// A line for each change that can be seen in it; until interrupted.
+/// Prints a pod again whenever a change of it is visible in its line, until the user interrupts.
 async fn watch(clock: &Clock, api: Api<Pod>, selector: &str, rows: Vec<Row>, view: View) -> Result<(), Failure> {
     let view = View { with_header: false, ..view };
-    // What a line shows, without what only time changes.
-    let essence = |row: &Row| (row.state, row.reason.clone(), row.deadline, row.mark.as_ref().map(|mark| mark.total));
-    let mut shown: HashMap<String, _> = rows.iter().map(|row| (row.uid.clone(), essence(row))).collect();
+    // What a line shows, without the columns that change with time alone.
+    let visible = |row: &Row| (row.state, row.reason.clone(), row.deadline, row.mark.as_ref().map(|mark| mark.total));
+    let mut shown: HashMap<String, _> = rows.iter().map(|row| (row.uid.clone(), visible(row))).collect();
     let mut events = Box::pin(watcher(api, watcher::Config::default().labels(selector)).default_backoff());
     loop {
         let event = match events.try_next().await {
             Ok(Some(event)) => event,
             Ok(None) => return Ok(()),
             Err(error) => {
-                complain(&format!("error: the watch was interrupted, and goes on: {}", chain(&error)));
+                emit_stderr(&format!("warning: the watch was interrupted and is being restarted: {}", chain(&error)));
                 continue;
             }
         };
@@ -168,7 +168,7 @@ async fn watch(clock: &Clock, api: Api<Pod>, selector: &str, rows: Vec<Row>, vie
         };
         let now = clock.now();
         if let Some(row) = Row::of(&pod, now)
-            && shown.insert(row.uid.clone(), essence(&row)).as_ref() != Some(&essence(&row))
+            && shown.insert(row.uid.clone(), visible(&row)).as_ref() != Some(&visible(&row))
         {
             emit(&view.show(&[row], now)?)?;
         }

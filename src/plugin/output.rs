@@ -1,4 +1,4 @@
-//! What every command of the plugin prints and how it fails.
+//! Shared by all commands: printing, failures, and `--dry-run`.
 
 use std::io::{ErrorKind, IsTerminal as _, Write as _};
 
@@ -9,17 +9,17 @@ use super::format;
 /// kubectl's `--dry-run`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub enum DryRun {
-    /// Do it.
+    /// Make the change.
     #[default]
     None,
-    /// Only say what would be done.
+    /// Print what would be changed, without sending the change.
     Client,
-    /// Ask the API server, which writes nothing.
+    /// Send the change to the API server, which validates it and persists nothing.
     Server,
 }
 
 impl DryRun {
-    /// After what was done.
+    /// kubectl's suffix for what was done.
     #[must_use]
     pub const fn suffix(self) -> &'static str {
         match self {
@@ -30,23 +30,23 @@ impl DryRun {
     }
 }
 
-/// Why a command did not do what it was asked.
+/// Why a command failed.
 #[derive(Debug)]
 pub struct Failure {
-    /// HTTP's, where the API server answered; else 0.
+    /// The HTTP status if the API server answered, else 0.
     pub code: u16,
-    /// For people: what was tried, what was wrong, what to do.
+    /// For people: what was tried, why it failed, what to do.
     pub message: String,
 }
 
 impl Failure {
-    /// One of our own.
+    /// A failure that is not an answer of the API server.
     #[must_use]
     pub const fn new(message: String) -> Self {
         Self { code: 0, message }
     }
 
-    /// As kubectl prints it: what the API server answered as it is, and all else after `error: `.
+    /// As kubectl prints it: an answer of the API server unchanged, every other failure after `error: `.
     #[must_use]
     pub fn show(&self) -> String {
         let message = format::plain(&self.message);
@@ -54,10 +54,10 @@ impl Failure {
     }
 }
 
-/// Writes to standard output; whoever stops reading ends the program, and that is no failure.
+/// Writes to standard output. A closed pipe ends the program with exit code 0, because the reader has seen enough.
 ///
 /// # Errors
-/// When it cannot be written to.
+/// If the write fails for another reason.
 pub fn emit(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -67,29 +67,32 @@ pub fn emit(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// To standard error.
-pub fn complain(text: &str) {
+/// Writes a line to standard error.
+pub fn emit_stderr(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// Whether colours would be seen.
+/// Whether to print colours: standard output is a terminal, and `NO_COLOR` is not set.
 #[must_use]
 pub fn is_colourful() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
-/// Does `one` for each name; what goes wrong with one is said, and does not keep the others waiting.
+/// Runs `action` for each name. A failure is printed and does not stop the names after it.
 ///
 /// # Errors
-/// The last failure, when all the others have been said.
-pub async fn each(names: &[String], mut one: impl AsyncFnMut(&str) -> Result<String, Failure>) -> Result<(), Failure> {
+/// The last failure; the earlier ones are already printed.
+pub async fn each(
+    names: &[String],
+    mut action: impl AsyncFnMut(&str) -> Result<String, Failure>,
+) -> Result<(), Failure> {
     let mut last = Ok(());
     for name in names {
-        match one(name).await {
+        match action(name).await {
             Ok(text) => emit(&text)?,
             Err(failure) => {
                 if let Err(earlier) = std::mem::replace(&mut last, Err(failure)) {
-                    complain(&Failure::show(&earlier));
+                    emit_stderr(&earlier.show());
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! What there is to say about one marked pod. Pure: everything is read off the pod.
+//! What the plugin prints about one marked pod. Pure: all of it is read from the pod.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -10,7 +10,7 @@ use crate::{
     mark::{Found, Mark, QUARANTINED, State, Status, extension::Extension},
 };
 
-/// Characters of REASON where the terminal's width is not asked for more.
+/// Maximum characters of REASON without `-o wide`.
 const REASON: usize = 60;
 
 /// A marked pod.
@@ -24,21 +24,21 @@ pub struct Row {
     pub uid: String,
     /// Its node.
     pub node: String,
-    /// The mark; none if the pod carries our label and no mark of its own.
+    /// The mark; none if the pod has Pristine's label without a valid mark of its own.
     pub mark: Option<Mark>,
-    /// Where it stands, in one word.
+    /// Its state, in one word.
     pub state: &'static str,
-    /// Why, if there is more to say.
+    /// Why it is in this state, if the state alone does not say it.
     pub reason: String,
-    /// When it is to be evicted, with what its users asked for.
+    /// When it is evicted, with an extension that was granted.
     pub deadline: Option<Timestamp>,
 }
 
 impl Row {
-    /// Reads it off the pod; nothing if no user interacted with it.
+    /// Reads it from the pod; none if no interaction is recorded on it.
     ///
-    /// How far an eviction may be extended is in a configuration that most users cannot read. So an extension counts once
-    /// Pristine has written into the status that it was granted, and until when. Messages for people are not read.
+    /// The limit of extensions is in a configuration that most users cannot read. So an extension counts once Pristine
+    /// has written into the status that it was granted, and until when. Messages for people are not read.
     #[must_use]
     pub fn of(pod: &Pod, now: Timestamp) -> Option<Self> {
         let (mark, invalid) = match Found::on(pod) {
@@ -47,20 +47,20 @@ impl Row {
             Found::Mark(mark) => (Some(mark), String::new()),
         };
         let extension = Extension::on(pod);
-        let Status { state: said, evict_at, cause } =
+        let Status { state: written, evict_at, cause } =
             Status::on(pod).unwrap_or_else(|| Status::new(State::Marked, None));
-        let is_extended = extension.asks() && said == State::Extended;
-        let is_waiting = matches!(said, State::EvictionBlocked | State::EvictionQueued);
+        let is_extended = extension.asks() && written == State::Extended;
+        let is_waiting = matches!(written, State::EvictionBlocked | State::EvictionQueued);
         let deadline = evict_at.filter(|_| is_extended || is_waiting).or_else(|| mark.as_ref()?.evict_at);
         let annotations = pod.metadata.annotations.as_ref();
         let is_quarantined = annotations.is_some_and(|all| all.contains_key(QUARANTINED));
         let is_due = deadline.is_some_and(|deadline| deadline <= now);
         let cause = cause.unwrap_or_default();
-        let (state, reason) = match (&mark, plan(pod, &Settings::default(), now), said) {
+        let (state, reason) = match (&mark, plan(pod, &Settings::default(), now), written) {
             (None, ..) => ("NotAMark", invalid),
             (_, Next::Terminating { .. }, _) => ("Terminating", cause),
             (_, Next::Finished(_), _) => ("Finished", "its containers have terminated".to_owned()),
-            (_, Next::Nothing(_), _) => ("Recorded", "the rule only records".to_owned()),
+            (_, Next::Nothing(_), _) => ("Recorded", "the rule only records interactions".to_owned()),
             (_, Next::NotEvictable(_, why), _) => ("NotEvictable", why.to_owned()),
             (_, _, State::NotEvictable) => ("NotEvictable", cause),
             (_, _, State::EvictionBlocked) if is_due => ("Blocked", cause),
@@ -84,7 +84,7 @@ impl Row {
         })
     }
 
-    /// Time to the eviction, as people read it.
+    /// Time until the eviction, for people.
     #[must_use]
     pub fn evicts_in(&self, now: Timestamp) -> String {
         match self.deadline {
@@ -94,7 +94,7 @@ impl Row {
         }
     }
 
-    /// Who: the first user, and how many others are recorded.
+    /// The first user, and how many other users are recorded.
     #[must_use]
     pub fn by(&self) -> String {
         let Some(mark) = &self.mark else { return "<unknown>".to_owned() };

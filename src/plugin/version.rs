@@ -1,4 +1,4 @@
-//! `kubectl pristine version`: of the plugin, of each replica, of Kubernetes.
+//! `kubectl pristine version`: the versions of the plugin, the replicas and Kubernetes.
 
 use super::{
     certs::Trust,
@@ -6,14 +6,14 @@ use super::{
     output::{Failure, emit},
 };
 
-/// Prints them.
+/// Prints the versions.
 ///
 /// # Errors
-/// What the API server says; the plugin's own version is printed all the same.
+/// The answer of the API server; the plugin's own version is printed before.
 pub async fn run(connection: &Connection) -> Result<(), Failure> {
     let own = env!("CARGO_PKG_VERSION");
     emit(&format!("Plugin:       v{own}\n"))?;
-    let kubernetes = connection.call("get the version of Kubernetes", connection.client.apiserver_version()).await?;
+    let kubernetes = connection.call("get the Kubernetes version", connection.client.apiserver_version()).await?;
     let trust = Trust::read(connection).await?;
     let mut versions: Vec<&str> = trust.replicas.iter().filter_map(|replica| replica.version.as_deref()).collect();
     versions.sort_unstable();

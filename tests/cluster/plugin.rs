@@ -57,7 +57,7 @@ NAMESPACE   NODE   NAME   INTERACTIONS   BY   AGE   EVICTS-IN   STATE   REASON
         &stage.sees("get web-1 absent web-0 --no-headers").await,
         r#"
 web-0   2   alice +1   <AGE>   <AGE>   Marked
-! error: nobody has interacted with pod "web-1" in namespace "<NAMESPACE>"
+! error: no interaction is recorded on pod "web-1" in namespace "<NAMESPACE>"
 ! Error from server (NotFound): pods "absent" not found
 exit 1
 "#,
@@ -150,7 +150,7 @@ spec:
     let why = "would be refused now (dry run): Cannot evict pod as it would violate the pod's disruption budget";
     assert!(eviction.contains(why) && eviction.contains("keep-all"), "{eviction}");
     stage.ns.run(&["delete", "pdb", "keep-all"]).await;
-    let allowed = "Eviction:   nothing holds it up (dry run)";
+    let allowed = "Eviction:   nothing blocks it (dry run)";
     assert_output(&stage.sees("describe web-0").await, &refused.replace(eviction, allowed));
     assert_output(
         &refused.replace(eviction, allowed),
@@ -165,8 +165,8 @@ Interactions:   2
 First:   <TIME> (<AGE> ago)
 Last:   <TIME> (<AGE> ago)
 Evict At:   <TIME> (in <AGE>)
-Eviction:   nothing holds it up (dry run)
-Outlives Pod:   what was written there stays after the eviction
+Eviction:   nothing blocks it (dry run)
+Outlives Pod:   the eviction does not undo writes to these volumes
   logs   hostPath /var/log
 Interactions:
   TIME   OPERATION   CONTAINER   STREAMS   RULE   USER   COMMAND
@@ -184,14 +184,14 @@ async fn certs_and_version_cover_every_replica() {
     assert_output(
         &stage.sees_of_replicas("certs").await,
         "
-AUTHORITY   VALID UNTIL   EXPIRES-IN   TRUSTED BY   SIGNED FOR
+CA   VALID-UNTIL   EXPIRES-IN   TRUSTED-BY   SIGNED-FOR
 <SERIAL>   <TIME>   <AGE>   4 of 4 entries   2 of 2 replicas
 
-REPLICA   SERVING   VALID UNTIL   EXPIRES-IN   TRUSTED
+REPLICA   CERTIFICATE   VALID-UNTIL   EXPIRES-IN   TRUSTED
 <REPLICA>   <SERIAL>   <TIME>   <AGE>   yes
 <REPLICA>   <SERIAL>   <TIME>   <AGE>   yes
 
-caBundle is the same and not empty in all 4 entries: yes
+caBundle is set and identical in all 4 webhook entries: yes
 ",
     );
     let versions = shown(&stage.pristine("version").await);
@@ -210,14 +210,14 @@ async fn doctor_checks_the_installation_and_names_who_can_bypass_it() {
         "
 OK   webhook configuration: 4 entries, as shipped
 OK   replicas: 2 of 2 are Ready
-OK   certificates: caBundle trusts every replica, until <TIME> at least; renewed before
-OK   admission: the API server calls the webhook and trusts it (<N> ms, dry run)
-OK   eviction: <REPLICA> evicts what is due
-OK   policies: marks are guarded, and Pristine's own account is confined
+OK   certificates: caBundle trusts every replica until at least <TIME>; Pristine renews before that
+OK   admission: the API server reaches the webhook and trusts its certificate (<N> ms, dry run)
+OK   eviction: <REPLICA> is the leader and evicts due pods
+OK   policies: marks are protected, and Pristine's ServiceAccount is restricted
 OK   configuration: <N> rules and a default
-WARNING  get/create nodes/proxy: User kube-apiserver-kubelet-client (clusterrolebinding/pristine:kubelet-api-admin) may exec through the kubelet's API, which no admission webhook and no audit policy for execs sees
-         to fix it: kubectl apply -k manifests/components/nodes-proxy-guard, or grant nodes/metrics, nodes/stats and nodes/log instead
-OK   ways around it: everything may be done by Group kubeadm:cluster-admins, Group system:masters
+WARNING  get/create nodes/proxy: User kube-apiserver-kubelet-client (clusterrolebinding/pristine:kubelet-api-admin) can exec through the kubelet's API, which bypasses admission webhooks and audit policies for execs
+         to fix: kubectl apply -k manifests/components/nodes-proxy-guard, or grant nodes/metrics, nodes/stats and nodes/log instead
+OK   RBAC: full access to the cluster: Group kubeadm:cluster-admins, Group system:masters
 ",
     );
     let name = &stage.ns.name;

@@ -103,7 +103,7 @@ const DOORS: &[(&str, &[&str])] = &[
             "plugin::describe",
             "plugin::evict",
             "plugin::extend",
-            "plugin::get",
+            "plugin::get", "plugin::output",
             "telemetry",
         ],
     ),

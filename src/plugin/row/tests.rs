@@ -23,7 +23,7 @@ fn interaction(user: &str) -> Interaction {
     }
 }
 
-/// A pod as the API server would have it after these strategic merge patches of ours.
+/// A pod as the API server would have it after Pristine's strategic merge patches.
 fn pod(status: Option<&Status>, message: &str, users: &[(&str, &str)]) -> Pod {
     let mark = Mark::after(None, "u", interaction("alice"), Disposition::Evict(Duration::from_secs(600))).unwrap();
     let mut value = mark.patch("1", true);
@@ -68,7 +68,7 @@ fn statuses() -> Vec<(Status, Vec<(&'static str, &'static str)>, &'static str)> 
 }
 
 #[test]
-fn the_table_is_the_same_whatever_language_the_messages_are_in() {
+fn the_table_does_not_depend_on_the_text_of_messages() {
     for (status, users, now) in statuses() {
         let english = pod(Some(&status), "exec by \"alice\". It is due and waits: something until 2030", &users);
         let other = pod(Some(&status), "alice a exécuté une commande ; évincé jusqu'à 2040. C'est tout : rien", &users);
@@ -99,18 +99,18 @@ fn each_state_shows_its_deadline_and_its_cause() {
 }
 
 #[test]
-fn a_reason_with_semicolons_and_quotes_is_shown_whole_in_the_narrow_table_too() {
+fn a_reason_with_semicolons_and_quotes_is_shown_in_full_in_the_narrow_table_too() {
     let (status, users, now) = statuses().swap_remove(1);
     let row = Row::of(&pod(Some(&status), "m", &users), at(now)).unwrap();
     assert!(row.cells(false, at(now))[6].ends_with("INC-7; heap dump (\"x\")"));
 }
 
 #[test]
-fn an_extension_counts_only_while_it_is_asked_for_and_granted() {
+fn an_extension_counts_only_while_it_is_requested_and_granted() {
     let later = Some(at("00:40:00"));
     let released = pod(Some(&Status::due(State::Extended, later, None)), "m", &[]);
-    assert_eq!(Row::of(&released, at("00:01:00")).unwrap().deadline, Some(at("00:10:00")), "taken back");
-    let asked = pod(None, "", &[("pristine/extend-to", "2026-01-01T00:40:00Z")]);
-    let row = Row::of(&asked, at("00:01:00")).unwrap();
+    assert_eq!(Row::of(&released, at("00:01:00")).unwrap().deadline, Some(at("00:10:00")), "released");
+    let requested = pod(None, "", &[("pristine/extend-to", "2026-01-01T00:40:00Z")]);
+    let row = Row::of(&requested, at("00:01:00")).unwrap();
     assert_eq!((row.deadline, row.reason.as_str()), (Some(at("00:10:00")), "an extension was requested"));
 }

@@ -34,15 +34,15 @@ async fn extend_delays_an_eviction_up_to_the_maximum_and_release_undoes_it() {
     );
     assert_output(
         &stage.sees("get --no-headers -o wide").await,
-        "<NAMESPACE>   node   web-0   1   alice   <AGE>   <AGE>   Extended   extended by \"ed\" (\"look\") until <TIME>\n",
+        "<NAMESPACE>   node   web-0   1   alice   <AGE>   <AGE>   Extended   extended by ed: look\n",
     );
     // 20 s after the first interaction, by the rules of the tests.
-    let longest = "pod/web-0 extended, the longest that is allowed, until <TIME> (in <AGE>)\n";
+    let longest = "pod/web-0 extended to the limit (eviction.maxExtension), until <TIME> (in <AGE>)\n";
     assert_output(&stage.sees("extend web-0 --for=1h").await, longest);
     let beyond = stage.pristine("extend web-0 --for=1h").await;
     let said = shown(&beyond);
-    assert!(said.starts_with("! error: pod/web-0 is to be evicted at ") && said.ends_with("exit 1\n"), "{said}");
-    assert!(said.contains("grants no more") && said.contains("eviction.maxExtension"), "{said}");
+    assert!(said.starts_with("! error: pod/web-0: extension not granted, still due at ") && said.ends_with("exit 1\n"), "{said}");
+    assert!(said.contains("eviction.maxExtension"), "{said}");
     let left = own.duration_since(now()).as_millis() + 1000;
     sleep(Duration::from_millis(u64::try_from(left).unwrap_or(0))).await;
     assert_output(&stage.sees("release web-0 --as=ed").await, "pod/web-0 released, due now\n");
@@ -56,7 +56,7 @@ async fn extend_delays_an_eviction_up_to_the_maximum_and_release_undoes_it() {
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
 async fn hold_keeps_a_pod_until_release() {
-    let stage = Stage::with_pods("t-late-", 1).await;
+    let stage = Stage::with_pods("t-held-", 1).await;
     stage.bind("ed", "--clusterrole=edit", "patch").await;
     stage.exec_into("alice", &["true"]).await;
     let (asked, held) = ("hold web-0 --reason=look --as=ed", "pod/web-0 held until <TIME> (in <AGE>)");
@@ -67,11 +67,11 @@ async fn hold_keeps_a_pod_until_release() {
     assert_eq!(stage.extension_annotations().await, ["pristine/hold", "pristine/extended-by"]);
     assert_output(
         &stage.sees("get --no-headers -o wide").await,
-        "<NAMESPACE>   node   web-0   1   alice   <AGE>   <AGE>   Held   held by \"ed\" (\"look\"), until <TIME> at the longest\n",
+        "<NAMESPACE>   node   web-0   1   alice   <AGE>   <AGE>   Held   held by ed: look\n",
     );
-    let longer = "! error: pod/web-0 is held, which is longer; release it first\nexit 1\n";
+    let longer = "! error: pod/web-0 is already held until the limit (eviction.maxExtension); release it first\nexit 1\n";
     assert_output(&stage.sees("extend web-0 --for=1m --as=ed").await, longer);
-    let released = "pod/web-0 released, to be evicted at <TIME> (in <AGE>)";
+    let released = "pod/web-0 released, due at <TIME> (in <AGE>)";
     assert_output(&stage.sees("release web-0 --as=ed --dry-run=client").await, &format!("{released} (dry run)\n"));
     assert_output(
         &stage.sees("release web-0 --as=ed --dry-run=server").await,
@@ -81,6 +81,18 @@ async fn hold_keeps_a_pod_until_release() {
     assert_output(&stage.sees("release web-0 --as=ed").await, &format!("{released}\n"));
     assert_eq!(stage.extension_annotations().await, ["pristine/extended-by"]);
     assert_output(&stage.sees("get --no-headers").await, "web-0   1   alice   <AGE>   <AGE>   Marked\n");
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+#[parallel]
+async fn a_hold_that_gains_no_time_is_an_error_that_names_the_limit() {
+    // Its deadline is later than the maximum extension of the rules of the tests.
+    let stage = Stage::with_pods("t-late-", 1).await;
+    stage.exec_into("alice", &["true"]).await;
+    let said = shown(&stage.pristine("hold web-0 --reason=look").await);
+    assert!(said.starts_with("! error: pod/web-0: extension not granted, still due at "), "{said}");
+    assert!(said.contains("the limit is eviction.maxExtension") && said.ends_with("exit 1\n"), "{said}");
 }
 
 #[tokio::test]
@@ -107,7 +119,7 @@ async fn a_forbidden_command_prints_the_error_of_the_api_server() {
     assert_output(&stage.sees("evict web-0 --as=carol").await, &format!("{forbidden}{evict}\nexit 1\n"));
     // Whoever may not evict can still read the rest.
     let described = stage.sees("describe web-0 --as=carol").await;
-    assert!(described.contains(&format!("cannot be tried (dry run): {}{evict}\n", &forbidden[2..])), "{described}");
+    assert!(described.contains(&format!("unknown (dry run failed): {}{evict}\n", &forbidden[2..])), "{described}");
     let all = "! Error from server (Forbidden): pods is forbidden: User \"carol\" cannot list resource \"pods\" in API group \"\" at the cluster scope\nexit 1\n";
     assert_output(&stage.sees("get -A --as=carol").await, all);
 }
@@ -120,7 +132,7 @@ async fn evict_respects_budgets_and_rejects_unmarked_pods() {
     stage.budget().await;
     stage.exec_into("alice", &["true"]).await;
     let before = stage.ns.pod("web-0").await;
-    let refused = "! error: pod/web-0 is not evicted: Cannot evict pod as it would violate the pod's disruption budget";
+    let refused = "! error: pod/web-0 not evicted: Cannot evict pod as it would violate the pod's disruption budget";
     for command in ["evict web-0", "evict web-0 --dry-run=server"] {
         let said = stage.sees(command).await;
         assert!(said.starts_with(refused) && said.ends_with("\nexit 1\n") && said.lines().count() == 2, "{said}");
@@ -132,7 +144,7 @@ async fn evict_respects_budgets_and_rejects_unmarked_pods() {
     assert_eq!((uid_of(&after), after.metadata.deletion_timestamp.is_none()), (uid_of(&before), true));
     assert_output(
         &stage.sees("evict web-1").await,
-        "! error: nobody has interacted with pod \"web-1\" in namespace \"<NAMESPACE>\"; to replace it all the same, use kubectl delete pod\nexit 1\n",
+        "! error: no interaction is recorded on pod \"web-1\" in namespace \"<NAMESPACE>\"; to replace the pod anyway, use `kubectl delete pod`\nexit 1\n",
     );
     assert_output(&stage.sees("evict web-0").await, "pod/web-0 evicted\n");
     eventually("the eviction", 10, || async {
