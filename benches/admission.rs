@@ -1,12 +1,6 @@
-//! What Pristine adds to one exec: the same requests to the same API server, in turn to a namespace that is reviewed
-//! and to one that is not. Run by `hack/bench admission` on a cluster where Pristine is installed.
-#![allow(
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used,
-    missing_docs,
-    reason = "prints its figures or fails"
-)]
+//! The latency that Pristine adds to one exec: the same request to the same API server, alternately in a namespace with
+//! review and in one without. `hack/bench admission` runs it on a cluster with Pristine installed.
+#![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "prints figures, or fails")]
 
 use std::time::Duration;
 
@@ -27,9 +21,10 @@ const ON: &str = "pristine-bench-on";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    let client = Client::try_default().await.expect("a cluster, see hack/bench");
+    let client = Client::try_default().await.expect("needs a cluster, see hack/bench");
     let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
-    let entries = configurations.get("pristine").await.expect("Pristine is installed").webhooks.unwrap();
+    let entries =
+        configurations.get("pristine").await.expect("needs Pristine installed, see hack/bench").webhooks.unwrap();
     let select = |selector: serde_json::Value| {
         let entries: Vec<_> = entries.iter().map(|e| json!({"name": e.name, "namespaceSelector": selector})).collect();
         Patch::Strategic(json!({ "webhooks": entries }))
@@ -40,12 +35,12 @@ async fn main() {
     for namespace in [ON, OFF] {
         prepare(&client, namespace).await;
     }
-    // The API server has heard of the selector by now: the pods took longer.
+    // By now the API server uses the new selector, because starting the pods took longer.
     let mut times = [Vec::new(), Vec::new()];
     for round in 0..ROUNDS + 20 {
         for (n, namespace) in [ON, OFF].into_iter().enumerate() {
             let took = exec(&client, namespace, round).await;
-            // The first ones open connections.
+            // Not the first ones, which open connections.
             if round >= 20 {
                 times[n].push(took);
             }
@@ -54,7 +49,7 @@ async fn main() {
     let pods: Api<Pod> = Api::namespaced(client.clone(), ON);
     let marked = pods.get("bench").await.unwrap().metadata.annotations.unwrap_or_default();
     let record: serde_json::Value = serde_json::from_str(&marked["pristine/interactions"]).unwrap();
-    assert_eq!(record["total"], ROUNDS + 20, "every request was marked");
+    assert_eq!(record["total"], ROUNDS + 20, "every request must be marked");
     configurations
         .patch("pristine", &PatchParams::default(), &select(json!({"matchExpressions": null})))
         .await
@@ -64,9 +59,9 @@ async fn main() {
         let _ = namespaces.delete(namespace, &DeleteParams::default()).await;
     }
     let [with, without] = times.map(figures);
-    println!("one exec request, {ROUNDS} in turn            median      p99");
+    println!("one exec request, {ROUNDS} of each            median      p99");
     println!("  reviewed and marked by Pristine    {:8.1?} {:8.1?}", with.0, with.1);
-    println!("  not reviewed                       {:8.1?} {:8.1?}", without.0, without.1);
+    println!("  without review                     {:8.1?} {:8.1?}", without.0, without.1);
     println!(
         "  added                              {:8.1?} {:8.1?}",
         with.0.saturating_sub(without.0),
@@ -92,7 +87,7 @@ async fn prepare(client: &Client, namespace: &str) {
     for attempt in 0.. {
         match pods.create(&PostParams::default(), &pod).await {
             Ok(_) => break,
-            // The namespace's ServiceAccount comes a moment later.
+            // The controller manager creates the namespace's ServiceAccount a moment later.
             Err(error) => assert!(attempt < 50, "{error}"),
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -104,10 +99,11 @@ async fn prepare(client: &Client, namespace: &str) {
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    panic!("the pod did not become ready");
+    panic!("the pod did not become Ready");
 }
 
-/// Admitted and then refused, because it is no upgrade to a stream: all of the admission and nothing of a session.
+/// Sends an exec that the API server admits and then rejects, because the request is not upgraded to a stream: all of the
+/// admission, without a session.
 async fn exec(client: &Client, namespace: &str, round: usize) -> Duration {
     let path = format!("/api/v1/namespaces/{namespace}/pods/bench/exec?stdout=true&command=echo&command={round}");
     let request = http::Request::post(path).body(Vec::new()).unwrap();

@@ -1,16 +1,10 @@
-//! Evictions at the size of a large cluster: 10,000 marked pods of 500 owners on kwok's nodes, 1,000 of them due at once. Run by
-//! `hack/bench eviction`, which starts everything; prints figures, and fails only if something is not done at all.
-#![allow(
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used,
-    missing_docs,
-    reason = "prints its figures or fails"
-)]
+//! Evictions in a large cluster: 10,000 marked pods of 500 owners on kwok nodes, 1,000 of them due at once.
+//! `hack/bench eviction` starts everything and runs this. It prints figures, and fails only if a step never completes.
+#![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "prints figures, or fails")]
 #![allow(
     clippy::disallowed_methods,
     clippy::cast_precision_loss,
-    reason = "a program beside the product, with figures for people"
+    reason = "not part of the product; its figures are for people"
 )]
 
 use std::{
@@ -35,17 +29,17 @@ use tokio::time::{Instant, sleep};
 
 const NODES: usize = 20;
 const OWNERS: usize = 500;
-/// Of each owner: those that are marked, one of the few and one for the floor.
+/// Pods of each owner: those that are marked, one for the first run, and one for the baseline.
 const PODS: usize = 22;
-/// Due in a day, next to those that are due in the round: 10,000 marked in all.
+/// Pods due in a day, in addition to those due in the run: 10,000 marked pods in total.
 const LATER: usize = 9000;
-/// The same in the large cluster.
+/// The same for the large cluster.
 const LATER_OF_LARGE: usize = 1000;
-/// Of each owner.
+/// Due pods of each owner.
 const DUE: usize = 2;
-/// What the standard rate limit of 600 a minute lets go at once.
+/// The evictions that the default rate limit of 600 a minute allows at once.
 const AT_ONCE: usize = 60;
-/// At once, as in `src/eviction/controller.rs`.
+/// Concurrent evictions, as in `src/eviction/controller.rs`.
 const CONCURRENT: usize = 64;
 const NAMESPACE: &str = "bench";
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:pristine-system:pristine";
@@ -53,9 +47,9 @@ const SERVICE_ACCOUNT: &str = "system:serviceaccount:pristine-system:pristine";
 #[tokio::main]
 async fn main() {
     let crowd: usize = std::env::var("PRISTINE_BENCH_CROWD").ok().map_or(0, |text| text.parse().unwrap());
-    let client = Client::try_default().await.expect("a cluster, see hack/bench");
+    let client = Client::try_default().await.expect("needs a cluster, see hack/bench");
     let mut config = Config::infer().await.unwrap();
-    // The policy in the API server lets nobody else write a mark.
+    // The policy mark.pods.pristine allows only this account to write a mark.
     config.auth_info.impersonate = Some(SERVICE_ACCOUNT.to_owned());
     let pristine = Client::try_from(config).unwrap();
 
@@ -77,7 +71,7 @@ async fn main() {
     later.truncate(if crowd > 0 { LATER_OF_LARGE } else { LATER });
     let later_at = Timestamp::now() + SignedDuration::from_hours(24);
     println!("idle, {} pods, none marked:                 {}", OWNERS * PODS, memory());
-    let floor = floor(&client, spare).await;
+    let baseline = baseline(&client, spare).await;
     ready(&client).await;
     if crowd > 0 {
         create_crowd(&client, crowd).await;
@@ -87,26 +81,26 @@ async fn main() {
         sleep(Duration::from_secs(20)).await;
         println!("{} pods in the cluster, {} marked:       {}", OWNERS * PODS + crowd, later.len(), memory());
     }
-    println!("as many at once as the standard rate limit allows:");
-    round(&client, &pristine, &few, None).await;
+    println!("as many at once as the default rate limit allows:");
+    evict_due(&client, &pristine, &few, None).await;
     if crowd == 0 {
         mark(&pristine, &later, later_at).await;
         println!("{} marked, due in a day:                  {}", later.len(), memory());
     }
     println!("{} at once, without a rate limit:", due.len());
     let cpu = processor_time();
-    round(&client, &pristine, &due, Some(floor)).await;
-    println!("processor time, to know and to evict them:   {:.2} s, all replicas together", processor_time() - cpu);
-    println!("after it:                                    {}", memory());
+    evict_due(&client, &pristine, &due, Some(baseline)).await;
+    println!("CPU time, to read the marks and evict:       {:.2} s, all replicas together", processor_time() - cpu);
+    println!("after the evictions:                         {}", memory());
 }
 
-/// Marks these, due at one moment, and waits until they are gone.
-async fn round(client: &Client, pristine: &Client, due: &[(String, String)], floor: Option<f64>) {
+/// Marks these pods with the same deadline, and waits until all are evicted.
+async fn evict_due(client: &Client, pristine: &Client, due: &[(String, String)], baseline: Option<f64>) {
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
     let at =
         Timestamp::from_second(Timestamp::now().as_second() + 10 + i64::try_from(due.len()).unwrap() / 40).unwrap();
     mark(pristine, due, at).await;
-    assert!(Timestamp::now() < at, "marked too late");
+    assert!(Timestamp::now() < at, "marking took until after the deadline");
     sleep(Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()).await;
     let names: std::collections::HashSet<&str> = due.iter().map(|(name, _)| name.as_str()).collect();
     let gone = loop {
@@ -117,11 +111,11 @@ async fn round(client: &Client, pristine: &Client, due: &[(String, String)], flo
         if left.count() == 0 {
             break Timestamp::now();
         }
-        assert!(Timestamp::now().duration_since(at) < SignedDuration::from_mins(10), "not all evicted");
+        assert!(Timestamp::now().duration_since(at) < SignedDuration::from_mins(10), "not all pods were evicted");
         sleep(Duration::from_millis(500)).await;
     };
     sleep(Duration::from_secs(3)).await;
-    figures(at, gone, due.len(), floor);
+    figures(at, gone, due.len(), baseline);
 }
 
 async fn nodes_and_owners(client: &Client) {
@@ -170,12 +164,12 @@ async fn ready(client: &Client) {
     }
 }
 
-/// Pods that nobody schedules: they only have to be there.
+/// Creates pods that no scheduler picks up: they only have to exist.
 async fn create_crowd(client: &Client, count: usize) {
     let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
     let params = PostParams::default();
     let create = |n: usize| {
-        let spec = json!({"schedulerName": "nobody", "automountServiceAccountToken": false, "containers": [{"name": "app", "image": "none"}]});
+        let spec = json!({"schedulerName": "none", "automountServiceAccountToken": false, "containers": [{"name": "app", "image": "none"}]});
         let pod: Pod =
             serde_json::from_value(json!({"metadata": {"name": format!("crowd-{n}")}, "spec": spec})).unwrap();
         let (pods, params) = (pods.clone(), params.clone());
@@ -207,7 +201,7 @@ async fn mark(client: &Client, pods: &[(String, String)], due: Timestamp) {
     stream::iter(pods.to_vec()).map(patch).buffer_unordered(16).collect::<Vec<()>>().await;
 }
 
-/// The replicas' processes: those of the image run as this user.
+/// The processes of the replicas: named `pristine`, and in the cgroup of a pod.
 fn processes() -> Vec<PathBuf> {
     let all = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
     let ours = |path: &PathBuf| {
@@ -230,7 +224,7 @@ fn memory() -> String {
     format!("{} resident, by replica", all.join(", "))
 }
 
-/// Seconds, of all replicas.
+/// CPU time of all replicas, in seconds.
 fn processor_time() -> f64 {
     let ticks = |path: &PathBuf| {
         let stat = fs::read_to_string(path.join("stat")).unwrap_or_default();
@@ -241,9 +235,9 @@ fn processor_time() -> f64 {
     processes().iter().map(ticks).sum::<f64>() / 100.0
 }
 
-/// What this API server can do at all: one pod of each owner evicted by a client that asks and decides nothing, as many at once
-/// as Pristine's attempts. The p99 of the time from the start of them all, in seconds.
-async fn floor(client: &Client, pods: Vec<(String, String)>) -> f64 {
+/// The baseline of this API server: a client that makes no decisions evicts one pod of each owner, with as many concurrent
+/// requests as Pristine. Returns the p99 of the time from the common start to the answer, in seconds.
+async fn baseline(client: &Client, pods: Vec<(String, String)>) -> f64 {
     let start = Instant::now();
     let evict = |(name, uid): (String, String)| {
         let client = client.clone();
@@ -259,7 +253,7 @@ async fn floor(client: &Client, pods: Vec<(String, String)>) -> f64 {
         }
     };
     let mut times = stream::iter(pods).map(evict).buffer_unordered(CONCURRENT).collect::<Vec<f64>>().await;
-    show("floor, bare evictions of one of each: ", &mut times);
+    show("baseline, bare evictions, one per owner:    ", &mut times);
     times[(times.len() * 99 / 100).min(times.len() - 1)]
 }
 
@@ -270,8 +264,8 @@ fn show(name: &str, times: &mut [f64]) {
     println!("{name} {:>6}   median {:.2} s   p99 {:.2} s   last {last:.2} s", times.len(), at(50), at(99));
 }
 
-/// From the API server's audit log.
-fn figures(due: Timestamp, end: Timestamp, count: usize, floor: Option<f64>) {
+/// Prints the figures, from the API server's audit log.
+fn figures(due: Timestamp, end: Timestamp, count: usize, baseline: Option<f64>) {
     let kubeconfig = std::env::var("KUBECONFIG").unwrap();
     let log = fs::read_to_string(Path::new(&kubeconfig).parent().unwrap().join("logs/audit.log")).unwrap();
     let (mut calls, mut evicted) = (BTreeMap::<String, usize>::new(), BTreeMap::<String, Vec<SignedDuration>>::new());
@@ -287,23 +281,23 @@ fn figures(due: Timestamp, end: Timestamp, count: usize, floor: Option<f64>) {
         *calls.entry(format!("{verb} {resource}{subresource}")).or_default() += 1;
         if subresource == "/eviction" && line["responseStatus"]["code"] == 201 {
             let (owner, _) = object["name"].as_str().unwrap().rsplit_once('-').unwrap();
-            // When it was answered, as for the floor.
+            // The time of the answer, as in the baseline.
             let answered: Timestamp = line["stageTimestamp"].as_str().unwrap().parse().unwrap();
             evicted.entry(owner.to_owned()).or_default().push(answered.duration_since(due));
         }
     }
     let mut first: Vec<f64> = evicted.values().map(|times| times.iter().min().unwrap().as_secs_f64()).collect();
     let mut all: Vec<f64> = evicted.values().flatten().map(SignedDuration::as_secs_f64).collect();
-    show("lateness, first of each owner:       ", &mut first);
-    show("lateness, all (an owner's next waits):", &mut all);
+    show("lateness, first pod of each owner:          ", &mut first);
+    show("lateness, all pods (one per owner at once):", &mut all);
     let p99 = first[(first.len() * 99 / 100).min(first.len() - 1)];
-    if let Some(floor) = floor {
-        println!("p99 of the first of each owner, as a ratio to the floor's: {:.2}", p99 / floor);
+    if let Some(baseline) = baseline {
+        println!("p99 of the first pod of each owner, as a ratio to the baseline: {:.2}", p99 / baseline);
     }
-    println!("all evicted {:.1} s after the deadline", end.duration_since(due).as_secs_f64());
+    println!("all pods evicted {:.1} s after the deadline", end.duration_since(due).as_secs_f64());
     let total: usize = calls.values().sum();
     println!(
-        "calls of the API server for each eviction, but for leases and watches: {:.1}  {calls:?}",
+        "API server calls per eviction, without leases and watches: {:.1}  {calls:?}",
         total as f64 / count as f64
     );
 }

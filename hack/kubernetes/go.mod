@@ -1,5 +1,5 @@
-// The Kubernetes that hack/cluster runs, as Go tool dependencies: no Go code here, just exact versions.
-// hack/update-kubernetes VERSION writes this file anew; hack/cluster builds the tools it lists.
+// The Kubernetes version that hack/cluster runs, as Go tool dependencies: exact versions only, no Go code.
+// hack/update-kubernetes VERSION rewrites this file, and hack/cluster builds the tools that it lists.
 module pristine.invalid/hack/kubernetes
 
 go 1.26.0

@@ -1,12 +1,12 @@
 # shellcheck shell=bash disable=SC2154 # names from the sourcing script
-# etcd and one or more API servers: the whole of a --control-plane-only cluster, the middle of a node's.
+# etcd and one or more API servers: all of a cluster with --control-plane-only, and the control plane of one with a node.
 
 kubectl_() { "$bin/kubectl" --kubeconfig "$state/super-admin.conf" --cache-dir "$state/kubectl-cache" "$@"; }
 
-# suffix N: the first API server's files have no number.
+# suffix N: the file name suffix of the Nth API server; empty for the first.
 suffix() { if (($1 > 1)); then echo "-$1"; fi; }
 
-# free_port PORT: this one, or the next that nothing listens on (and that this run has not given away).
+# free_port PORT: this port or the next one that no process listens on and that this run has not assigned yet.
 given_ports=' '
 free_port() {
 	local port=$1
@@ -21,7 +21,7 @@ free_port() {
 
 make_certificates() {
 	if [[ -f $state/certificates ]]; then return; fi
-	log "making keys, certificates and kubeconfigs"
+	log "creating keys, certificates and kubeconfigs"
 	rm -rf "$state/pki" "$state"/*.conf
 	cat >"$state/kubeadm.yaml" <<-END
 		apiVersion: kubeadm.k8s.io/v1beta4
@@ -31,7 +31,7 @@ make_certificates() {
 		  bindPort: ${api_ports[0]}
 		nodeRegistration:
 		  name: $name
-		  criSocket: unix://$state/containerd/containerd.sock  # otherwise kubeadm goes looking for one
+		  criSocket: unix://$state/containerd/containerd.sock  # otherwise kubeadm searches for one
 		---
 		apiVersion: kubeadm.k8s.io/v1beta4
 		kind: ClusterConfiguration
@@ -47,15 +47,15 @@ make_certificates() {
 		"$bin/kubeadm" init phase certs all --config "$state/kubeadm.yaml" &&
 			"$bin/kubeadm" init phase kubeconfig all --config "$state/kubeadm.yaml" --kubeconfig-dir "$state" &&
 			"$bin/kubeadm" kubeconfig user --config "$state/kubeadm.yaml" --client-name system:kube-proxy >"$state/kube-proxy.conf"
-	} >"$state/logs/kubeadm.log" 2>&1 </dev/null || die_with_log kubeadm "kubeadm could not make the certificates"
+	} >"$state/logs/kubeadm.log" 2>&1 </dev/null || die_with_log kubeadm "kubeadm could not create the certificates"
 	chmod 600 "$state/kube-proxy.conf"
 	touch "$state/certificates"
 }
 
 start_etcd() {
 	local client=https://127.0.0.1:$etcd_port peer=https://127.0.0.1:$etcd_peer_port
-	# kubeadm makes etcd's certificates, and with them no other user of the machine can read the Secrets.
-	# --unsafe-no-fsync: a cluster that does not outlive the machine's next boot need not wait for its disk.
+	# etcd requires client certificates (made by kubeadm), so other users of the machine cannot read the Secrets.
+	# --unsafe-no-fsync: a cluster that does not survive a reboot need not wait for the disk.
 	start etcd "$bin/etcd" \
 		--name="$name" --data-dir="$state/etcd" --unsafe-no-fsync --log-level=warn \
 		--listen-client-urls="$client" --advertise-client-urls="$client" \
@@ -68,7 +68,7 @@ start_etcd() {
 
 write_audit_policy() {
 	cat >"$state/audit-policy.yaml" <<-'END'
-		# The way into running pods, and out of them: what Pristine decides about.
+		# Access to running pods and their eviction: everything that Pristine decides about.
 		apiVersion: audit.k8s.io/v1
 		kind: Policy
 		omitStages: [RequestReceived]
@@ -77,7 +77,7 @@ write_audit_policy() {
 		    resources:
 		      - group: ""
 		        resources: [pods/exec, pods/attach, pods/portforward, pods/proxy, pods/ephemeralcontainers, pods/eviction]
-		  # And all that it asks for itself.
+		  # And all requests of Pristine itself.
 		  - level: Metadata
 		    users: ["system:serviceaccount:pristine-system:pristine"]
 		  - level: None
@@ -100,19 +100,19 @@ start_api_server() {
 		--requestheader-username-headers=X-Remote-User --requestheader-group-headers=X-Remote-Group
 		--requestheader-extra-headers-prefix=X-Remote-Extra-
 		--proxy-client-cert-file="$pki/front-proxy-client.crt" --proxy-client-key-file="$pki/front-proxy-client.key"
-		# The node's name is in no DNS.
+		# No DNS resolves the node's name.
 		--kubelet-preferred-address-types=InternalIP
 		--kubelet-client-certificate="$pki/apiserver-kubelet-client.crt" --kubelet-client-key="$pki/apiserver-kubelet-client.key"
 		--authorization-mode=Node,RBAC --allow-privileged --profiling=false
 		--audit-policy-file="$state/audit-policy.yaml" --audit-log-path="$state/logs/audit$(suffix "$n").log"
 	)
 	if [[ $mode == control-plane ]]; then
-		# Webhooks behind a Service are dialled at their EndpointSlice's addresses: no kube-proxy makes ClusterIPs work.
+		# Without kube-proxy, ClusterIPs do not work: the API server dials the addresses of a webhook's EndpointSlice.
 		flags+=(--enable-aggregator-routing=true)
 	fi
 	if [[ $mode == control-plane ]] || ((n > 1)); then
-		# All servers advertise one address, and the endpoint of the Service "kubernetes" is the first server's, or
-		# (where it listens on loopback, which no endpoint may be) nobody's.
+		# All servers advertise the same address. The Service "kubernetes" has the first server as its endpoint, or none if
+		# that server listens on loopback, which is not allowed in an endpoint.
 		flags+=(--endpoint-reconciler-type=none)
 	fi
 	start "kube-apiserver$(suffix "$n")" "$bin/kube-apiserver" "${flags[@]}"
@@ -121,7 +121,7 @@ start_api_server() {
 write_kubeconfigs() {
 	local n
 	for ((n = 2; n <= ${#api_ports[@]}; n++)); do
-		if [[ -f $state/admin-$n.conf ]]; then continue; fi # somebody may be reading it
+		if [[ -f $state/admin-$n.conf ]]; then continue; fi # another process may be reading it
 		sed "s|server: .*|server: https://$api_address:${api_ports[n - 1]}|" "$state/admin.conf" >"$state/admin-$n.conf"
 		chmod 600 "$state/admin-$n.conf"
 	done
@@ -141,9 +141,9 @@ first_server_ready() {
 	wait_for kube-apiserver 60 "the API server is ready" ready "${api_ports[0]}"
 	log "the API server is ready"
 	if [[ -f $state/bindings ]]; then return; fi
-	# 'kubeadm init' makes the first in a later phase than those we use: admin.conf is nobody without it.
-	# The second lets the API server ask the kubelet for exec, attach, logs.
-	kubectl_ apply --server-side -f - >/dev/null <<-'END' || die_with_log kube-apiserver "could not make the first role bindings"
+	# 'kubeadm init' creates the first binding in a later phase than those used here. Without it, admin.conf has no rights.
+	# The second binding lets the API server call the kubelet for exec, attach, logs.
+	kubectl_ apply --server-side -f - >/dev/null <<-'END' || die_with_log kube-apiserver "could not create the first role bindings"
 		apiVersion: rbac.authorization.k8s.io/v1
 		kind: ClusterRoleBinding
 		metadata: {name: "kubeadm:cluster-admins"}
@@ -159,7 +159,8 @@ first_server_ready() {
 	touch "$state/bindings"
 }
 
-# Further servers only now: the first fills an empty etcd with the default objects, and others would collide with it.
+# Starts the other servers after the first is ready: it writes the default objects into the empty etcd, and other servers
+# would conflict with it.
 other_servers_ready() {
 	local n
 	for ((n = 2; n <= ${#api_ports[@]}; n++)); do start_api_server "$n"; done

@@ -1,6 +1,6 @@
-"""Draws the panels of the Grafana dashboard as one SVG, from a Prometheus. See hack/update-dashboard-picture.
+"""Draws the panels of the Grafana dashboard as one SVG, with the data of a Prometheus. See hack/update-dashboard-picture.
 
-The standard library alone, and no more of Grafana than that dashboard uses: rows, time series (stacked or not), stats.
+It needs only the standard library, and supports only what that dashboard uses: rows, time series (stacked or not), stats.
 """
 
 import argparse
@@ -21,7 +21,7 @@ COLOURS = ["#3a6ea5", "#c8553d", "#4f8a4f", "#b08a2e", "#7a5aa6", "#3f9aa0", "#a
 
 
 def ask(url, path, **query):
-    """What Prometheus answers, or an end with its words."""
+    """Returns the answer of Prometheus, or exits with its error message."""
     address = f"{url.rstrip('/')}/api/v1/{path}?{urllib.parse.urlencode(query)}"
     try:
         with urllib.request.urlopen(address, timeout=30) as answer:
@@ -33,7 +33,7 @@ def ask(url, path, **query):
 
 
 def number(value, unit):
-    """A value as the panel's unit has it."""
+    """Formats a value in the panel's unit."""
     if unit == "s":
         for size, letter in ((86400, "d"), (3600, "h"), (60, "min")):
             if abs(value) >= 2 * size:
@@ -47,7 +47,7 @@ def number(value, unit):
 
 
 def ticks(low, high, unit):
-    """Some four round numbers that hold the range."""
+    """About four round numbers that cover the range."""
     base = 2**20 if unit == "bytes" else 1
     quarter = max(high - low, 1e-9) / 4 / base
     step = 10 ** math.floor(math.log10(quarter))
@@ -78,7 +78,7 @@ class Picture:
         )
 
     def legend(self, entries, x, y, width):
-        """Below the panel, in as many lines as there is room for; the names that do not fit are counted."""
+        """Draws the names below the panel, in as many lines as fit, then the number of names that do not fit."""
         at, bottom = x, y + 36
         for n, (name, last) in enumerate(entries):
             words = f"{name} {last}"
@@ -93,7 +93,7 @@ class Picture:
             at += wide
 
     def series(self, found, unit, stacked, span, area):
-        """Axes and lines of what was found: (name, [(time, value)])."""
+        """Draws axes and lines of the series found: (name, [(time, value)])."""
         (x, y, width, height), (start, end) = area, span
         if stacked:
             below = {}
@@ -119,7 +119,7 @@ class Picture:
             for at, value in points:
                 path += f"{'L' if before and at - before <= gap else 'M'}{across(at):.1f} {up(value):.1f}"
                 before = at
-            # A single point is a line of no length, which round caps make a dot.
+            # A single point is a line of zero length, which round caps turn into a dot.
             path += "h0" if len(points) == 1 else ""
             colour = COLOURS[n % len(COLOURS)]
             self.parts.append(f'<path d="{path}" stroke="{colour}" stroke-width="1.4" stroke-linecap="round" fill="none"/>')

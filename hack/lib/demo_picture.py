@@ -1,6 +1,6 @@
 """Draws a part of the output of hack/demo as a terminal in an SVG. See hack/update-demo-picture.
 
-hack/demo prints steps: `N. TITLE`, indented text, and commands, each as `$ COMMAND` with its answer below.
+hack/demo prints steps: `N. TITLE`, indented text, and commands, each as `$ COMMAND` with its output below.
 """
 
 import html
@@ -9,7 +9,7 @@ import re
 import sys
 
 COLUMNS, LINES = 100, 40
-# Shows what other commands have shown, in twenty lines.
+# Left out, because its twenty lines repeat what other commands show.
 LEFT_OUT = r"kubectl pristine describe"
 FONT, CHARACTER, LINE, MARGIN = 13, 7.83, 19, 20
 STYLES = {
@@ -20,9 +20,9 @@ STYLES = {
 
 
 def steps(text):
-    """The steps of the demo: (title, [(command, [line of its answer])])."""
+    """The steps of the demo: (title, [(command, [line of its output])])."""
     found = []
-    # Escape sequences: bold, and plain again.
+    # Remove the escape sequences for bold and plain text.
     text = re.sub(r"\x1b(\[[0-9;]*[A-Za-z]|\(B)", "", text)
     for line in text.expandtabs().splitlines():
         if match := re.match(r"\d+\. (.*)", line):
@@ -37,7 +37,7 @@ def steps(text):
 
 
 def is_prose(line):
-    """A sentence of the demo itself, and no answer, which would have columns."""
+    """Whether the line is a sentence of the demo itself. Output of commands has columns, or few words."""
     return line.endswith(".") and "  " not in line.strip() and line.count(" ") > 10
 
 
@@ -57,7 +57,7 @@ def telling(found):
 
 
 def wrap(line):
-    """One line, or two of which the second may be cut."""
+    """Wraps the line into at most two. The second one may be truncated."""
     if len(line) <= COLUMNS:
         return [line]
     at = line.rfind(" ", COLUMNS // 2, COLUMNS) + 1 or COLUMNS
@@ -66,7 +66,7 @@ def wrap(line):
 
 
 def lines(found, longest):
-    """What is drawn, with answers of so many lines at most: (style, text)."""
+    """The lines to draw, with at most `longest` lines of output for each command: (style, text)."""
     drawn = []
     for title, commands in found:
         commands = [command for command in commands if not re.match(LEFT_OUT, command[0])]
@@ -84,13 +84,13 @@ def lines(found, longest):
 
 
 def draw(found):
-    # Long answers are shortened until all of it fits.
+    # Shorten long outputs until everything fits.
     drawn = next((drawn for longest in range(20, 1, -1) if len(drawn := lines(found, longest)) <= LINES), lines(found, 2))
     width, height = COLUMNS * CHARACTER + 2 * MARGIN, len(drawn) * LINE + 2 * MARGIN
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}">',
         "<title>An exec, the mark on the pod, its eviction, and its replacement</title>",
-        # A dark terminal with a border, on a light page as on a dark one.
+        # A dark terminal with a border, which suits both a light and a dark page.
         f'<rect x="0.5" y="0.5" width="{width - 1:.0f}" height="{height - 1:.0f}" rx="8" fill="#16181d" stroke="#4d5560"/>',
         f'<g font-family="ui-monospace, SFMono-Regular, Menlo, Consolas, \'DejaVu Sans Mono\', monospace" font-size="{FONT}">',
     ]

@@ -1,8 +1,8 @@
 # shellcheck shell=bash disable=SC2154 # names from the sourcing script
-# What a cluster takes from the machine, and how it gives it back: packages, a bridge and a route, kernel settings,
-# cgroups, mounts.
+# What a cluster changes on the machine, and how it undoes that: packages, a bridge and a route, kernel settings, cgroups,
+# mounts.
 
-# Debian's folder of CNI plugins, and the one that upstream's packages use.
+# Debian's directory of CNI plugins, or the one that upstream's packages use.
 cni_plugins() {
 	local folder
 	for folder in /usr/lib/cni /opt/cni/bin; do
@@ -13,11 +13,11 @@ cni_plugins() {
 	done
 }
 
-# busybox for images made FROM scratch: it has to be static, which Debian's plain "busybox" package is not.
+# busybox for images built FROM scratch. It has to be static; the one in Debian's package "busybox" is not.
 static_busybox() {
 	local file
 	for file in /usr/bin/busybox /bin/busybox; do
-		# ldd fails for a program that is not dynamic.
+		# ldd fails for a static program.
 		if [[ -x $file ]] && ! ldd "$file" >/dev/null 2>&1; then
 			echo "$file"
 			return
@@ -25,8 +25,8 @@ static_busybox() {
 	done
 }
 
-# The packages behind the programs that are not there. By program and not by package: a machine may have them from
-# elsewhere (Docker's containerd.io conflicts with Debian's containerd, and does as well).
+# The packages of the programs that are missing. It checks programs and not packages, because another package may provide
+# them: Docker's containerd.io works too, and conflicts with Debian's containerd.
 missing_packages() {
 	local pair
 	for pair in containerd:containerd ctr:containerd containerd-shim-runc-v2:containerd runc:runc iptables:iptables \
@@ -41,57 +41,58 @@ install_packages() {
 	local missing
 	mapfile -t missing < <(missing_packages | sort -u)
 	if ((${#missing[@]} == 0)); then return; fi
-	command -v apt-get >/dev/null || die "a node needs these, and there is no apt-get to install them with: ${missing[*]}" \
-		"install them, or use --control-plane-only, which does without them"
+	command -v apt-get >/dev/null || die "packages for a node are missing, and there is no apt-get to install them: ${missing[*]}" \
+		"install them, or use --control-plane-only, which does not need them"
 	log "installing Debian packages: ${missing[*]}"
-	# The package would start a containerd of its own, which nobody needs: install_debian starts none.
+	# The package would also start its own containerd, which is not needed. install_debian does not start it.
 	install_debian "${missing[@]}"
 	mapfile -t missing < <(missing_packages | sort -u)
-	((${#missing[@]} == 0)) || die "installed, but the programs are still not there: ${missing[*]}"
+	((${#missing[@]} == 0)) || die "the packages were installed, but programs of these are still missing: ${missing[*]}"
 }
 
-# A machine that cannot run a node is an error with its reason, never a smaller cluster.
+# A machine that cannot run a node is an error with a reason. The script never falls back to a smaller cluster.
 check_node_host() {
 	[[ $(uname -s) == Linux ]] || die "a node needs Linux; this is $(uname -s)"
 	((EUID == 0)) || die "a node needs root (containers, a bridge, iptables)" \
 		"run as root, or use --control-plane-only, which needs neither root nor packages"
-	[[ -n $(cgroup_roots) ]] || die "a node needs cgroups under /sys/fs/cgroup; none are mounted there"
-	[[ -e /dev/kmsg ]] || die "a node needs /dev/kmsg (the kubelet watches it for out-of-memory kills); this container hides it"
-	# A Unix socket's path has at most 107 characters; the kubelet's longest under here takes about 45.
-	((${#state} <= 60)) || die "PRISTINE_STATE is too long for the sockets under it: $state"
+	[[ -n $(cgroup_roots) ]] || die "a node needs cgroups, and none are mounted under /sys/fs/cgroup"
+	[[ -e /dev/kmsg ]] || die "a node needs /dev/kmsg (the kubelet watches it for out-of-memory kills), and this container does not have it"
+	# The path of a Unix socket has at most 107 characters, and the kubelet's longest one below $state takes about 45.
+	((${#state} <= 60)) || die "the path PRISTINE_STATE is too long for the sockets below it: $state"
 }
 
-# --- network: one bridge for each cluster, with a non-loopback address that Endpoints may hold ---
+# --- network: one bridge for each cluster, with a non-loopback address, as Endpoints require ---
 
-# The link's alias is its owner's state folder: that alone may use and remove it.
+# The link's alias is the state directory of its cluster. Only that cluster may use and remove it.
 link_alias() { cat "/sys/class/net/$bridge/ifalias" 2>/dev/null; }
 
 make_bridge() {
 	if [[ -e /sys/class/net/$bridge ]]; then
-		[[ $(link_alias) == "$state" ]] || die "there is a network link $bridge which is not this cluster's"
+		[[ $(link_alias) == "$state" ]] || die "the network link $bridge exists and belongs to another cluster or program"
 	else
 		local other
 		other=$(ip -o -4 addr show to "${host_address%.*}.0/$prefix")
 		[[ -z $other ]] || die "the cluster's address range is in use on this machine: $other"
 		if ! ip link add "$bridge" type bridge; then
-			[[ $mode == control-plane ]] || die "cannot make a network bridge here (CAP_NET_ADMIN and the kernel's bridge module are needed)"
+			[[ $mode == control-plane ]] || die "cannot create a network bridge (this needs CAP_NET_ADMIN and the kernel's bridge module)"
 			return 1
 		fi
-		ip link set "$bridge" alias "$state" || die "cannot mark the bridge $bridge as ours"
+		ip link set "$bridge" alias "$state" || die "cannot set the alias of the bridge $bridge"
 	fi
-	# (Explicitly: set -e does not reach into a function whose result is asked for.)
-	ip addr replace "$host_address/$prefix" dev "$bridge" || die "cannot give $bridge its address"
+	# Explicit checks: set -e has no effect in a function that is called in a condition.
+	ip addr replace "$host_address/$prefix" dev "$bridge" || die "cannot set the address of $bridge"
 	ip link set "$bridge" up || die "cannot set $bridge up"
 }
 
-# Without one of these routes a call to a ClusterIP that nothing answers (not yet, or not any more) leaves the machine
-# by the default route, and a stranger may answer it.
+# Without these routes, a call to a ClusterIP that has no endpoint (not yet, or not any more) would leave the machine through
+# the default route, and another machine might answer it.
 route_services() {
 	if [[ $mode == node ]]; then
-		# kube-proxy rewrites what it knows; the rest dies on the bridge. Works without a default route, too.
+		# kube-proxy rewrites the ClusterIPs that it knows; packets to others are lost on the bridge. This also works without
+		# a default route.
 		ip route replace "$service_cidr" dev "$bridge" src "$host_address"
 	else
-		# No kube-proxy: fails at once. The metric lets a more wanted route win.
+		# Without kube-proxy, every call fails at once. The high metric lets any other route take precedence.
 		ip route replace blackhole "$service_cidr" metric 4000
 	fi
 }
@@ -101,14 +102,14 @@ remove_network() {
 	ip route del blackhole "$service_cidr" metric 4000 2>/dev/null || true
 	if [[ $(link_alias) != "$state" ]]; then return; fi
 	local link
-	# Host ends of the pods' links, whose network namespaces may be pinned by something still.
+	# The host ends of the pods' links, because another process may still hold the pods' network namespaces.
 	for link in $(ip -o link show master "$bridge" | sed -nE 's/^[0-9]+: ([^:@]+).*/\1/p'); do
 		ip link del "$link" 2>/dev/null || true
 	done
 	ip link del "$bridge"
 }
 
-# --- kernel settings that the kubelet, kube-proxy or we change, put back as they were ---
+# --- kernel settings that the kubelet, kube-proxy or this script changes, restored by 'down' ---
 
 settings=(net/ipv4/ip_forward net/ipv4/conf/all/route_localnet net/bridge/bridge-nf-call-iptables
 	vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops
@@ -128,31 +129,31 @@ restore_settings() {
 	if [[ ! -f $state/settings ]]; then return; fi
 	while read -r setting value; do
 		if [[ -r /proc/sys/$setting && $(<"/proc/sys/$setting") != "$value" ]]; then
-			{ echo "$value" >"/proc/sys/$setting"; } 2>/dev/null || log "could not put $setting back to $value"
+			{ echo "$value" >"/proc/sys/$setting"; } 2>/dev/null || log "could not restore $setting to $value"
 		fi
 	done <"$state/settings"
 }
 
-# --- cgroups: all pods are below one cgroup of this cluster, which tells what is ours without any process's help ---
+# --- cgroups: all pods are below one cgroup of this cluster, so 'down' finds their processes without containerd ---
 
 cgroup=pristine-$name
 
 cgroup_roots() {
-	# Version 2 alone, or one hierarchy for each controller of version 1 (and the hybrid's "unified").
+	# Either version 2, or one hierarchy for each controller of version 1 (and "unified" in hybrid mode).
 	awk '$3 == "cgroup" || $3 == "cgroup2" { print $2 }' /proc/mounts
 }
 
 make_cgroups() {
 	local root controllers
 	while read -r root; do
-		mkdir -p "$root/$cgroup" 2>/dev/null || die "cannot make cgroups below $root: it is read-only"
-		# Version 2 hands controllers down only when told; the kubelet refuses a root without them.
+		mkdir -p "$root/$cgroup" 2>/dev/null || die "cannot create cgroups below $root: it is read-only"
+		# Version 2 passes controllers to children only if they are enabled, and the kubelet rejects a root without them.
 		if [[ -f $root/cgroup.subtree_control ]]; then
 			for controllers in $(<"$root/cgroup.controllers"); do
 				{ echo "+$controllers" >"$root/cgroup.subtree_control"; } 2>/dev/null || true
 			done
 		fi
-		# A new cpuset of version 1 allows no CPU at all, so that nothing may run in it.
+		# A new cpuset of version 1 has no CPUs, so no process can run in it.
 		for controllers in cpuset.cpus cpuset.mems; do
 			if [[ -f $root/$controllers && -z $(<"$root/$cgroup/$controllers") ]]; then cat "$root/$controllers" >"$root/$cgroup/$controllers"; fi
 		done
@@ -170,7 +171,7 @@ kill_cgroups() {
 
 remove_cgroups() {
 	local root remain end=$((SECONDS + 10))
-	# The killed take a moment to go, and a cgroup with a process in it stays.
+	# Killed processes take a moment to exit, and a cgroup with a process cannot be removed.
 	while ((SECONDS < end)); do
 		remain=0
 		while read -r root; do
@@ -189,7 +190,7 @@ mounts() { awk -v prefix="$state/" 'index($2, prefix) == 1 { print $2 }' /proc/m
 
 unmount_all() {
 	local point
-	# Later mounts first. Lazily where something that is not ours looks in: the name goes away at once.
+	# Later mounts first. If another process uses a mount, unmount it lazily: its path disappears at once.
 	while read -r point; do
 		printf -v point '%b' "$point" # /proc/mounts writes a space as \040
 		umount "$point" 2>/dev/null || umount --lazy "$point" 2>/dev/null || true

@@ -1,21 +1,21 @@
 # shellcheck shell=bash disable=SC2154,SC2034 # names from and for the sourcing script
-# Which clusters there are, and what tells them apart: index, ports, addresses.
+# The clusters of this machine, and what distinguishes them: index, ports, addresses.
 
 boot=$(</proc/sys/kernel/random/boot_id)
 
-# One 'up' or 'down' at a time: they share ports, address ranges and iptables. Never inherited by what they start.
+# One 'up' or 'down' at a time, because they share ports, address ranges and iptables. Started processes do not inherit the lock.
 lock_clusters() {
 	if ! mkdir -p "$clusters" 2>/dev/null || [[ ! -w $clusters ]]; then
-		die "cannot write to $clusters" "set PRISTINE_STATE to a folder of yours"
+		die "cannot write to $clusters" "set PRISTINE_STATE to a directory that you own"
 	fi
 	exec {clusters_lock}>"$clusters/.lock"
 	if ! flock -n "$clusters_lock"; then
-		log "another hack/cluster is at work: waiting for it (lock: $clusters/.lock)"
+		log "waiting for another hack/cluster to finish (lock: $clusters/.lock)"
 		flock "$clusters_lock"
 	fi
 }
 
-# Everything that a cluster decided when it was made: it keeps its ports and addresses.
+# Saves what was chosen when the cluster was created, so that it keeps its ports and addresses.
 save_cluster() {
 	cat >"$state/cluster.new" <<-END
 		mode=$mode
@@ -38,16 +38,16 @@ load_cluster() {
 	derive
 }
 
-# Address ranges by the cluster's index, so that no two clusters share one: 0 is the node's.
+# The cluster's index determines its address ranges, so that no two clusters share one. The cluster with a node has index 0.
 derive() {
 	bridge=pristine$index
 	if [[ $mode == node ]]; then
 		host_address=10.88.0.1 prefix=16 service_cidr=10.96.0.0/16
-		# Pods reach the API server there, other machines do not.
+		# Pods can reach the API server at this address, other machines cannot.
 		api_address=$host_address advertise_address=$host_address
 	else
 		host_address=10.89.$index.1 prefix=24 service_cidr=10.97.$index.0/24
-		# Nothing is advertised in truth: there is no endpoint reconciler.
+		# The flag is required, but has no effect: no endpoint reconciler runs.
 		api_address=127.0.0.1 advertise_address=127.0.0.1
 	fi
 }
@@ -57,19 +57,19 @@ new_cluster() {
 	index=0
 	if [[ $mode == control-plane ]]; then
 		index=1
-		# Nor one of which there is a bridge already: of another PRISTINE_STATE.
+		# Skip an index whose bridge already exists: it belongs to a cluster of another PRISTINE_STATE.
 		while grep -qsx "index=$index" "$clusters"/*/cluster || [[ -e /sys/class/net/pristine$index && $(<"/sys/class/net/pristine$index/ifalias") != "$state" ]]; do
 			index=$((index + 1))
 		done
 		((index < 255)) || die "too many clusters in $clusters"
 	else
 		other=$(grep -lsx 'index=0' "$clusters"/*/cluster) || true
-		[[ -z $other ]] || die "one cluster with a node is all that a machine takes, and there is ${other%/cluster}" \
-			"hack/cluster down --name $(basename "${other%/cluster}")"
+		[[ -z $other ]] || die "a machine can run only one cluster with a node, and ${other%/cluster} exists" \
+			"remove it first: hack/cluster down --name $(basename "${other%/cluster}")"
 	fi
 	mkdir -p "$state/logs" "$state/run"
 	chmod 700 "$state" # keys, Secrets in etcd
-	# A control plane leaves the usual ports to the cluster with the node.
+	# The default ports are reserved for the cluster with a node.
 	local offset=$((index == 0 ? 0 : 10000))
 	free_port $((2379 + offset)) && etcd_port=$REPLY
 	free_port $((2380 + offset)) && etcd_peer_port=$REPLY

@@ -1,10 +1,10 @@
 # shellcheck shell=bash disable=SC2154 # names from the sourcing script
-# Two images of one static busybox, as OCI archives in the cache: no registry is ever asked.
+# Two images of one static busybox, as OCI archives in the cache. No registry is used.
 
 pause_image=localhost/pristine/pause:1
 test_image=localhost/pristine/busybox:1
 
-# Changes whenever what is in the images may change.
+# The name of this directory changes whenever the content of the images may change.
 images_folder() {
 	local sum
 	sum=$(cat "$(static_busybox)" "$here/lib/images.sh" | sha256sum)
@@ -19,9 +19,9 @@ build_images() {
 	work=$(mktemp -d)
 	mkdir -p "$work/root"/{bin,etc,home,proc,sys,dev,root,tmp,var} "$folder"
 	cp "$(static_busybox)" "$work/root/bin/busybox"
-	# Before the links of the applets, so that the pause image has none.
+	# Copied before the links of the applets are created, so that the pause image has none.
 	cp -r "$work/root" "$work/pause"
-	# (Beware: wget of Debian's static busybox crashes when given -T; 'timeout 3 wget' does not.)
+	# Warning: wget of Debian's static busybox crashes with -T; 'timeout 3 wget' works.
 	local applet
 	while read -r applet; do ln -sf busybox "$work/root/bin/$applet"; done < <("$work/root/bin/busybox" --list | grep -vx busybox)
 	chmod 1777 "$work/root/tmp"
@@ -35,7 +35,7 @@ build_images() {
 		USER 65535:65535
 		ENTRYPOINT ["/bin/busybox", "sh", "-c", "trap exit TERM INT; busybox sleep 2147483647 & while :; do wait; done"]
 	END
-	# The default command answers TERM; a plain sleep as process 1 would hold every deletion up for 30 s.
+	# The default command exits on TERM. A plain sleep as process 1 would delay every deletion by 30 s.
 	cat >"$work/Containerfile.busybox" <<-'END'
 		FROM scratch
 		COPY root /
@@ -45,8 +45,8 @@ build_images() {
 	local image reference
 	for image in pause busybox; do
 		reference=localhost/pristine/$image:1
-		# Own storage: nothing of this shows up among the images of the machine's user. vfs and chroot need no overlay
-		# mounts and no namespaces, so this works inside containers too.
+		# Separate storage, so that these images do not appear among the user's own. vfs and chroot need no overlay mounts and
+		# no namespaces, so this works inside containers too.
 		if ! {
 			buildah --root "$work/storage" --runroot "$work/run" --storage-driver vfs bud --isolation chroot --quiet \
 				--file "$work/Containerfile.$image" --tag "$reference" "$work" &&
@@ -72,6 +72,6 @@ import_images() {
 	for image in pause busybox; do
 		if has_image "localhost/pristine/$image:1"; then continue; fi
 		ctr_ images import "$folder/$image.tar" >/dev/null || die_with_log containerd "could not import $folder/$image.tar"
-		has_image "localhost/pristine/$image:1" || die "imported $folder/$image.tar, but it has no image localhost/pristine/$image:1"
+		has_image "localhost/pristine/$image:1" || die "$folder/$image.tar was imported, but does not contain localhost/pristine/$image:1"
 	done
 }

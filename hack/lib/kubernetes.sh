@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154 # names from the sourcing script
-# The Kubernetes programs, built from the Go module in hack/kubernetes into a cache keyed by version.
+# Builds the Kubernetes programs from the Go module in hack/kubernetes, into a cache with one directory per version.
 
 module=$here/kubernetes
 cache=${PRISTINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pristine}
@@ -21,7 +21,7 @@ package_of() {
 	esac
 }
 
-# The seconds that a cold build took on 2 cores, one after the other (shared packages count for the first).
+# How long a cold build takes on 2 cores, one program after the other (the first one also builds the shared packages).
 cold_time_of() {
 	case $1 in
 	etcd) echo 'about 1 minute' ;;
@@ -31,8 +31,8 @@ cold_time_of() {
 	esac
 }
 
-# The path of a program: KUBEBUILDER_ASSETS (etcd, kube-apiserver, kubectl) before our own build.
-# Only a control plane takes those: the node's parts have to be of the API server's version, or up to three older.
+# The path of a program: in KUBEBUILDER_ASSETS (etcd, kube-apiserver, kubectl) if it is there, else from this build.
+# Only with --control-plane-only: a node's programs must have the API server's version, or be up to three versions older.
 path_of() {
 	if [[ $mode == control-plane && -n ${KUBEBUILDER_ASSETS:-} && -x $KUBEBUILDER_ASSETS/$1 ]]; then
 		echo "$KUBEBUILDER_ASSETS/$1"
@@ -44,10 +44,10 @@ path_of() {
 need_go() {
 	local needs
 	needs=$(sed -nE 's/^go ([0-9.]+)$/\1/p' "$module/go.mod")
-	command -v go >/dev/null || die "Kubernetes $kubernetes_version is built from source and needs Go $needs, which is not installed" \
+	command -v go >/dev/null || die "building Kubernetes $kubernetes_version needs Go $needs, and Go is not installed" \
 		"install it from https://go.dev/dl/ (Go 1.21 or newer fetches the rest by itself)" \
-		"or, for --control-plane-only, set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver and kubectl (kubeadm is built in any case)"
-	# Fails when this Go is too old and may not fetch a newer one (GOTOOLCHAIN=local).
+		"or, with --control-plane-only, set KUBEBUILDER_ASSETS to a directory with etcd, kube-apiserver and kubectl (kubeadm still has to be built)"
+	# Fails if this Go is too old and must not download a newer one (GOTOOLCHAIN=local).
 	(cd "$module" && GOWORK=off go env GOVERSION >/dev/null) || die "Kubernetes $kubernetes_version needs Go $needs; found: $(go version)"
 }
 
@@ -58,7 +58,7 @@ missing_programs() {
 	done
 }
 
-# build PROGRAM...: those that are missing.
+# build PROGRAM...: builds those that are missing.
 build() {
 	local missing
 	mapfile -t missing < <(missing_programs "$@")
@@ -68,12 +68,12 @@ build() {
 	local lock
 	exec {lock}>"$built/.lock"
 	if ! flock -n "$lock"; then
-		log "another run is building Kubernetes: waiting for it (lock: $built/.lock)"
+		log "waiting for another run that builds Kubernetes (lock: $built/.lock)"
 		flock "$lock"
 		mapfile -t missing < <(missing_programs "$@")
 	fi
 
-	# kubectl, the kubelet and the API server report these; kubeadm and version-skew checks refuse the default v0.0.0.
+	# kubectl, the kubelet and the API server report these. kubeadm and version skew checks reject the default v0.0.0.
 	local flags='-s -w' package
 	for package in k8s.io/component-base k8s.io/client-go/pkg; do
 		flags+=" -X $package/version.gitVersion=$kubernetes_version -X $package/version.gitTreeState=clean"
@@ -89,17 +89,17 @@ build() {
 
 build_one() {
 	local program=$1 which=$2 flags=$3 since=$SECONDS temporary=$built/.$1.new ticker
-	log "building $program ($which; $(cold_time_of "$program") when cold)"
-	# A line every minute, from a reader of a pipe that ends with this script however it ends (a sleep would not,
-	# and would keep the caller's stderr open meanwhile).
+	log "building $program ($which; $(cold_time_of "$program") with an empty build cache)"
+	# Prints a line every minute. It reads from a pipe, so it exits when this script exits for any reason. A sleep would run on
+	# and keep the caller's stderr open.
 	exec {ticker}> >(
 		while true; do
-			# More than 128: the time is up. Anything else: the pipe's writer is gone.
+			# An exit code above 128 is a timeout. Any other means that the writer of the pipe has exited.
 			if read -r -t 60 || (($? <= 128)); then break; fi
 			log "still building $program, $((SECONDS - since)) s"
 		done
 	)
-	# No cgo: static programs that need no C compiler. GOFLAGS and go.work of the caller are not for this module.
+	# No cgo: static programs that need no C compiler. The caller's GOFLAGS and go.work do not apply to this module.
 	if ! (cd "$module" && exec {ticker}>&- &&
 		GOFLAGS='' GOWORK=off CGO_ENABLED=0 go build -trimpath -ldflags "$flags" -o "$temporary" "$(package_of "$program")"); then
 		exec {ticker}>&-
@@ -107,7 +107,7 @@ build_one() {
 		die "could not build $program (see above)"
 	fi
 	exec {ticker}>&-
-	# A program appears whole or not at all, whatever interrupts the build.
+	# Moved into place at the end, so that an interrupted build leaves no partial program.
 	mv "$temporary" "$built/$program"
 	log "built $program in $((SECONDS - since)) s"
 }

@@ -1,11 +1,11 @@
 # shellcheck shell=bash disable=SC2154 # names from the sourcing script
-# The rest of a full cluster: controllers, scheduler, containerd, kubelet, kube-proxy; and how to take them away.
+# The other parts of a full cluster: controller manager, scheduler, containerd, kubelet, kube-proxy; and their removal.
 
 pod_cidr=10.88.0.0/16
 
 write_containerd_config() {
 	local snapshotter=overlayfs
-	# Overlay on overlay (in a container) is refused by the kernel: plain copies instead.
+	# The kernel rejects overlay on overlay (in a container), so make plain copies there.
 	if [[ $(stat --file-system --format %T "$state") == overlayfs ]]; then snapshotter=native; fi
 	cat >"$state/containerd.toml" <<-END
 		version = 2
@@ -18,10 +18,10 @@ write_containerd_config() {
 		path = "$state/containerd/opt"
 		[plugins."io.containerd.grpc.v1.cri"]
 		sandbox_image = "$pause_image"
-		# Lowering a process's oom_score_adj takes CAP_SYS_RESOURCE. Without that capability every pod would fail with
+		# Lowering a process's oom_score_adj needs CAP_SYS_RESOURCE. Without that capability, every pod would fail with
 		# "can't get final child's PID from pipe: EOF".
 		restrict_oom_score_adj = true
-		# Where 'down' finds and unmounts the network namespaces.
+		# So that 'down' finds and unmounts the network namespaces.
 		netns_mounts_under_state_dir = true
 		[plugins."io.containerd.grpc.v1.cri".cni]
 		bin_dir = "$(cni_plugins)"
@@ -35,8 +35,8 @@ write_containerd_config() {
 		Root = "$state/containerd/runc"
 	END
 	mkdir -p "$state/cni"
-	# hairpinMode: a pod may be sent to itself by its own Service. No ipMasq: pods reach the machine and each other, and
-	# nothing outside. The first addresses are left to the host.
+	# hairpinMode: a pod can reach itself through its own Service. No ipMasq: pods reach the machine and each other, and no
+	# other network. The first addresses are reserved for the host.
 	cat >"$state/cni/10-pristine.conflist" <<-END
 		{"cniVersion": "1.0.0", "name": "pristine-$name", "plugins": [{
 		  "type": "bridge", "bridge": "$bridge", "isGateway": true, "hairpinMode": true,
@@ -63,21 +63,21 @@ write_kubelet_config() {
 		volumePluginDir: $state/volume-plugins
 		staticPodPath: $state/static-pods
 		rotateCertificates: false
-		# No DNS in this cluster. Nothing answers at this address, and look-ups fail at once; without any address each pod
-		# would get a warning event, and the machine's own name server. The empty file is for dnsPolicy Default.
+		# No DNS in this cluster. No server listens at this address, so look-ups fail at once. Without an address, each pod
+		# would get a warning Event and the machine's own name server. The empty file is for dnsPolicy Default.
 		clusterDNS: [$host_address]
 		clusterDomain: cluster.local
 		resolvConf: $state/resolv.conf
-		cgroupDriver: cgroupfs  # there need not be a systemd
+		cgroupDriver: cgroupfs  # works without systemd
 		cgroupRoot: /$cgroup
 		failCgroupV1: false
 		enforceNodeAllocatable: []
 		failSwapOn: false
 		makeIPTablesUtilChains: false
-		maxOpenFiles: 20000  # the default, a million, takes CAP_SYS_RESOURCE
-		# A CI machine's disk may be nearly full: that is not this cluster's business until it is.
+		maxOpenFiles: 20000  # the default, a million, needs CAP_SYS_RESOURCE
+		# A CI machine's disk may be nearly full. The kubelet should react only once it is full.
 		evictionHard: {nodefs.available: "1%", imagefs.available: "1%", memory.available: 100Mi}
-		imageGCHighThresholdPercent: 100  # no garbage collection: no registry has these images
+		imageGCHighThresholdPercent: 100  # no garbage collection: the images are in no registry
 		# Pods see a changed Secret or ConfigMap within 10 s instead of 60.
 		syncFrequency: 10s
 	END
@@ -93,21 +93,21 @@ write_proxy_config() {
 		clusterCIDR: $pod_cidr
 		healthzBindAddress: 127.0.0.1:10256
 		metricsBindAddress: 127.0.0.1:10249
-		nodePortAddresses: [$host_address/32]  # not the machine's own addresses
-		# Zero leaves the machine's connection tracking as it is (its settings may not be writable either).
+		nodePortAddresses: [$host_address/32]  # not the machine's other addresses
+		# Zero leaves the machine's connection tracking unchanged. Its settings may not be writable.
 		conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 		iptables: {localhostNodePorts: false}
 	END
 }
 
 allow_pods_to_talk() {
-	# Packets between pods pass the bridge, and only as IP packets can kube-proxy send them elsewhere and back.
+	# Packets between pods pass the bridge. kube-proxy can redirect them only if iptables sees them there.
 	modprobe br_netfilter 2>/dev/null || true
-	[[ -e /proc/sys/net/bridge/bridge-nf-call-iptables ]] || die "the kernel has no br_netfilter: pods could not call Services"
-	save_settings # after the module has brought its settings, before anyone changes them
+	[[ -e /proc/sys/net/bridge/bridge-nf-call-iptables ]] || die "the kernel module br_netfilter is missing: pods could not reach Services"
+	save_settings # after the module has added its settings, and before they are changed
 	echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables
 	echo 1 >/proc/sys/net/ipv4/ip_forward
-	# A Docker engine's FORWARD chain drops what it does not know.
+	# Docker's FORWARD chain drops packets that it does not know.
 	iptables --wait -C FORWARD -i "$bridge" -o "$bridge" -j ACCEPT 2>/dev/null ||
 		iptables --wait -I FORWARD -i "$bridge" -o "$bridge" -j ACCEPT || die "iptables does not work on this machine"
 }
@@ -119,8 +119,8 @@ start_containerd() {
 }
 
 start_node() {
-	# Nothing is elected, so no 15 s of waiting for the lease of a predecessor; no port 0.0.0.0 is served either.
-	# Each controller fetches an account of its own first: with the default of 20 requests a second this takes 5 s.
+	# No leader election, which would wait 15 s for the lease of the previous process; and no port on 0.0.0.0.
+	# Each controller first fetches its own ServiceAccount. With the default of 20 requests a second this would take 5 s.
 	start kube-controller-manager "$bin/kube-controller-manager" \
 		--kubeconfig="$state/controller-manager.conf" --use-service-account-credentials --leader-elect=false --secure-port=0 \
 		--service-cluster-ip-range="$service_cidr" --root-ca-file="$state/pki/ca.crt" \
@@ -131,19 +131,19 @@ start_node() {
 	start kube-scheduler "$bin/kube-scheduler" \
 		--kubeconfig="$state/scheduler.conf" --leader-elect=false --secure-port=0 --profiling=false
 	if ! alive kubelet; then write_kubelet_config; fi
-	# The folder for device plugins is fixed; --root-dir does not move it.
+	# The directory for device plugins is fixed: --root-dir does not change it.
 	if [[ ! -e /var/lib/kubelet ]]; then touch "$state/made-var-lib-kubelet"; fi
 	start kubelet "$bin/kubelet" \
 		--config="$state/kubelet.yaml" --kubeconfig="$state/kubelet.conf" --root-dir="$state/kubelet" \
 		--cert-dir="$state/kubelet/pki" --hostname-override="$name" --node-ip="$host_address"
-	# Only then: kube-proxy ends when its configuration is written, even unchanged.
+	# Only if kube-proxy does not run: it exits when its configuration file is written, even with the same content.
 	if ! alive kube-proxy; then write_proxy_config; fi
 	start kube-proxy "$bin/kube-proxy" --config="$state/kube-proxy.yaml"
 }
 
 node_status() { kubectl_ get --raw "/api/v1/nodes/$name" --request-timeout 5s; }
 
-# Ready, and said so after the kubelet's latest start: right after a restart the API still holds what its predecessor said.
+# Whether the node is Ready since the kubelet's latest start. Right after a restart, the API still has the old status.
 node_ready() {
 	local status heartbeat
 	status=$(node_status) || return 1
@@ -152,7 +152,7 @@ node_ready() {
 	((heartbeat >= $(stat -c %Y "$state/run/kubelet.pid")))
 }
 
-# Pods that ask for no other are refused until the controller manager has made this one.
+# Pods that name no other ServiceAccount are rejected until the controller manager has created this one.
 default_account() { kubectl_ get --raw /api/v1/namespaces/default/serviceaccounts/default; }
 
 services_routed() { [[ $(iptables --wait -t nat -S KUBE-SERVICES) == *default/kubernetes:https* ]]; }
@@ -168,11 +168,12 @@ node_up() {
 wait_for_node() {
 	wait_for kubelet 60 "the node is Ready" node_ready
 	log "the node is Ready"
-	wait_for kube-controller-manager 30 "the default ServiceAccount is there" default_account
-	wait_for kube-proxy 30 "kube-proxy has made its rules" services_routed
+	wait_for kube-controller-manager 30 "the default ServiceAccount exists" default_account
+	wait_for kube-proxy 30 "kube-proxy has created its rules" services_routed
 }
 
-# The shims that containerd starts for pods are children of nobody; this cluster's socket is in their arguments.
+# The pids of the shims that containerd started for pods. They have no parent to ask, but this cluster's socket is in their
+# arguments.
 shims() {
 	local folder arguments
 	for folder in /proc/[0-9]*; do
@@ -185,12 +186,12 @@ shims() {
 
 remove_pods() {
 	local pid file sandbox sockets=()
-	# containerd keeps the shims' sockets outside its own folders, and a shim that is killed leaves its socket there.
+	# containerd keeps the shims' sockets outside its own directories, and a killed shim leaves its socket there.
 	for file in "$state"/containerd/run/io.containerd.runtime.v2.task/k8s.io/*/address; do
 		if [[ -f $file ]]; then sockets+=("$(<"$file")"); fi
 	done
-	# Not task by task through containerd: a hundred pods would take half a minute. The processes by their cgroups, then
-	# the shims that look after them; mounts and cgroups follow, and the rest is files below our own folder.
+	# Not task by task through containerd: a hundred pods would take half a minute. Kill the processes by their cgroups, then
+	# the shims. Mounts and cgroups are removed next, and the rest is files below the state directory.
 	stop 10 containerd
 	kill_cgroups
 	for pid in $(shims); do kill -KILL "$pid" 2>/dev/null || true; done
@@ -198,7 +199,7 @@ remove_pods() {
 	remove_cgroups
 	if [[ -d /var/log/containers ]]; then find /var/log/containers -lname "$state/*" -delete; fi
 	if [[ -e $state/made-var-lib-kubelet ]]; then rm -rf --one-file-system /var/lib/kubelet; fi
-	# What the CNI library remembers of each pod, also outside: our network's, and the loopback's of the same pod.
+	# The CNI library's records of each pod are outside the state directory: for this network, and for the pod's loopback.
 	for file in "/var/lib/cni/results/pristine-$name-"*-eth0; do
 		sandbox=${file##*"/pristine-$name-"}
 		rm -f "$file" "/var/lib/cni/results/cni-loopback-${sandbox%-eth0}-lo"
@@ -210,8 +211,8 @@ remove_proxy_rules() {
 	command -v iptables >/dev/null || return 0
 	iptables --wait -D FORWARD -i "$bridge" -o "$bridge" -j ACCEPT 2>/dev/null || true
 	local command table rules
-	# 'kube-proxy --cleanup' leaves some of its chains behind. Empty them, drop the jumps to them, drop them: each table
-	# in one step, and without touching what others have put there meanwhile.
+	# 'kube-proxy --cleanup' leaves some of its chains behind. Empty them, delete the jumps to them, delete them: each table in
+	# one step, so that concurrent changes of other programs are kept.
 	for command in iptables ip6tables; do
 		for table in filter nat mangle; do
 			rules=$("$command-save" --table "$table" 2>/dev/null | awk -v table="$table" '

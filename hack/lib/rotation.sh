@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154 # names from the sourcing script
-# What tests/control_plane needs: two API servers on one etcd, and where they are.
+# Starts what tests/control_plane needs, two API servers on one etcd, and exports their addresses.
 
 rotation_cluster() {
 	hack/cluster up --control-plane-only --api-servers 2

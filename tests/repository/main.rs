@@ -12,6 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+mod documents;
 mod layering;
 mod manifests;
 mod monitoring;

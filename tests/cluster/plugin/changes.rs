@@ -108,7 +108,7 @@ async fn a_forbidden_command_prints_the_error_of_the_api_server() {
     let forbidden = "! Error from server (Forbidden): pods \"web-0\" is forbidden: ";
     let patch =
         "User \"carol\" cannot patch resource \"pods\" in API group \"\" in the namespace \"<NAMESPACE>\"\nexit 1\n";
-    let policy = "ValidatingAdmissionPolicy 'mark.pods.pristine' with binding 'mark.pods.pristine' denied request: to set pristine/extend-to or pristine/hold, be allowed to 'extend' 'interactions.pristine' in this namespace, and put your own user name into pristine/extended-by\nexit 1\n";
+    let policy = "ValidatingAdmissionPolicy 'mark.pods.pristine' with binding 'mark.pods.pristine' denied request: to extend, hold or release a pod, you need the verb 'extend' on 'interactions.pristine' in this namespace (the roles edit and admin include it), and pristine/extended-by must be your own user name\nexit 1\n";
     for command in ["extend web-0 --for=1m", "hold web-0 --reason=look", "extend web-0 --for=1m --dry-run=server"] {
         assert_output(&stage.sees(&format!("{command} --as=carol")).await, &format!("{forbidden}{patch}"));
         assert_output(&stage.sees(&format!("{command} --as=mallory")).await, &format!("{forbidden}{policy}"));
