@@ -25,7 +25,8 @@ use super::{
 };
 use crate::{clock::Clock, config};
 
-const POLICIES: [&str; 3] = ["mark.pods.pristine", "self.pods.pristine", "audit.pods.pristine"];
+const POLICIES: [&str; 4] =
+    ["mark.pods.pristine", "self.pods.pristine", "self.webhooks.pristine", "audit.pods.pristine"];
 /// The policy of the component manifests/components/nodes-proxy-guard.
 const NODES_PROXY: &str = "nodes-proxy.pristine";
 const REAPPLY: &str = "kubectl apply -f manifests/install.yaml (of the installed version)";

@@ -14,6 +14,7 @@ use crate::{
 };
 
 mod marks;
+mod webhooks;
 
 fn error(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
