@@ -1,8 +1,10 @@
-//! The certificates room: its nouns. One Secret holds the CA, every replica mints its own serving certificate in
-//! memory, and the webhook configuration's caBundle says whom to trust.
+//! Certificates: how API servers come to trust each replica. This file holds the types that the modules below share.
 //!
-//! How one CA A is followed by the next, B. No step assumes the one before it: each is planned from what is
-//! observed, and any replica may take any step.
+//! One Secret holds the CA. Each replica issues its own serving certificate in memory. `caBundle` in the webhook
+//! configuration lists the CAs that API servers trust.
+//!
+//! CA A is replaced by the next one, B, in the steps of this table. Each step is planned from what a replica observes
+//! and never from the step before it, so any replica can take any step ([`rotation`]).
 //!
 //! | when | step | the Secret | caBundle | served |
 //! |---|---|---|---|---|
@@ -13,8 +15,9 @@
 //! | + hold | activate | active B, previous A without its key, B signed by A | A, B | leaf by B + B signed by A |
 //! | last leaf by A expired | retire | active B | B | leaf by B + B signed by A |
 //!
-//! B signed by A is why no API server can be too slow: one that still knows only A accepts the chain through A, one
-//! that has seen {A, B} accepts it through B.
+//! "B signed by A" is a cross-signed certificate: the subject and the key of B, signed by A. Because replicas serve it
+//! behind the leaf, no API server can be too slow: one that still knows only A accepts the chain through A, and one
+//! that has received {A, B} accepts it through B.
 
 use std::time::Duration;
 
@@ -32,23 +35,23 @@ pub mod resolver;
 pub mod rotation;
 pub mod secret;
 
-/// How long certificates live. Checked by [`Lifetimes::new`].
+/// How long certificates are valid. Checked by [`Lifetimes::new`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Lifetimes {
-    /// Of a CA.
+    /// Validity of a CA.
     pub ca: Duration,
-    /// Of a serving certificate.
+    /// Validity of a serving certificate.
     pub serving: Duration,
-    /// Between a caBundle that holds the next CA and its activation.
+    /// How long every caBundle must have contained the next CA before it signs.
     pub hold: Duration,
 }
 
 impl Lifetimes {
-    /// Checks the relations: what is staged at two thirds of a CA's life must be active, and every certificate
-    /// of its predecessor expired, before that predecessor expires.
+    /// Checks the relations: the next CA is staged at two thirds of a CA's life. It must be active, and every
+    /// certificate that its predecessor signed must have expired, before that predecessor expires.
     ///
     /// # Errors
-    /// Which flag to change.
+    /// Names the flag to change.
     pub fn new(ca: Duration, serving: Duration, hold: Duration) -> Result<Self, String> {
         let all = Self { ca, serving, hold };
         if serving < Duration::from_secs(5) {
@@ -66,30 +69,30 @@ impl Lifetimes {
         Ok(all)
     }
 
-    /// How far back validity begins, for API servers whose clock is behind: an hour, and never more than a tenth of
-    /// the life, so that short lives in tests keep their proportions.
+    /// How far in the past validity begins, for API servers whose clock is behind: an hour, but at most a tenth of the
+    /// life, so that the short lives in tests keep their proportions.
     #[must_use]
     pub fn backdate(life: Duration) -> Duration {
         Duration::from_secs(3600).min(life / 10)
     }
 
-    /// Added to the end of the last certificate of a CA before it is no longer trusted: a replica that read
-    /// the Secret just before the activation may still mint for [`MINT_WITHIN`], and clocks differ.
+    /// How much longer than its last serving certificate a CA stays trusted. A replica that read the Secret just before
+    /// the activation may still issue a certificate for [`MAX_SECRET_AGE`], and clocks differ.
     #[must_use]
     pub fn slack(&self) -> Duration {
-        Self::backdate(self.serving) + MINT_WITHIN.min(self.serving / 4)
+        Self::backdate(self.serving) + MAX_SECRET_AGE.min(self.serving / 4)
     }
 }
 
-/// A serving certificate is minted from a Secret read at most this long ago.
-pub const MINT_WITHIN: Duration = Duration::from_secs(30);
+/// A serving certificate is issued only from a Secret that was read at most this long ago.
+pub const MAX_SECRET_AGE: Duration = Duration::from_secs(30);
 
-/// An X.509 certificate and what decisions need of it.
+/// An X.509 certificate, with the fields that decisions need.
 #[derive(Clone, Eq, PartialEq)]
 pub struct Certificate {
-    /// The certificate.
+    /// The certificate in DER.
     pub der: CertificateDer<'static>,
-    /// Begin of validity.
+    /// Start of validity.
     pub not_before: Timestamp,
     /// End of validity.
     pub not_after: Timestamp,
@@ -104,39 +107,41 @@ impl std::fmt::Debug for Certificate {
 }
 
 impl Certificate {
-    /// Reads a certificate.
+    /// Parses a certificate.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Says what is wrong with it.
     pub fn from_der(der: CertificateDer<'static>) -> Result<Self, String> {
         let (rest, parsed) =
             X509Certificate::from_der(&der).map_err(|error| format!("not an X.509 certificate: {error}"))?;
         if !rest.is_empty() {
             return Err("not an X.509 certificate: trailing bytes".to_owned());
         }
-        let time = |second| Timestamp::from_second(second).map_err(|_| "a validity beyond all calendars".to_owned());
+        let time = |second| {
+            Timestamp::from_second(second).map_err(|_| "the validity of the certificate is out of range".to_owned())
+        };
         let (not_before, not_after) =
             (time(parsed.validity().not_before.timestamp())?, time(parsed.validity().not_after.timestamp())?);
         let serial = parsed.raw_serial_as_string();
         Ok(Self { der, not_before, not_after, serial })
     }
 
-    /// Reads the one certificate of a PEM text.
+    /// Parses the first certificate of a PEM text.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Says what is wrong with it.
     pub fn from_pem(pem: &[u8]) -> Result<Self, String> {
         let der = CertificateDer::from_pem_slice(pem).map_err(|error| format!("no certificate in PEM: {error}"))?;
         Self::from_der(der)
     }
 
-    /// Whether it can be used at this time.
+    /// Whether the certificate is valid at this time.
     #[must_use]
     pub fn is_valid(&self, now: Timestamp) -> bool {
         self.not_before <= now && now < self.not_after
     }
 
-    /// When this fraction of its life is over.
+    /// When this fraction of the certificate's life is over.
     #[must_use]
     pub fn part_of_life(&self, numerator: i32, denominator: i32) -> Timestamp {
         let life = self.not_after.duration_since(self.not_before);
@@ -144,13 +149,13 @@ impl Certificate {
     }
 }
 
-/// `later` after `at`, without overflow.
+/// The time `later` after `at`, without overflow.
 #[must_use]
 pub fn after(at: Timestamp, later: Duration) -> Timestamp {
     SignedDuration::try_from(later).ok().and_then(|later| at.checked_add(later).ok()).unwrap_or(Timestamp::MAX)
 }
 
-/// `earlier` before `at`, without overflow.
+/// The time `earlier` before `at`, without overflow.
 #[must_use]
 pub fn before(at: Timestamp, earlier: Duration) -> Timestamp {
     SignedDuration::try_from(earlier).ok().and_then(|earlier| at.checked_sub(earlier).ok()).unwrap_or(Timestamp::MIN)

@@ -1,8 +1,10 @@
-//! The webhook port: accepts TLS connections, serves HTTP/1.1, drains.
+//! The webhook port: accepts TLS connections, serves HTTP/1.1, and drains. Generic over the service that answers.
 //!
-//! Generic over the service. Two rules come from the caller: the API server keeps idle connections for 90 s and never
-//! sends a POST again, so an idle connection is ours to keep open for longer; and when a call fails below HTTP, it
-//! shows the URL to the user, so every request gets an HTTP answer after its whole body was read.
+//! Two rules follow from how the API server calls webhooks:
+//!
+//! - It keeps idle connections for 90 s and never retries a POST. So this server keeps them open for longer.
+//! - It shows the URL to the user when a call fails below HTTP. So every request gets an HTTP response, after its whole
+//!   body was read.
 
 use std::{
     convert::Infallible,
@@ -30,22 +32,22 @@ use crate::telemetry::{Metrics, Outcome};
 pub mod probes;
 pub mod readiness;
 
-/// What one client may cost.
+/// Limits on what one client can cost, and on the drain.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// From the TCP accept to the end of the TLS handshake.
     pub handshake: Duration,
-    /// For a request's header, which in hyper is also how long a connection may be idle. Above the API server's 90 s,
-    /// else its next POST meets a closing connection and fails with EOF.
+    /// For a request's header; in hyper also how long a connection can be idle. More than the API server's 90 s:
+    /// otherwise its next POST meets a connection that is being closed, and fails with EOF.
     pub idle: Duration,
-    /// From the end of the handshake to the first request. A connection that never said anything is not the API server's.
+    /// From the end of the handshake to the first request. A connection without a request is not the API server's.
     pub first_request: Duration,
-    /// Requests on one connection before the client is asked for a new one. API servers hold on to connections, and
-    /// without this a replica that was started later would be called by nobody.
+    /// Requests on one connection before the client is asked to open a new one. API servers reuse connections: without
+    /// this limit no API server would call a replica that was started later.
     pub requests: usize,
-    /// How long requests are still answered after the stop.
+    /// How long requests are still answered after `stop`.
     pub drain: Duration,
-    /// Connections at once. Each API server keeps at most 25 idle ones; the rest is room for bursts.
+    /// Connections at the same time. Each API server keeps at most 25 idle ones; the rest is for bursts.
     pub connections: usize,
 }
 
@@ -62,22 +64,22 @@ impl Default for Limits {
     }
 }
 
-/// Bytes of a request's header. The API server sends some 300.
+/// Bytes of a request's header. The API server's has some 300.
 const MAX_HEADER: usize = 32 * 1024;
-/// After the drain, for requests that arrived at its very end. With it the process is gone before the kubelet's SIGKILL.
+/// After the drain, for requests that arrived at its end. Even with it, the process exits before the kubelet's SIGKILL.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
-/// Answers one request. Never fails: whatever is wrong is an HTTP answer.
+/// What the server serves. It never fails: every error is an HTTP response.
 pub trait Service: Send + Sync + 'static {
     /// Answers one request.
     fn call(&self, request: Request<Incoming>) -> impl Future<Output = Response<Full<Bytes>>> + Send;
 }
 
-/// The webhook's TLS configuration: whatever certificate the resolver has at the moment of the handshake. The API
-/// server speaks HTTP/1.1 to webhooks and nothing else, so HTTP/2 would only be attack surface.
+/// The webhook's TLS configuration. Each handshake uses the certificate that the resolver has at that moment. The API
+/// server speaks only HTTP/1.1 to webhooks, so HTTP/2 would only be attack surface.
 ///
 /// # Errors
-/// When the provider does not support the protocol versions.
+/// If the provider does not support the protocol versions.
 pub fn tls_config(resolver: Arc<dyn rustls::server::ResolvesServerCert>) -> Result<Arc<ServerConfig>, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
@@ -89,8 +91,8 @@ pub fn tls_config(resolver: Arc<dyn rustls::server::ResolvesServerCert>) -> Resu
 }
 
 /// Serves until `stop` becomes true, then drains: new connections and requests are still answered, each with
-/// `Connection: close`, until none is left or the drain is over. `broken` hears of every connection that ended below
-/// HTTP: the API server shows users what it called, then.
+/// `Connection: close`, until none is left or the drain is over. `broken` is notified of every connection that failed
+/// below HTTP, because the API server then shows the URL to the user.
 pub async fn serve<S: Service>(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
@@ -100,33 +102,33 @@ pub async fn serve<S: Service>(
     mut stop: watch::Receiver<bool>,
     broken: Arc<Notify>,
 ) {
-    let places = Arc::new(Semaphore::new(limits.connections));
+    let permits = Arc::new(Semaphore::new(limits.connections));
     let (draining, busy) = (AtomicBool::new(false), AtomicUsize::new(0));
     let acceptor = TlsAcceptor::from(tls);
     let shared = Arc::new(Shared { acceptor, service, limits, metrics, draining, busy, broken });
     let drain = limits.drain;
     let mut end: Option<Instant> = None;
-    let mut look = tokio::time::interval(Duration::from_millis(100));
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut drain_check = tokio::time::interval(Duration::from_millis(100));
+    drain_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        // Cancel safe: the semaphore, accept and the sleep lose nothing when another arm wins.
+        // Cancel safe: the semaphore, accept and the interval lose nothing when another arm completes.
         tokio::select! {
-            accepted = accept(&listener, &places) => match accepted {
-                Ok((stream, place)) => drop(tokio::spawn(shared.clone().connection(stream, place))),
+            accepted = accept(&listener, &permits) => match accepted {
+                Ok((stream, permit)) => drop(tokio::spawn(shared.clone().connection(stream, permit))),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
-                    // Out of file descriptors, most likely: without a pause this loop would take the whole core.
+                    // Most likely out of file descriptors. Without a pause this loop would use a whole core.
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
             () = stopped(&mut stop), if end.is_none() => {
                 shared.draining.store(true, Ordering::Relaxed);
                 end = Some(Instant::now() + drain);
-                tracing::info!(connections = limits.connections - places.available_permits(), "draining");
+                tracing::info!(connections = limits.connections - permits.available_permits(), "draining");
             }
-            _ = look.tick(), if end.is_some() => {
-                let idle = places.available_permits() == limits.connections;
-                // A freshly unready endpoint is still called for a moment, so an early quiet is not the end.
+            _ = drain_check.tick(), if end.is_some() => {
+                let idle = permits.available_permits() == limits.connections;
+                // API servers still call an endpoint that has just become unready, so an early idle is not the end.
                 let early = end.is_some_and(|end| end > Instant::now() + drain / 2);
                 if (idle && !early) || end.is_some_and(|end| end <= Instant::now()) {
                     break;
@@ -144,16 +146,16 @@ async fn until_idle(busy: &AtomicUsize) {
     }
 }
 
-/// Also when whoever could say so is gone.
+/// Returns when `stop` is true, or when its sender is gone.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Waits for a place first: what does not fit waits in the kernel's backlog, and is never closed on.
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+/// Waits for a permit first: connections above the limit wait in the kernel's backlog and are not closed.
+async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
     let (stream, _) = listener.accept().await?;
-    Ok((stream, place))
+    Ok((stream, permit))
 }
 
 struct Shared<S> {
@@ -168,19 +170,19 @@ struct Shared<S> {
 }
 
 impl<S: Service> Shared<S> {
-    async fn connection(self: Arc<Self>, stream: TcpStream, _place: OwnedSemaphorePermit) {
-        // Small answers: waiting to fill a packet would add the peer's delayed acknowledgement, 40 ms.
+    async fn connection(self: Arc<Self>, stream: TcpStream, _permit: OwnedSemaphorePermit) {
+        // Responses are small: waiting to fill a packet would add the client's delayed acknowledgement, 40 ms.
         let _ = stream.set_nodelay(true);
         let count = |result| self.metrics.handshakes.get_or_create(&Outcome { result }).inc();
         let tls = match timeout(self.limits.handshake, self.acceptor.accept(stream)).await {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => {
-                let reason = refusal(&error);
+                let reason = handshake_failure(&error);
                 count(reason);
                 if reason == "alert" {
                     self.broken.notify_one();
                 }
-                tracing::debug!(%error, reason, "no TLS");
+                tracing::debug!(%error, reason, "the TLS handshake failed");
                 return;
             }
             Err(_) => {
@@ -190,8 +192,8 @@ impl<S: Service> Shared<S> {
         };
         count("ok");
         self.metrics.connections.inc();
-        let (this, asked) = (self.clone(), Arc::new(AtomicUsize::new(0)));
-        let count = asked.clone();
+        let (this, requests) = (self.clone(), Arc::new(AtomicUsize::new(0)));
+        let count = requests.clone();
         let service = service_fn(move |request| {
             let last = count.fetch_add(1, Ordering::Relaxed) + 1 >= this.limits.requests;
             let this = this.clone();
@@ -205,16 +207,16 @@ impl<S: Service> Shared<S> {
         let mut served = std::pin::pin!(served);
         let silent = async {
             tokio::time::sleep(self.limits.first_request).await;
-            if asked.load(Ordering::Relaxed) > 0 {
+            if requests.load(Ordering::Relaxed) > 0 {
                 std::future::pending::<()>().await;
             }
         };
         tokio::select! {
             served = served.as_mut() => if let Err(error) = served {
                 self.broken.notify_one();
-                tracing::debug!(%error, "a connection ended below HTTP");
+                tracing::debug!(%error, "a connection failed below HTTP");
             },
-            () = silent => tracing::debug!("a connection said nothing"),
+            () = silent => tracing::debug!("closing a connection without a request"),
         }
         self.metrics.connections.dec();
     }
@@ -230,8 +232,9 @@ impl<S: Service> Shared<S> {
     }
 }
 
-/// A client that does not trust the certificate says so in an alert; that is worth a series of its own.
-fn refusal(error: &io::Error) -> &'static str {
+/// The result of a failed handshake, for the metric. A client that does not trust the certificate sends an alert, which
+/// is counted on its own.
+fn handshake_failure(error: &io::Error) -> &'static str {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::AlertReceived(_)) => "alert",
         Some(_) => "invalid",

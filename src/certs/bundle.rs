@@ -1,4 +1,4 @@
-//! caBundle: which roots the API server is to trust, as PEM. Pure.
+//! `caBundle` of the webhook configuration: the roots that API servers trust, as PEM. Pure.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,12 +12,12 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
 
 use super::Certificate;
 
-/// More than this is not read: PEM decoders of this field have been quadratic (CVE-2024-12401), and ours holds two
-/// certificates of half a kilobyte.
+/// More bytes than this are not parsed: PEM decoders of this field have been quadratic (CVE-2024-12401), and ours
+/// contains two certificates of half a kilobyte.
 pub const MAX_BYTES: usize = 256 * 1024;
 
-/// The roots as PEM, in the order given. All replicas must write the same bytes, else they would overwrite each other
-/// for ever; so there is no time, no comment, and nothing from anywhere but the Secret.
+/// The roots as PEM, in the given order. All replicas must write the same bytes, or they would overwrite each other
+/// endlessly. So the text contains no time, no comment, and nothing that is not in the Secret.
 #[must_use]
 pub fn pem<'a>(roots: impl IntoIterator<Item = &'a Certificate>) -> String {
     roots.into_iter().map(|root| certificate_pem(&root.der)).collect()
@@ -30,18 +30,19 @@ fn certificate_pem(der: &CertificateDer<'_>) -> String {
     format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
-/// Whether a caller with this bundle trusts one of these roots now.
+/// Whether an API server with this bundle trusts one of these roots now.
 #[must_use]
 pub fn trusts(bundle: &[u8], roots: &[&Certificate], now: Timestamp) -> bool {
     if bundle.len() > MAX_BYTES {
         return false;
     }
-    // As Go does: what does not parse is skipped.
+    // Entries that do not parse are skipped, as Go does.
     let trusted: Vec<_> = CertificateDer::pem_slice_iter(bundle).filter_map(Result::ok).collect();
     roots.iter().any(|root| root.is_valid(now) && trusted.contains(&root.der))
 }
 
-/// Every certificate of these bundles that is valid now, once, in the order of their bytes: all replicas write the same.
+/// Every certificate of these bundles that is valid now, once, in the order of their bytes, so that all replicas write
+/// the same.
 #[must_use]
 pub fn merge<'a>(bundles: impl IntoIterator<Item = &'a [u8]>, now: Timestamp) -> String {
     let all = bundles.into_iter().filter(|bundle| bundle.len() <= MAX_BYTES);
@@ -52,12 +53,12 @@ pub fn merge<'a>(bundles: impl IntoIterator<Item = &'a [u8]>, now: Timestamp) ->
     pem(&valid)
 }
 
-/// Whether a caller with this bundle accepts this chain for this name now.
+/// Whether an API server with this bundle accepts this chain for this name now.
 #[must_use]
 pub fn verifies(bundle: &[u8], chain: &[CertificateDer<'_>], name: &str, now: Timestamp) -> bool {
     let (Some((leaf, rest)), Ok(name)) = (chain.split_first(), ServerName::try_from(name)) else { return false };
     let mut roots = RootCertStore::empty();
-    // Go looks at the validity of a root, webpki does not.
+    // Go checks the validity of a root, webpki does not.
     let valid = merge([bundle], now);
     roots.add_parsable_certificates(CertificateDer::pem_slice_iter(valid.as_bytes()).filter_map(Result::ok));
     let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -1,7 +1,9 @@
-//! Makes certificates. The only place where rcgen is used, and where a private key is handled outside the Secret.
+//! Creates CAs and issues serving certificates. Pure, except for random keys and serial numbers. The only module that
+//! uses rcgen, and the only one that signs with the key of a CA.
 //!
-//! The profile is for the strictest reader, Go in the API server: validity and path length of roots are checked there,
-//! a critical extension it does not know is refused, and only names count, never the common name.
+//! The profile is for the strictest verifier, Go in the API server: it checks the validity and path length of roots,
+//! rejects a critical extension that it does not know, and compares only the subject alternative names, never the
+//! common name.
 
 use std::time::Duration;
 
@@ -16,12 +18,12 @@ use time::OffsetDateTime;
 
 use super::{Certificate, Lifetimes, after, before};
 
-/// Why a certificate could not be made.
+/// Why a certificate could not be created.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot make a certificate")]
+#[error("cannot create a certificate")]
 pub struct Error(#[from] rcgen::Error);
 
-/// A private key in PEM. Never shown; written to the Secret and nowhere else.
+/// A private key in PEM. It is written to the Secret and nowhere else, and `Debug` does not print it.
 #[derive(Clone, Eq, PartialEq)]
 pub struct Key(pub String);
 
@@ -31,18 +33,18 @@ impl std::fmt::Debug for Key {
     }
 }
 
-/// A certificate that signs others, and its key.
+/// A CA: a certificate that signs others, and its key.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Ca {
-    /// Self-signed.
+    /// The self-signed certificate.
     pub certificate: Certificate,
     /// Its private key.
     pub key: Key,
 }
 
-/// A serving certificate with its key, fresh from memory.
+/// A serving certificate with its key, which exists only in memory.
 pub struct Leaf {
-    /// The leaf, and behind it the active CA signed by its predecessor, if it had one.
+    /// The leaf, and behind it the issuer signed by its predecessor, if it had one.
     pub chain: Vec<CertificateDer<'static>>,
     /// The leaf's private key.
     pub key: PrivateKeyDer<'static>,
@@ -51,23 +53,23 @@ pub struct Leaf {
 }
 
 impl Ca {
-    /// A stored CA.
+    /// A CA from the Secret.
     ///
     /// # Errors
-    /// When the key is unreadable or not the certificate's.
+    /// If the key cannot be parsed or does not belong to the certificate.
     pub fn new(certificate: Certificate, key: Key) -> Result<Self, String> {
         let pair = KeyPair::from_pem(&key.0).map_err(|error| format!("not a private key: {error}"))?;
         let (_, parsed) = x509_parser::parse_x509_certificate(&certificate.der).map_err(|error| error.to_string())?;
         if parsed.public_key().subject_public_key.data.as_ref() != pair.public_key_raw() {
-            return Err("the key is not the certificate's".to_owned());
+            return Err("the key does not belong to the certificate".to_owned());
         }
         Ok(Self { certificate, key })
     }
 
-    /// Makes a new CA for these names. With `predecessor` also the same CA signed by that one.
+    /// Creates a CA for these names, and with a `predecessor` also the same CA signed by that one.
     ///
     /// # Errors
-    /// When rcgen refuses.
+    /// If rcgen fails.
     pub fn create(
         generation: u64,
         names: &[String],
@@ -78,7 +80,7 @@ impl Ca {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        // Each generation has a subject of its own: with equal subjects Go tries every root and reports the wrong one.
+        // Each CA has a subject of its own: with equal subjects Go tries every root and reports the wrong one.
         let subject = format!("pristine-ca-{generation}-{:08x}", rand::random::<u32>());
         params.distinguished_name.push(DnType::CommonName, subject);
         // Go counts the intermediates below a root: B signed by A is one.
@@ -98,7 +100,7 @@ impl Ca {
         Ok(Issuer::from_ca_cert_der(&self.certificate.der, KeyPair::from_pem(&self.key.0)?)?)
     }
 
-    /// The successor with its own subject and key, signed by this CA.
+    /// Signs the successor, with the successor's subject and key: the cross-signed certificate.
     fn sign(
         &self,
         mut params: CertificateParams,
@@ -112,10 +114,10 @@ impl Ca {
         Ok(certificate(params.signed_by(key, &self.issuer()?)?.der().clone()))
     }
 
-    /// Mints a serving certificate for these names with a new key; it ends with the CA at the latest.
+    /// Issues a serving certificate for these names with a new key. It ends with the CA at the latest.
     ///
     /// # Errors
-    /// When rcgen refuses.
+    /// If rcgen fails.
     pub fn issue(
         &self,
         names: &[String],
@@ -142,18 +144,18 @@ impl Ca {
 }
 
 fn certificate(der: CertificateDer<'static>) -> Certificate {
-    Certificate::from_der(der).expect("a certificate made a moment ago is readable")
+    Certificate::from_der(der).expect("a certificate created a moment ago is valid DER")
 }
 
-/// At most 20 bytes and positive (RFC 5280, 4.1.2.2), and never used twice: rcgen's default repeats for the same key.
+/// At most 20 bytes and positive (RFC 5280, 4.1.2.2), and never used twice: rcgen's default repeats with the same key.
 fn serial() -> SerialNumber {
     let mut bytes: [u8; 16] = rand::random();
     bytes[0] = bytes[0] & 0x7f | 0x01;
     SerialNumber::from_slice(&bytes)
 }
 
-/// A stolen key of the CA is good for our own names only. A list of permitted DNS names says nothing about IP
-/// addresses (RFC 5280, 4.2.1.10), so those are excluded.
+/// With these, a stolen key of the CA can sign for our own names only. A list of permitted DNS names does not restrict
+/// IP addresses (RFC 5280, 4.2.1.10), so those are excluded.
 fn constraints(names: &[String]) -> NameConstraints {
     NameConstraints {
         permitted_subtrees: names.iter().cloned().map(GeneralSubtree::DnsName).collect(),
@@ -168,7 +170,7 @@ fn dns_names(names: &[String]) -> Result<Vec<SanType>, rcgen::Error> {
     names.iter().map(|name| Ok(SanType::DnsName(name.as_str().try_into()?))).collect()
 }
 
-/// X.509 has whole seconds.
+/// The time in whole seconds, as X.509 has it.
 fn time(at: Timestamp) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(at.as_second()).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }

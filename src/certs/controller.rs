@@ -1,7 +1,15 @@
-//! Observes the Secret and the webhook configuration, takes one planned step, looks again. The edge of this room.
+//! The reconcile loop of the certificates (I/O): reads the Secret and the webhook configuration, executes the one step
+//! that [`plan`] returns, and reads again, until the plan is [`Step::Idle`].
 //!
-//! No leader: any replica may take any step, and every write is a compare-and-swap. Who loses looks again and finds
-//! the step taken.
+//! There is no leader: every replica runs this loop and can execute any step. Every write is a compare-and-swap
+//! ([`super::objects`]). If two replicas execute the same step, one write fails with a conflict, and that replica reads
+//! again and finds the step done.
+//!
+//! The loop wakes up when one of the objects changes, at the time that the plan names, and at least every 30 s. Between
+//! two steps a replica remembers only what is in `Memory`, and it can lose all of that.
+//!
+//! While steps fail, for example because the API server cannot be reached, the served certificate stays in use. If it
+//! is about to expire, the replica issues itself one that is valid for at most an hour, from the CA in memory.
 
 use std::time::Duration;
 
@@ -13,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    Certificate, Lifetimes, MINT_WITHIN, after,
+    Certificate, Lifetimes, MAX_SECRET_AGE, after,
     ca::{self, Ca},
     objects::{self, Live, Objects},
     resolver::Resolver,
@@ -27,25 +35,26 @@ use crate::{
     telemetry::{Certificate as Label, Outcome, Phase},
 };
 
-/// How long a certificate lives that was issued without asking the API server.
-const EMERGENCY: Duration = Duration::from_secs(3600);
-/// The wall clock is looked at this often: timers stand still while a machine is suspended.
-const TICK: Duration = Duration::from_secs(30);
-/// Keeps the certificates.
+/// The longest validity of a certificate that is issued from memory while steps fail.
+const OFFLINE_LIFETIME: Duration = Duration::from_secs(3600);
+/// The objects and the wall clock are read at least this often: timers stop while a machine is suspended.
+const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Rotates the CA and renews the serving certificate.
 pub struct Controller {
     /// The Secret and the webhook configuration.
     pub objects: Objects,
-    /// How long certificates live.
+    /// How long certificates are valid.
     pub lifetimes: Lifetimes,
-    /// The clock, and where what is done is reported.
+    /// The clock, metrics and Events.
     pub context: Context,
-    /// Gets the serving certificates.
+    /// Receives the serving certificates.
     pub resolver: Resolver,
     /// Whether the API server can verify what this replica serves.
     pub ready: Readiness,
 }
 
-/// How fast steps follow each other.
+/// The pauses between steps.
 #[derive(Default)]
 struct Pace {
     failures: u32,
@@ -54,53 +63,53 @@ struct Pace {
 }
 
 impl Pace {
-    /// The pause after a step. None, but for one that is taken again and again: somebody else undoes it each time, and
+    /// The pause after a step. Zero, unless the same step is repeated: then another client undoes it each time, and
     /// every new caBundle makes each API server open new connections.
     fn after(&mut self, step: &Step, now: Timestamp) -> Duration {
-        let again = self.last.is_some_and(|(last, at)| last == step.as_str() && now < after(at, AGAIN));
+        let again = self.last.is_some_and(|(last, at)| last == step.as_str() && now < after(at, REPEAT_WINDOW));
         self.last = Some((step.as_str(), now));
         self.repeats = if again { self.repeats.saturating_add(1) } else { 0 };
-        // Never long: a caBundle that is repaired late is an admission that is lost.
+        // Never long: an admission fails if caBundle is repaired late.
         if again { spread(self.repeats.min(3)) } else { Duration::ZERO }
     }
 
-    /// The pause after a failure. Two replicas that collide must not collide again.
+    /// The pause after a failure. It is random, so that two replicas with a conflict do not have another.
     fn after_failure(&mut self) -> Duration {
         self.failures = self.failures.saturating_add(1);
         spread(self.failures)
     }
 }
 
-/// Up to 100 ms, doubling to some 10 s.
+/// A random pause of up to 100 ms, doubling to some 10 s.
 fn spread(times: u32) -> Duration {
     Duration::from_millis(50 * 2_u64.saturating_pow(times.min(8))).mul_f64(rand::random_range(0.5..1.0))
 }
 
-/// A step taken again within this time is a fight.
-const AGAIN: Duration = Duration::from_secs(10);
+/// The same step within this time is a repetition.
+const REPEAT_WINDOW: Duration = Duration::from_secs(10);
 
-/// Why a step was not taken.
+/// Why a step failed.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(transparent)]
     Object(#[from] objects::Error),
     #[error(transparent)]
     Certificate(#[from] ca::Error),
-    #[error("rustls does not take the serving certificate")]
+    #[error("rustls rejects the serving certificate")]
     Tls(#[from] rustls::Error),
 }
 
-/// What this replica remembers between two looks. All of it can be lost.
+/// What this replica remembers between two steps. It can lose all of it.
 #[derive(Default)]
 struct Memory {
     store: Option<Store>,
     serving: Option<Serving>,
     missing: Option<Missing>,
-    /// By the clock that does not jump.
-    looked: Option<Instant>,
-    /// What is wrong with the Secret, said once.
+    /// The last observation, by a clock that does not jump.
+    observed_at: Option<Instant>,
+    /// Why the Secret is unreadable, so that it is reported once.
     unreadable: Option<String>,
-    /// The caBundle that this replica has seen or written last.
+    /// The last caBundle that this replica has seen or written.
     published: Option<String>,
 }
 
@@ -110,7 +119,7 @@ impl Controller {
         let wake = Notify::new();
         tokio::select! {
             () = self.watch(&wake) => {}
-            () = self.steps(&wake) => {}
+            () = self.reconcile_loop(&wake) => {}
         }
     }
 
@@ -118,20 +127,21 @@ impl Controller {
         let mut changes = self.objects.changes();
         while let Some(change) = changes.next().await {
             if let Err(error) = change {
-                tracing::warn!(error = %chain(&error), "the watch of the Secret or the webhook configuration was interrupted");
+                let error = chain(&error);
+                tracing::warn!(error, "the watch of the Secret or the webhook configuration was interrupted, retrying");
             }
             wake.notify_one();
         }
     }
 
-    async fn steps(&self, wake: &Notify) {
+    async fn reconcile_loop(&self, wake: &Notify) {
         let mut memory = Memory::default();
         let mut pace = Pace::default();
         loop {
-            let wait = match self.step(&mut memory).await {
+            let wait = match self.reconcile(&mut memory).await {
                 Ok((Step::Idle { until }, _)) => {
                     let wait = Duration::try_from(until.duration_since(self.context.clock.now())).unwrap_or_default();
-                    wait.clamp(Duration::from_millis(10), TICK)
+                    wait.clamp(Duration::from_millis(10), RESYNC_INTERVAL)
                 }
                 Ok((step, now)) => {
                     sleep(pace.after(&step, now)).await;
@@ -139,11 +149,11 @@ impl Controller {
                 }
                 Err(error) => {
                     if !matches!(error, Error::Object(objects::Error::Conflict)) {
-                        tracing::warn!(error = %chain(&error), "a certificate step failed, will try again");
+                        tracing::warn!(error = %chain(&error), "a certificate step failed, retrying");
                         self.ready.set_missing(chain(&error));
-                        self.hold_on(&mut memory);
+                        self.renew_offline(&mut memory);
                     }
-                    // Not past the moment at which this replica must help itself.
+                    // The pause ends before the moment at which the replica must renew from memory.
                     let ending = memory.serving.as_ref().map(|serving| ends_soon_at(&serving.leaf));
                     let left =
                         ending.and_then(|at| Duration::try_from(at.duration_since(self.context.clock.now())).ok());
@@ -159,16 +169,16 @@ impl Controller {
         }
     }
 
-    /// While the API server cannot be asked: a certificate that is about to end is renewed from what is in memory, for a
-    /// short time. It may be refused, if its CA was retired meanwhile; the one that ends would be for certain.
-    fn hold_on(&self, memory: &mut Memory) {
+    /// While steps fail: renews a certificate that is about to expire from the CA in memory, for a short time. API
+    /// servers may reject the new one, if its CA was retired meanwhile. They reject an expired one in any case.
+    fn renew_offline(&self, memory: &mut Memory) {
         let now = self.context.clock.now();
         let (Some(store), Some(serving)) = (&memory.store, &memory.serving) else { return };
         let active = &store.active.certificate;
         let ending = ends_soon_at(&serving.leaf) <= now && serving.leaf.not_after < active.not_after;
         if ending && active.is_valid(now) {
-            let life = self.lifetimes.serving.min(EMERGENCY);
-            tracing::warn!("renewing the serving certificate without having asked the API server");
+            let life = self.lifetimes.serving.min(OFFLINE_LIFETIME);
+            tracing::warn!("certificate steps fail, renewing the serving certificate from the CA in memory");
             if let Err(error) = self.issue(&store.clone(), life, memory, now) {
                 tracing::error!(error = %chain(&error), "cannot renew the serving certificate");
             }
@@ -184,7 +194,7 @@ impl Controller {
             Serving { leaf: leaf.certificate.clone(), issuer: store.active.certificate.clone(), cross: cross.cloned() };
         self.resolver.serve(leaf)?;
         tracing::info!(serial = serving.leaf.serial, not_after = %serving.leaf.not_after, "serving a new certificate");
-        let note = format!("{} is served, valid until {}", serving.leaf.serial, serving.leaf.not_after);
+        let note = format!("serving certificate {}, valid until {}", serving.leaf.serial, serving.leaf.not_after);
         self.context.events.publish(
             self.objects.secret_reference(),
             EventType::Normal,
@@ -196,13 +206,13 @@ impl Controller {
         Ok(())
     }
 
-    /// One look and one step; which, and when.
-    async fn step(&self, memory: &mut Memory) -> Result<(Step, Timestamp), Error> {
+    /// Reads the objects and executes the planned step. Returns the step, and the time that it was planned for.
+    async fn reconcile(&self, memory: &mut Memory) -> Result<(Step, Timestamp), Error> {
         let asked = self.context.clock.now();
-        let live = self.objects.look().await?;
+        let live = self.objects.read().await?;
         let now = self.context.clock.now();
-        if after(asked, MINT_WITHIN) < now {
-            // The process was suspended meanwhile. What it has read may be of a CA that is retired by now.
+        if after(asked, MAX_SECRET_AGE) < now {
+            // The process was suspended meanwhile, and the CA that it has read may be retired by now.
             return Err(Error::Object(objects::Error::Conflict));
         }
         let stored = live.stored();
@@ -211,9 +221,9 @@ impl Controller {
             Stored::Absent | Stored::Store(_) => None,
         };
         if let Some(why) = unreadable.as_ref().filter(|_| memory.unreadable != unreadable) {
-            tracing::error!(why, "the Secret cannot be understood; what was served before is served on");
+            tracing::error!(why, "the Secret is unreadable, the served certificate stays in use");
             self.context.metrics.certificate_steps.get_or_create(&Outcome { result: "unreadable" }).inc();
-            let note = format!("cannot be understood: {why}");
+            let note = format!("unreadable: {why}; a replica restores it from memory, so do not restart the replicas");
             self.context.events.publish(
                 self.objects.secret_reference(),
                 EventType::Warning,
@@ -224,9 +234,9 @@ impl Controller {
         }
         memory.unreadable = unreadable;
         let published_generation = live.published_generation();
-        let looked = memory.looked.replace(Instant::now());
-        let elapsed = looked.map(|looked| looked.elapsed()).unwrap_or_default();
-        memory.missing = Missing::look(memory.missing, &stored, published_generation, now, elapsed);
+        let last = memory.observed_at.replace(Instant::now());
+        let elapsed = last.map(|last| last.elapsed()).unwrap_or_default();
+        memory.missing = Missing::observe(memory.missing, &stored, published_generation, now, elapsed);
         let observed = Observed {
             stored,
             memory: memory.store.clone(),
@@ -235,7 +245,7 @@ impl Controller {
             missing_since: memory.missing.as_ref().map(Missing::since),
             published_generation,
             owned: live.is_owned(),
-            leaving: live.is_leaving(),
+            namespace_terminating: live.is_terminating(),
             rotate: live.wants_rotation(),
         };
         let step = plan(&observed, &self.lifetimes, now);
@@ -250,15 +260,15 @@ impl Controller {
         }
         self.report(&observed, &step, now);
         if !matches!(step, Step::Idle { .. }) {
-            self.take(&step, &observed, live, memory, now).await?;
+            self.execute(&step, &observed, live, memory, now).await?;
             self.context.metrics.certificate_steps.get_or_create(&Outcome { result: step.as_str() }).inc();
             let generation = memory.store.as_ref().map(|store| store.generation);
-            tracing::info!(step = step.as_str(), generation, "certificate step taken");
+            tracing::info!(step = step.as_str(), generation, "the certificate step succeeded");
         }
         Ok((step, now))
     }
 
-    async fn take(
+    async fn execute(
         &self,
         step: &Step,
         observed: &Observed,
@@ -281,8 +291,8 @@ impl Controller {
                 let changed = observed.bundles.iter().flatten().any(|live| live != pem.as_bytes());
                 if changed && memory.published.as_ref() == Some(pem) {
                     self.context.metrics.bundle_repairs.inc();
-                    let note = "somebody changed caBundle of the webhook configuration; it is what it was again";
-                    tracing::warn!(note, "bundle repaired");
+                    let note = "another client changed caBundle of the webhook configuration; Pristine restored it";
+                    tracing::warn!("another client changed caBundle of the webhook configuration, restored");
                     self.context.events.publish(
                         self.objects.secret_reference(),
                         EventType::Warning,
@@ -318,14 +328,15 @@ impl Controller {
         let Some(mut store) = next else { return Ok(()) };
         store.generation = generation_after(step, newest);
         self.objects.write(&store, live).await?;
-        if let Some((reason, note)) = telling(step, &store) {
-            tracing::info!(reason, note, "CA");
+        if let Some((reason, note)) = event(step, &store) {
+            tracing::info!(reason, note, "the CA in the Secret changed");
             self.context.events.publish(self.objects.secret_reference(), EventType::Normal, reason, "Rotate", &note);
         }
         memory.store = Some(store);
         Ok(())
     }
 
+    /// Sets the metrics and the readiness.
     fn report(&self, observed: &Observed, step: &Step, now: Timestamp) {
         let has_entries = observed.bundles.as_ref().is_some_and(|bundles| !bundles.is_empty());
         self.context.metrics.bundle_in_sync.set(i64::from(has_entries && !matches!(step, Step::Publish(_))));
@@ -335,7 +346,7 @@ impl Controller {
         };
         gauge("serving", observed.serving.as_ref().map(|serving| serving.leaf.not_after));
         let Stored::Store(store) = &observed.stored else {
-            return self.ready.set_missing("there is no CA yet".to_owned());
+            return self.ready.set_missing(format!("Secret {} is absent or unreadable", self.objects.names.secret));
         };
         for phase in PHASES {
             self.context.metrics.phase.get_or_create(&Phase { phase }).set(i64::from(phase == store.phase()));
@@ -344,12 +355,12 @@ impl Controller {
         gauge("next", store.next.as_ref().map(|next| next.certificate.not_after));
         match (&observed.bundles, &observed.serving) {
             (None, _) => {
+                let name = &self.objects.names.configuration;
                 self.ready.set_missing(format!(
-                    "there is no ValidatingWebhookConfiguration {}",
-                    self.objects.names.configuration
+                    "there is no ValidatingWebhookConfiguration {name}: apply the manifest, Pristine never creates it"
                 ));
             }
-            (_, None) => self.ready.set_missing("no serving certificate yet".to_owned()),
+            (_, None) => self.ready.set_missing("no serving certificate is issued yet".to_owned()),
             (Some(bundles), Some(serving)) if may_be_ready(bundles, serving, store, now) => {
                 if self.ready.set_ready() {
                     tracing::info!(serial = serving.leaf.serial, "caBundle trusts the serving certificate");
@@ -364,25 +375,25 @@ impl Controller {
     }
 }
 
-/// When there is no time left to wait for the API server.
+/// When a renewal no longer waits for the API server: at nine tenths of the certificate's life.
 fn ends_soon_at(leaf: &Certificate) -> Timestamp {
     leaf.part_of_life(9, 10)
 }
 
-/// What operators are told of a step.
-fn telling(step: &Step, store: &Store) -> Option<(&'static str, String)> {
+/// The Event about a step: its reason and its note.
+fn event(step: &Step, store: &Store) -> Option<(&'static str, String)> {
     let Store { active, generation, .. } = store;
     let until = active.certificate.not_after;
     match step {
-        Step::Create => Some(("CACreated", format!("a new CA, valid until {until}"))),
-        Step::Restore => {
-            Some(("CARestored", format!("the Secret was put back from memory as generation {generation}")))
+        Step::Create => Some(("CACreated", format!("created a CA, valid until {until}"))),
+        Step::Restore => Some(("CARestored", format!("restored the Secret from memory, as generation {generation}"))),
+        Step::Stage => {
+            Some(("CAStaged", "created the next CA; it signs after caBundle has contained it for --hold".to_owned()))
         }
-        Step::Stage => Some(("CAStaged", "the next CA is made; caBundle will trust it before it signs".to_owned())),
         Step::Activate => {
-            Some(("CARotated", format!("a new CA signs, valid until {until}; the key of the last is erased")))
+            Some(("CARotated", format!("the new CA signs now, valid until {until}; the key of the old CA is erased")))
         }
-        Step::Retire => Some(("CARetired", "the last CA is no longer trusted".to_owned())),
+        Step::Retire => Some(("CARetired", "removed the old CA, because its last certificate has expired".to_owned())),
         _ => None,
     }
 }

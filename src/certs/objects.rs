@@ -1,5 +1,16 @@
-//! The two objects that everything here is about: the Secret with the CA, and the webhook configuration with
-//! caBundle; and the namespace they go with. Reads them as they are, writes them only if they still are what was read.
+//! Reads and writes the objects in the API server that the certificates are about (I/O). What to write is decided in
+//! [`super::rotation`] and [`super::mounted`].
+//!
+//! - The **Secret** contains the CA with its key, as [`super::secret`] encodes them. An operator requests a new CA with
+//!   its annotation [`ROTATE`]. Written by [`Objects::write`].
+//! - The **`ValidatingWebhookConfiguration`** contains caBundle in each of our entries. It also records the generation
+//!   of the store that caBundle was written from, and our namespace as its owner. Written by [`Objects::publish`],
+//!   deleted by [`Objects::withdraw`].
+//! - The **namespace** is only read, for its UID and for whether it is being deleted.
+//!
+//! [`Objects::read`] asks the API server, never a cache. Every write is a compare-and-swap on what was read: an update
+//! carries the resourceVersion, a deletion the UID, and a create fails if the object exists. A write that comes too
+//! late fails with [`Error::Conflict`], and the caller reads again. So all replicas can write, and no leader is needed.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -25,16 +36,16 @@ use super::{
     secret::{self, Store},
 };
 
-/// For one call to the API server. Writes of Secrets pass other people's webhooks, which may be slow.
-const CALL: Duration = Duration::from_secs(15);
+/// For one call to the API server. Other webhooks, which may be slow, review the writes of Secrets.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The annotation of the Secret that asks for a new CA now; its value is the reason, for people.
+/// The annotation of the Secret by which an operator requests a new CA now. Its value is the reason, for people.
 pub const ROTATE: &str = "pristine/rotate";
 
 /// The annotation of the webhook configuration with the generation of the store that caBundle was written from.
 const GENERATION: &str = "pristine/generation";
 
-/// Where everything is.
+/// The names of the objects.
 #[derive(Clone, Debug)]
 pub struct Names {
     /// Our namespace.
@@ -48,29 +59,29 @@ pub struct Names {
 }
 
 impl Names {
-    /// What the serving certificate is for: the name that the API server verifies.
+    /// The names in the serving certificate: the one that the API server verifies.
     #[must_use]
     pub fn dns(&self) -> Vec<String> {
         vec![format!("{}.{}.svc", self.service, self.namespace)]
     }
 }
 
-/// Why an object was not read or written.
+/// Why an object could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another replica was faster.
-    #[error("somebody else wrote first")]
+    /// Another client, most often another replica, wrote first. Read again.
+    #[error("another client changed the object first")]
     Conflict,
-    /// The API server says no; it names the verb and the resource if it is for want of a permission.
+    /// The API server rejected the call. If a permission is missing, its answer names the verb and the resource.
     #[error("cannot {0}")]
     Api(&'static str, #[source] Box<kube::Error>),
-    /// No answer.
-    #[error("cannot {0} in time")]
+    /// The API server did not answer.
+    #[error("cannot {0}: no answer within {limit:?}", limit = CALL_TIMEOUT)]
     Timeout(&'static str),
 }
 
 async fn call<T>(action: &'static str, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Error> {
-    match timeout(CALL, request).await {
+    match timeout(CALL_TIMEOUT, request).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(Error::Conflict),
         Ok(Err(error)) => Err(Error::Api(action, Box::new(error))),
@@ -78,14 +89,14 @@ async fn call<T>(action: &'static str, request: impl Future<Output = Result<T, k
     }
 }
 
-/// The two objects.
+/// Reads and writes the objects.
 pub struct Objects {
     client: Client,
-    /// What they are called.
+    /// The names of the objects.
     pub names: Names,
 }
 
-/// Both as one look found them, for the compare-and-swap of the step that follows.
+/// The objects as [`Objects::read`] found them, for the compare-and-swap of the step that follows.
 pub struct Live {
     secret: Option<Secret>,
     configuration: Option<ValidatingWebhookConfiguration>,
@@ -94,7 +105,7 @@ pub struct Live {
 }
 
 impl Live {
-    /// What the Secret says.
+    /// The content of the Secret, decoded.
     #[must_use]
     pub fn stored(&self) -> Stored {
         let Some(secret) = &self.secret else { return Stored::Absent };
@@ -104,7 +115,7 @@ impl Live {
         }
     }
 
-    /// caBundle of each of our entries, or `None` if there is no webhook configuration.
+    /// caBundle of each of our entries; `None` if the webhook configuration does not exist.
     #[must_use]
     pub fn bundles(&self) -> Option<Vec<Vec<u8>>> {
         let configuration = self.configuration.as_ref()?;
@@ -112,14 +123,14 @@ impl Live {
         Some(self.entries(configuration).map(bundle).collect())
     }
 
-    /// Generation of the store that caBundle was written from.
+    /// Generation of the store that caBundle was written from; 0 if none is recorded.
     #[must_use]
     pub fn published_generation(&self) -> u64 {
         let annotations = self.configuration.as_ref().and_then(|found| found.metadata.annotations.as_ref());
         annotations.and_then(|all| all.get(GENERATION)).and_then(|text| text.parse().ok()).unwrap_or(0)
     }
 
-    /// Whether an operator asks for a new CA, by annotating the Secret.
+    /// Whether an operator has requested a new CA with the annotation [`ROTATE`].
     #[must_use]
     pub fn wants_rotation(&self) -> bool {
         let annotations = self.secret.as_ref().and_then(|secret| secret.metadata.annotations.as_ref());
@@ -128,11 +139,11 @@ impl Live {
 
     /// Whether our namespace is being deleted.
     #[must_use]
-    pub fn is_leaving(&self) -> bool {
+    pub fn is_terminating(&self) -> bool {
         self.namespace.metadata.deletion_timestamp.is_some()
     }
 
-    /// Whether the webhook configuration names our namespace as its owner, so that it is collected with it.
+    /// Whether our namespace owns the webhook configuration, so that it is garbage-collected with the namespace.
     #[must_use]
     pub fn is_owned(&self) -> bool {
         let uid = self.namespace.metadata.uid.as_ref();
@@ -142,7 +153,7 @@ impl Live {
         self.configuration.as_ref().is_none_or(owned)
     }
 
-    /// The entries that call our Service; others in the same object are somebody else's.
+    /// The entries that call our Service. Others in the same object are not Pristine's.
     fn entries<'a>(&self, all: &'a ValidatingWebhookConfiguration) -> impl Iterator<Item = &'a ValidatingWebhook> {
         let Names { service, namespace, .. } = self.names.clone();
         all.webhooks.iter().flatten().filter(move |entry| {
@@ -153,7 +164,7 @@ impl Live {
 }
 
 impl Objects {
-    /// Works through this client.
+    /// Reads and writes through this client.
     #[must_use]
     pub const fn new(client: Client, names: Names) -> Self {
         Self { client, names }
@@ -167,7 +178,8 @@ impl Objects {
         Api::all(self.client.clone())
     }
 
-    /// One item for each change of one of them, or of our namespace. What changed is to be looked up, not believed.
+    /// One item for each change of the Secret, the webhook configuration or our namespace. It has no content: the
+    /// caller reads the objects.
     pub fn changes(&self) -> impl Stream<Item = Result<(), watcher::Error>> + Send + Unpin {
         let named = |name: &str| watcher::Config::default().timeout(60).fields(&format!("metadata.name={name}"));
         let secrets: Api<PartialObjectMeta<Secret>> = Api::namespaced(self.client.clone(), &self.names.namespace);
@@ -183,14 +195,14 @@ impl Objects {
         ])
     }
 
-    /// Reads all as they are now, not from a cache: what is minted rests on it.
+    /// Reads the objects from the API server, not from a cache: certificates are issued from what it returns.
     ///
-    /// The webhook configuration first: then nobody can have published a newer Secret than the one read here without
-    /// changing the resourceVersion that our own write will carry.
+    /// The webhook configuration is read first. If another replica publishes a newer Secret than the one read here, it
+    /// changes the resourceVersion that our own write carries.
     ///
     /// # Errors
-    /// What the API server says.
-    pub async fn look(&self) -> Result<Live, Error> {
+    /// The API server's answer, or that it did not answer.
+    pub async fn read(&self) -> Result<Live, Error> {
         let Names { secret, configuration, namespace, .. } = &self.names;
         let configuration = call("get the webhook configuration", self.configurations().get_opt(configuration)).await?;
         let secret = call("get the Secret", self.secrets().get_opt(secret)).await?;
@@ -199,10 +211,10 @@ impl Objects {
         Ok(Live { secret, configuration, namespace, names: self.names.clone() })
     }
 
-    /// Deletes the webhook configuration that `live` found.
+    /// Deletes the webhook configuration that `live` contains.
     ///
     /// # Errors
-    /// What the API server says.
+    /// The API server's answer, unless the configuration is gone already.
     pub async fn withdraw(&self, live: &Live) -> Result<(), Error> {
         let Some(configuration) = &live.configuration else { return Ok(()) };
         let preconditions = Preconditions { uid: configuration.metadata.uid.clone(), resource_version: None };
@@ -214,7 +226,7 @@ impl Objects {
         }
     }
 
-    /// Writes the store, if the Secret still is what `live` found.
+    /// Writes the store, if the Secret is still as it was read.
     ///
     /// # Errors
     /// [`Error::Conflict`] if it is not.
@@ -222,9 +234,9 @@ impl Objects {
         let data = Some(secret::encode(store));
         let (name, params) = (&self.names.secret, PostParams::default());
         if let Some(mut secret) = live.secret {
-            // With the resourceVersion it was read with; foreign labels and annotations stay.
+            // The object keeps the resourceVersion that was read, and labels and annotations of other clients.
             secret.data = data;
-            // A request that was seen before is answered by the staged CA that is written here, or by one before.
+            // The staged CA that is written here, or an earlier one, fulfils the request that was read with the Secret.
             if store.next.is_some() {
                 secret.metadata.annotations.get_or_insert_default().remove(ROTATE);
             }
@@ -238,11 +250,12 @@ impl Objects {
         Ok(())
     }
 
-    /// A strategic PATCH of caBundle, and of our namespace as the owner, over the entries that are there, with the resourceVersion they were read with.
-    /// Server-side apply would own the entries, and an upgrade that drops one would then fail with 422.
+    /// Patches caBundle of each of our entries, the generation, and our namespace as the owner, if the webhook
+    /// configuration is still as it was read. A strategic merge patch: server-side apply would own the entries, and an
+    /// upgrade that removes one would then fail with 422.
     ///
     /// # Errors
-    /// [`Error::Conflict`] if the webhook configuration is no longer what `live` found.
+    /// [`Error::Conflict`] if the webhook configuration has changed.
     pub async fn publish(&self, pem: &str, generation: u64, live: &Live) -> Result<(), Error> {
         let Some(configuration) = &live.configuration else { return Ok(()) };
         let bundle = ByteString(pem.as_bytes().to_vec());
@@ -263,7 +276,7 @@ impl Objects {
         call("patch the webhook configuration", api.patch(&self.names.configuration, &params, &patch)).await.map(drop)
     }
 
-    /// For Events about the Secret.
+    /// The reference to the Secret, for Events about it.
     #[must_use]
     pub fn secret_reference(&self) -> ObjectReference {
         ObjectReference {

@@ -1,4 +1,4 @@
-//! Gives rustls the newest serving certificate. Open connections keep theirs; nothing is closed by a renewal.
+//! Gives rustls the newest serving certificate. A renewal closes no connection: open ones keep their certificate.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::ca::Leaf;
 
-/// The certificate being served; empty until the first one is issued, and then handshakes fail.
+/// The certificate that is served. It is empty until the first one is issued, and handshakes fail until then.
 #[derive(Clone, Default)]
 pub struct Resolver(Arc<ArcSwapOption<CertifiedKey>>);
 
@@ -26,7 +26,7 @@ impl Resolver {
     /// Serves this certificate from the next handshake on.
     ///
     /// # Errors
-    /// When rustls does not take the key.
+    /// If rustls does not support the key.
     pub fn serve(&self, leaf: Leaf) -> Result<(), rustls::Error> {
         let key = rustls::crypto::ring::sign::any_supported_type(&leaf.key)?;
         self.0.store(Some(Arc::new(CertifiedKey::new(leaf.chain, key))));
@@ -35,16 +35,16 @@ impl Resolver {
 }
 
 impl Resolver {
-    /// The chain being served.
+    /// The chain that is served.
     #[must_use]
     pub fn current(&self) -> Option<Vec<CertificateDer<'static>>> {
         self.0.load().as_ref().map(|key| key.cert.clone())
     }
 
-    /// Whether the key is the chain's.
+    /// Checks that the key belongs to the first certificate of the chain.
     ///
     /// # Errors
-    /// When it is not, or rustls does not take it.
+    /// If it does not, or rustls does not support it.
     pub fn check(chain: &[CertificateDer<'static>], key: &PrivateKeyDer<'static>) -> Result<(), rustls::Error> {
         let key = rustls::crypto::ring::sign::any_supported_type(key)?;
         CertifiedKey::new(chain.to_vec(), key).keys_match()

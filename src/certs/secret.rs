@@ -1,4 +1,5 @@
-//! The Secret's data ⇄ [`Store`]. Pure; unreadable data is a value with a reason, not a failure.
+//! The codec of the Secret: its data ⇄ [`Store`]. Pure. Data that cannot be decoded is an observation that the rotation
+//! handles, with the reason, and no failure of the program.
 
 use std::collections::BTreeMap;
 
@@ -12,39 +13,39 @@ use super::{
     ca::{Ca, Key},
 };
 
-/// What the Secret holds: who signs now, who will, and who is still trusted.
+/// The content of the Secret: the CA that signs now, the one that signs next, and those that are still trusted.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Store {
-    /// Grows with every write; of two stores the higher is the newer.
+    /// Grows with every write: of two stores, the one with the higher generation is newer.
     pub generation: u64,
-    /// Signs serving certificates.
+    /// The CA that signs serving certificates now.
     pub active: Ca,
-    /// Will sign once it has been published for long enough.
+    /// The CA that signs after every caBundle has contained it for the hold.
     pub next: Option<Ca>,
-    /// No longer sign, are still trusted; their keys are erased.
+    /// CAs that no longer sign but are still trusted. Their keys are erased.
     pub previous: Vec<Certificate>,
-    /// The newest CA signed by the one before it: `next` while there is one, else `active`.
+    /// The newest CA, signed by its predecessor: `next` while there is one, else `active`.
     pub cross: Option<Certificate>,
-    /// Since when every caBundle has been seen to hold `next`.
+    /// Since when every caBundle has been seen to contain `next`.
     pub published_at: Option<Timestamp>,
     /// When `previous` stops being trusted.
     pub retire_at: Option<Timestamp>,
 }
 
 impl Store {
-    /// The store of a first CA. Its generation is given by whoever writes it.
+    /// The store of a CA without a predecessor. The writer sets the generation.
     #[must_use]
     pub const fn first(active: Ca) -> Self {
         Self { generation: 0, active, next: None, previous: vec![], cross: None, published_at: None, retire_at: None }
     }
 
-    /// Every root to be trusted, oldest first.
+    /// Every CA that API servers must trust, oldest first.
     pub fn roots(&self) -> impl Iterator<Item = &Certificate> {
         let next = self.next.as_ref().map(|next| &next.certificate);
         self.previous.iter().chain([&self.active.certificate]).chain(next)
     }
 
-    /// Where the rotation stands, in one word of [`PHASES`].
+    /// The phase of the rotation, one of [`PHASES`].
     #[must_use]
     pub const fn phase(&self) -> &'static str {
         match (&self.next, self.published_at, self.previous.is_empty()) {
@@ -55,16 +56,17 @@ impl Store {
         }
     }
 
-    /// The certificate to serve behind the leaf: `active` signed by its predecessor. Also after the predecessor is no
-    /// longer trusted: it costs half a kilobyte, and an API server may still go by a caBundle that somebody put back.
+    /// The certificate to serve behind the leaf: `active` signed by its predecessor. It is served even after the
+    /// predecessor was retired: it costs half a kilobyte, and another client may have restored an old caBundle.
     #[must_use]
     pub fn served_cross(&self) -> Option<&Certificate> {
-        // While a next CA is staged, the cross certificate is that one's.
+        // While a next CA is staged, the cross-signed certificate is the one of that CA.
         if self.next.is_none() { self.cross.as_ref() } else { None }
     }
 }
 
-/// Nothing to do; the next CA is made; it is trusted and waits; it signs and the last one is trusted still.
+/// No rotation; the next CA is created; every caBundle contains it, for the hold; it signs, and the old CA is still
+/// trusted.
 pub const PHASES: [&str; 4] = ["steady", "staged", "held", "overlap"];
 
 #[derive(Deserialize, Serialize)]
@@ -78,7 +80,7 @@ struct State {
 
 const SCHEMA: u32 = 1;
 
-/// The Secret's data for a store.
+/// Encodes a store as the Secret's data.
 #[must_use]
 pub fn encode(store: &Store) -> BTreeMap<String, ByteString> {
     let Store { generation, active, next, previous, cross, published_at, retire_at } = store;
@@ -102,15 +104,15 @@ pub fn encode(store: &Store) -> BTreeMap<String, ByteString> {
     data.into_iter().map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes()))).collect()
 }
 
-/// Reads the Secret's data.
+/// Decodes the Secret's data.
 ///
 /// # Errors
-/// Which key is wrong, and how.
+/// Names the key of the data that is wrong, and says why.
 pub fn decode(data: &BTreeMap<String, ByteString>) -> Result<Store, String> {
     let at = |key: &'static str| move |error: String| format!("{key}: {error}");
     let optional = |key: &'static str| match data.get(key) {
         Some(ByteString(bytes)) if bytes.len() > bundle::MAX_BYTES => {
-            Err(format!("{key}: {} bytes are too many", bytes.len()))
+            Err(format!("{key}: {} bytes exceed the limit of {}", bytes.len(), bundle::MAX_BYTES))
         }
         Some(ByteString(bytes)) => Ok(Some(bytes.as_slice())),
         None => Ok(None),
@@ -118,7 +120,7 @@ pub fn decode(data: &BTreeMap<String, ByteString>) -> Result<Store, String> {
     let required = |key: &'static str| optional(key)?.ok_or_else(|| format!("{key} is missing"));
     let certificate = |key: &'static str, bytes| Certificate::from_pem(bytes).map_err(at(key));
     let ca = |crt: &'static str, key: &'static str, bytes| {
-        let pem = String::from_utf8(required(key)?.to_vec()).map_err(|_| format!("{key}: not text"))?;
+        let pem = String::from_utf8(required(key)?.to_vec()).map_err(|_| format!("{key}: not UTF-8"))?;
         Ca::new(certificate(crt, bytes)?, Key(pem)).map_err(at(key))
     };
     let state: State =

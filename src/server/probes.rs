@@ -1,5 +1,5 @@
-//! Liveness, readiness and metrics on a plain port: the kubelet and Prometheus need no certificate of ours, and
-//! liveness must never depend on one.
+//! Liveness, readiness and metrics, over plain HTTP on a port of their own: liveness must never depend on a
+//! certificate, and the kubelet and Prometheus need none of ours.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -31,14 +31,14 @@ pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, ready: Readines
 
 fn answer(path: &str, metrics: &Metrics, ready: &Result<(), String>) -> Response<Full<Bytes>> {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let (status, text, kind) = match (path, ready) {
+    let (status, text, media_type) = match (path, ready) {
         ("/livez", _) | ("/readyz", Ok(())) => (StatusCode::OK, "ok\n".to_owned(), "text/plain"),
         ("/readyz", Err(missing)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{missing}\n"), "text/plain"),
         ("/metrics", _) => (StatusCode::OK, metrics.render(), OPEN_METRICS),
-        _ => (StatusCode::NOT_FOUND, "not here: /livez, /readyz, /metrics\n".to_owned(), "text/plain"),
+        _ => (StatusCode::NOT_FOUND, "not found: try /livez, /readyz or /metrics\n".to_owned(), "text/plain"),
     };
     let mut response = Response::new(Full::from(text));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(media_type));
     response
 }

@@ -1,10 +1,10 @@
-//! Whether this replica may be called: what `/readyz` answers, and from which parts that is put together.
+//! The readiness of this replica: what `/readyz` answers, and the parts that it depends on.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// One part of the answer: ready, or what is still missing. Cheap to clone.
+/// The readiness of the replica or of one part: ready, or the reason why not. Cheap to clone.
 #[derive(Clone)]
 pub struct Readiness(Arc<watch::Sender<Result<(), String>>>);
 
@@ -15,18 +15,18 @@ impl Default for Readiness {
 }
 
 impl Readiness {
-    /// Nothing is missing. Returns whether that is news.
+    /// Sets it ready. Returns whether it was not ready before.
     pub fn set_ready(&self) -> bool {
         self.0.send_replace(Ok(())).is_err()
     }
 
-    /// This part does not work any more, or not yet.
+    /// Sets it not ready, even if it was ready before.
     pub fn set_unready(&self, why: String) {
         drop(self.0.send_replace(Err(why)));
     }
 
-    /// What is missing, if this part was never ready. Once ready it stays so: a caBundle that no longer matches is repaired
-    /// in milliseconds, and taking the endpoint away would only delay that.
+    /// Sets what is missing, if it was never ready. Once ready, it stays ready: a changed caBundle is repaired in
+    /// milliseconds, and removing the endpoint from the Service would only delay that.
     pub fn set_missing(&self, what: String) {
         self.0.send_if_modified(|ready| match ready {
             Ok(()) => false,
@@ -37,18 +37,18 @@ impl Readiness {
         });
     }
 
-    /// Ready, or what is missing, as it is now.
+    /// Returns ready, or the reason why not.
     #[must_use]
     pub fn get(&self) -> Result<(), String> {
         self.0.borrow().clone()
     }
 
-    /// Follows both parts until the process ends; ready while both are, and never once `stopping` is true.
+    /// Follows both parts until the process ends: ready while both are ready, and never again after `stopping` is true.
     pub async fn follow(self, trusted: Self, synced: Self, mut stopping: watch::Receiver<bool>) {
         let (mut trusted, mut synced) = (trusted.0.subscribe(), synced.0.subscribe());
         loop {
             let is_stopping = *stopping.borrow_and_update();
-            // The certificates' reason comes first: it repeats the API server's answer, if the API server rejects requests.
+            // The certificates' reason comes first: it contains the API server's answer, if that rejects our requests.
             let parts = (trusted.borrow_and_update().clone(), synced.borrow_and_update().clone());
             let now = match parts {
                 _ if is_stopping => Err("stopping".to_owned()),
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_that_was_ready_once_is_only_unready_when_it_says_so() {
+    fn a_ready_part_becomes_unready_by_set_unready_alone() {
         let part = Readiness::default();
         part.set_missing("no CA".to_owned());
         assert_eq!(part.get(), Err("no CA".to_owned()));
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ready_needs_every_part_and_no_signal_to_stop() {
+    async fn a_replica_is_ready_while_every_part_is_ready_and_it_is_not_stopping() {
         let (all, trusted, synced) = (Readiness::default(), Readiness::default(), Readiness::default());
         let (stop, stopping) = watch::channel(false);
         synced.set_missing("pods".to_owned());

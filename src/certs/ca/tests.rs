@@ -21,7 +21,7 @@ fn ca(generation: u64, predecessor: Option<&Ca>) -> (Ca, Option<Certificate>) {
     Ca::create(generation, &names(), 365 * DAY, now(), predecessor).unwrap()
 }
 
-/// Whether a caller with these roots accepts this chain for this name.
+/// Whether a client with these roots accepts this chain for this name.
 fn accepts(roots: &[&Ca], leaf: &Leaf, name: &str, at: Timestamp) -> bool {
     let mut store = RootCertStore::empty();
     roots.iter().for_each(|root| store.add(root.certificate.der.clone()).unwrap());
@@ -33,7 +33,7 @@ fn accepts(roots: &[&Ca], leaf: &Leaf, name: &str, at: Timestamp) -> bool {
 }
 
 #[test]
-fn the_chain_through_the_predecessor_is_accepted_whatever_the_caller_has_heard() {
+fn the_cross_signed_chain_is_accepted_with_the_old_root_the_new_root_or_both() {
     let (a, _) = ca(1, None);
     let (b, cross) = ca(2, Some(&a));
     let leaf_a = a.issue(&names(), 7 * DAY, now(), None).unwrap();
@@ -73,14 +73,14 @@ fn a_serving_certificate_is_good_for_its_name_and_time_only() {
 fn a_stolen_ca_key_signs_for_our_names_only() {
     let (a, _) = ca(1, None);
     for name in ["kubernetes.default.svc", "10.96.0.1"] {
-        // An IP address as a DNS name would not even be tried against the constraints.
+        // As a DNS name, an IP address is not even checked against the constraints.
         let leaf = a.issue(&[name.to_owned()], 7 * DAY, now(), None).unwrap();
         assert!(!accepts(&[&a], &leaf, name, now()), "{name}");
     }
 }
 
 #[test]
-fn the_profile_is_what_go_checks() {
+fn certificates_have_the_profile_that_go_checks() {
     let (a, _) = ca(1, None);
     let (b, cross) = ca(2, Some(&a));
     let cross = cross.unwrap();
@@ -131,15 +131,15 @@ fn no_certificate_outlives_its_issuer() {
 }
 
 #[test]
-fn another_cas_key_is_refused() {
+fn a_ca_with_the_key_of_another_ca_is_rejected() {
     let ((a, _), (b, _)) = (ca(1, None), ca(2, None));
     assert_eq!(Ca::new(a.certificate.clone(), a.key.clone()).unwrap(), a);
-    assert_eq!(Ca::new(a.certificate.clone(), b.key).unwrap_err(), "the key is not the certificate's");
+    assert_eq!(Ca::new(a.certificate.clone(), b.key).unwrap_err(), "the key does not belong to the certificate");
     assert!(Ca::new(a.certificate, Key("garbage".into())).unwrap_err().starts_with("not a private key"));
 }
 
 #[test]
-fn keys_are_not_shown() {
+fn debug_output_contains_no_key() {
     let (a, _) = ca(1, None);
     assert!(!format!("{a:?}").contains("BEGIN"), "{a:?}");
 }

@@ -1,4 +1,5 @@
-//! Says on this replica's own pod what it serves. Nothing depends on it: `kubectl pristine certs` and people read it.
+//! Publishes the replica status on this replica's own pod, for `kubectl pristine` and for people. No decision depends
+//! on it.
 
 use std::time::Duration;
 
@@ -13,26 +14,26 @@ use crate::{
     error::chain,
 };
 
-/// A renewal is looked for this often.
-const LOOK: Duration = Duration::from_secs(1);
-/// After a failure.
-const PAUSE: Duration = Duration::from_secs(30);
+/// How often the served chain is compared with the published one.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// The pause after a failure.
+const RETRY_DELAY: Duration = Duration::from_secs(30);
 
 /// Runs until the process ends.
 pub async fn run(pods: Pods, namespace: String, name: String, resolver: Resolver) {
-    let mut said = None;
+    let mut published = None;
     loop {
-        let Some(now) = resolver.current().filter(|now| said.as_ref() != Some(now)) else {
-            sleep(LOOK).await;
+        let Some(now) = resolver.current().filter(|now| published.as_ref() != Some(now)) else {
+            sleep(POLL_INTERVAL).await;
             continue;
         };
         match pods.annotate(&namespace, &name, REPLICA, &ReplicaStatus::new(&now).to_text()).await {
-            Ok(()) => said = Some(now),
+            Ok(()) => published = Some(now),
             // Outside a cluster there is no such pod.
-            Err(Error::Gone) => sleep(PAUSE).await,
+            Err(Error::Gone) => sleep(RETRY_DELAY).await,
             Err(error) => {
-                tracing::debug!(error = %chain(&error), "cannot say on our own pod what is served");
-                sleep(PAUSE).await;
+                tracing::debug!(error = %chain(&error), "cannot write the replica status on our own pod");
+                sleep(RETRY_DELAY).await;
             }
         }
     }

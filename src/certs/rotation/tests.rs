@@ -10,7 +10,7 @@ pub(super) fn names() -> Vec<String> {
     vec!["pristine.pristine-system.svc".to_owned()]
 }
 
-/// A replica and the two objects, with a caller that sees the webhook configuration as it was `lag` seconds ago.
+/// One replica, the two objects, and the history of caBundle for an API server that lags behind.
 struct World {
     now: Timestamp,
     observed: Observed,
@@ -28,7 +28,7 @@ impl World {
             serving: None,
             missing_since: Some(now),
             owned: true,
-            leaving: false,
+            namespace_terminating: false,
             rotate: false,
             published_generation: 0,
         };
@@ -47,7 +47,7 @@ impl World {
         self.observed.stored = Stored::Store(Box::new(store));
     }
 
-    fn take(&mut self, step: &Step) {
+    fn execute(&mut self, step: &Step) {
         let generation = self.store().map_or(0, |store| store.generation) + 1;
         match step {
             Step::Idle { .. } => {}
@@ -84,7 +84,7 @@ impl World {
         }
     }
 
-    /// Takes steps until there is nothing to do; how many, and until when.
+    /// Executes steps until the plan is idle, and returns until when.
     fn settle(&mut self) -> Timestamp {
         for _ in 0..20 {
             match plan(&self.observed, &LIFETIMES, self.now) {
@@ -92,13 +92,13 @@ impl World {
                     assert!(until > self.now);
                     return until;
                 }
-                step => self.take(&step),
+                step => self.execute(&step),
             }
         }
-        panic!("no end of steps: {:?}", plan(&self.observed, &LIFETIMES, self.now));
+        panic!("the plan is never idle: {:?}", plan(&self.observed, &LIFETIMES, self.now));
     }
 
-    /// Whether a caller that sees this bundle accepts what is served.
+    /// Whether an API server with this bundle accepts what is served.
     fn accepted(&self, bundle: &[u8]) -> bool {
         let (serving, store) = (self.observed.serving.as_ref().unwrap(), self.store().unwrap());
         trusted(&[bundle.to_vec()], serving, store, self.now)
@@ -106,13 +106,13 @@ impl World {
 }
 
 #[test]
-fn a_fresh_install_creates_publishes_and_issues() {
+fn a_new_installation_creates_issues_and_publishes() {
     let mut world = World::new();
     let mut steps = Vec::new();
     while let step = plan(&world.observed, &LIFETIMES, world.now)
         && !matches!(step, Step::Idle { .. })
     {
-        world.take(&step);
+        world.execute(&step);
         steps.push(step.as_str());
     }
     assert_eq!(steps, ["create", "issue", "publish"]);
@@ -120,13 +120,13 @@ fn a_fresh_install_creates_publishes_and_issues() {
 }
 
 #[test]
-fn five_generations_with_a_lagging_caller_never_meet_a_certificate_that_is_not_trusted() {
+fn an_api_server_that_lags_behind_trusts_every_certificate_of_five_cas() {
     let mut world = World::new();
     world.settle();
     let start = world.now;
     while world.generations < 5 {
         let until = world.settle();
-        // Every bundle that a caller may hold: the present one, and the one before it while it is younger than the lag.
+        // Every bundle that an API server may have: the current one, and until the lag has passed the one before it.
         let lag = Duration::from_secs(300);
         let recent = world.history.iter().rev().take(2);
         for (n, (written, bundle)) in recent.enumerate() {
@@ -139,7 +139,7 @@ fn five_generations_with_a_lagging_caller_never_meet_a_certificate_that_is_not_t
 }
 
 #[test]
-fn the_key_of_an_ca_that_signs_no_more_is_gone() {
+fn activation_erases_the_key_of_the_old_ca() {
     let mut world = World::new();
     while world.generations < 2 {
         world.now = world.settle();
@@ -151,7 +151,7 @@ fn the_key_of_an_ca_that_signs_no_more_is_gone() {
 }
 
 #[test]
-fn an_emptied_bundle_is_published_again_and_a_stripped_next_restarts_the_hold() {
+fn a_changed_bundle_is_repaired_and_a_removed_next_ca_restarts_the_hold() {
     let mut world = World::new();
     world.settle();
     world.observed.bundles = Some(vec![b"garbage".to_vec()]);
@@ -168,7 +168,7 @@ fn an_emptied_bundle_is_published_again_and_a_stripped_next_restarts_the_hold() 
 }
 
 #[test]
-fn a_lost_or_garbled_or_old_secret_is_put_back_from_memory() {
+fn a_deleted_damaged_or_older_secret_is_restored_from_memory() {
     let mut world = World::new();
     world.settle();
     let before = world.store().unwrap().clone();
@@ -182,7 +182,7 @@ fn a_lost_or_garbled_or_old_secret_is_put_back_from_memory() {
 }
 
 #[test]
-fn who_slept_through_a_rotation_does_not_bring_back_what_it_remembers() {
+fn a_replica_suspended_during_a_rotation_never_restores_its_old_ca() {
     let mut world = World::new();
     world.settle();
     world.observed.stored = Stored::Absent;
@@ -193,7 +193,7 @@ fn who_slept_through_a_rotation_does_not_bring_back_what_it_remembers() {
 }
 
 #[test]
-fn a_fresh_replica_gives_the_others_time_to_put_the_secret_back() {
+fn a_new_replica_waits_for_the_others_to_restore_the_secret() {
     let mut world = World::new();
     world.settle();
     world.observed.memory = None;
@@ -204,17 +204,17 @@ fn a_fresh_replica_gives_the_others_time_to_put_the_secret_back() {
 }
 
 #[test]
-fn when_the_namespace_goes_the_webhook_configuration_goes_first() {
+fn the_webhook_configuration_is_deleted_when_the_namespace_terminates() {
     let mut world = World::new();
     world.settle();
-    world.observed.leaving = true;
+    world.observed.namespace_terminating = true;
     assert_eq!(plan(&world.observed, &LIFETIMES, world.now), Step::Withdraw);
     world.settle();
     assert_eq!(world.observed.bundles, None);
 }
 
 #[test]
-fn a_webhook_configuration_without_our_owner_reference_is_written_again() {
+fn a_missing_owner_reference_is_written_again() {
     let mut world = World::new();
     world.settle();
     world.observed.owned = false;
@@ -222,20 +222,20 @@ fn a_webhook_configuration_without_our_owner_reference_is_written_again() {
 }
 
 #[test]
-fn a_new_ca_on_demand_takes_the_same_steps() {
+fn a_requested_rotation_takes_the_same_steps() {
     let mut world = World::new();
     world.settle();
     world.observed.rotate = true;
     assert_eq!(plan(&world.observed, &LIFETIMES, world.now), Step::Stage);
-    world.take(&Step::Stage);
-    // The write of the staged CA takes the request away.
+    world.execute(&Step::Stage);
+    // The write of the staged CA removes the request.
     world.observed.rotate = false;
     world.settle();
-    assert!(world.store().unwrap().published_at.is_some(), "held before it signs, as always");
+    assert!(world.store().unwrap().published_at.is_some(), "the hold comes before it signs, as always");
 }
 
 #[test]
-fn a_renewal_does_not_wait_for_a_write_that_is_refused() {
+fn a_renewal_never_waits_for_a_rejected_write() {
     let mut world = World::new();
     world.settle();
     world.now = renew_at(&world.observed.serving.as_ref().unwrap().leaf);
@@ -244,7 +244,7 @@ fn a_renewal_does_not_wait_for_a_write_that_is_refused() {
 }
 
 #[test]
-fn a_replica_whose_clock_is_behind_replaces_nothing() {
+fn a_replica_whose_clock_is_behind_changes_nothing() {
     let mut world = World::new();
     world.settle();
     world.now = before(world.now, Duration::from_secs(7200));
@@ -252,7 +252,7 @@ fn a_replica_whose_clock_is_behind_replaces_nothing() {
 }
 
 #[test]
-fn without_a_webhook_configuration_it_serves_and_rotates_nothing() {
+fn without_a_webhook_configuration_a_replica_serves_and_never_rotates() {
     let mut world = World::new();
     world.observed.bundles = None;
     world.settle();
@@ -264,7 +264,7 @@ fn without_a_webhook_configuration_it_serves_and_rotates_nothing() {
 
 proptest! {
     #[test]
-    fn from_any_pause_and_damage_it_reaches_rest(jumps in proptest::collection::vec((0_u64..20_000, 0_u8..7), 1..12)) {
+    fn every_pause_and_damage_is_repaired(jumps in proptest::collection::vec((0_u64..20_000, 0_u8..7), 1..12)) {
         let mut world = World::new();
         for (seconds, damage) in jumps {
             world.settle();
@@ -273,8 +273,15 @@ proptest! {
                 0 => world.observed.stored = Stored::Absent,
                 1 => world.observed.stored = Stored::Unreadable("x".into()),
                 2 => world.observed.bundles = Some(vec![vec![], vec![1, 2]]),
-                3 => { world.observed.memory = None; world.observed.serving = None; }
-                4 => { world.observed.memory = None; world.observed.stored = Stored::Absent; world.observed.missing_since = None; }
+                3 => {
+                    world.observed.memory = None;
+                    world.observed.serving = None;
+                }
+                4 => {
+                    world.observed.memory = None;
+                    world.observed.stored = Stored::Absent;
+                    world.observed.missing_since = None;
+                }
                 _ => {}
             }
         }

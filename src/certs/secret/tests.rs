@@ -25,7 +25,7 @@ pub(in crate::certs) fn store() -> Store {
 }
 
 #[test]
-fn what_is_written_is_read_back() {
+fn decode_returns_the_store_that_was_encoded() {
     let full = store();
     assert_eq!(decode(&encode(&full)).unwrap(), full);
     let small = Store { next: None, previous: vec![], cross: None, published_at: None, retire_at: None, ..full };
@@ -33,7 +33,7 @@ fn what_is_written_is_read_back() {
 }
 
 #[test]
-fn what_is_wrong_is_named() {
+fn a_decode_error_names_the_wrong_key() {
     let good = encode(&store());
     let with = |key: &str, value: Option<&str>| {
         let mut data = good.clone();
@@ -52,14 +52,21 @@ fn what_is_wrong_is_named() {
     assert!(with("active.crt", Some("x")).starts_with("active.crt: no certificate in PEM"));
     assert_eq!(
         with("active.key", Some(std::str::from_utf8(&good["next.key"].0).unwrap())),
-        "active.key: the key is not the certificate's"
+        "active.key: the key does not belong to the certificate"
     );
-    assert_eq!(with("cross.crt", Some(&"x".repeat(bundle::MAX_BYTES + 1))), "cross.crt: 262145 bytes are too many");
+    let long = "x".repeat(bundle::MAX_BYTES + 1);
+    assert_eq!(with("cross.crt", Some(&long)), "cross.crt: 262145 bytes exceed the limit of 262144");
 }
 
 proptest! {
     #[test]
-    fn no_bytes_panic(key in proptest::sample::select(vec!["state.json", "active.crt", "active.key", "next.crt", "next.key", "previous.crt", "cross.crt"]), bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0_usize..2000) {
+    fn decode_never_panics(
+        key in proptest::sample::select(vec![
+            "state.json", "active.crt", "active.key", "next.crt", "next.key", "previous.crt", "cross.crt",
+        ]),
+        bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        cut in 0_usize..2000,
+    ) {
         let mut data = encode(&store());
         data.insert(key.to_owned(), ByteString(bytes));
         let _ = decode(&data);
