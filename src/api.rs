@@ -1,5 +1,5 @@
-//! The Kubernetes API: one module for each kind of object that is read or written, and the [`Context`] that every module
-//! with I/O works in.
+//! The Kubernetes API: one module for each kind of object that is read or written, and the [`Context`] of every module
+//! with I/O.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
-//! A mounted directory, watched. The only door to notify.
+//! Watches a mounted directory. The only module that uses notify.
 //!
-//! The directory, not its files: kubelet swaps the symlink `..data`, and a watch on a file would go dead with the first
-//! swap. Events are hints only; who is woken reads the files and compares.
+//! It watches the directory and not its files: the kubelet swaps the symlink `..data`, and a watch on a file would end
+//! with the first swap. An event is only a hint: the caller reads the files and compares them.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -11,42 +11,43 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// Should the hints fail: inotify instances are limited, and some file systems have none.
-const POLL: Duration = Duration::from_secs(10);
-/// A swap is several events.
+/// In case events are missing: the number of inotify instances is limited, and some file systems do not support it.
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
+/// One swap causes several events.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// Wakes when something in a directory changes, and now and then.
+/// Reports changes in a directory.
 pub struct DirWatch {
     changed: Arc<Notify>,
     _watcher: Option<RecommendedWatcher>,
 }
 
 impl DirWatch {
-    /// Begins to watch.
+    /// Starts to watch a directory.
     #[must_use]
     pub fn watch(path: &Path) -> Self {
         let changed = Arc::new(Notify::new());
         let hint = changed.clone();
-        let notice = move |event: notify::Result<notify::Event>| {
-            // Our own reading of the files is an event too.
+        let on_event = move |event: notify::Result<notify::Event>| {
+            // Pristine's own reads of the files cause events too.
             if !event.is_ok_and(|event| event.kind.is_access()) {
                 hint.notify_one();
             }
         };
-        let watching = notify::recommended_watcher(notice).and_then(|mut watcher| {
+        let watching = notify::recommended_watcher(on_event).and_then(|mut watcher| {
             watcher.watch(path, RecursiveMode::NonRecursive)?;
             Ok(watcher)
         });
         if let Err(error) = &watching {
-            tracing::warn!(path = %path.display(), %error, "cannot be watched, and is looked at every {POLL:?}");
+            let path = path.display();
+            tracing::warn!(%path, %error, "cannot watch the directory, polling it every {POLL_INTERVAL:?}");
         }
         Self { changed, _watcher: watching.ok() }
     }
 
-    /// Returns after the next change, or when it is time to look anyway.
+    /// Returns after the next change, and after 10 s without one.
     pub async fn changed(&self) {
-        if timeout(POLL, self.changed.notified()).await.is_ok() {
+        if timeout(POLL_INTERVAL, self.changed.notified()).await.is_ok() {
             sleep(SETTLE).await;
         }
     }

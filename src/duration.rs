@@ -1,16 +1,16 @@
-//! Durations as Go writes them (`10m`, `1h30m`), the notation of every Kubernetes manifest. Pure.
+//! Durations in Go's notation (`10m`, `1h30m`), as in every Kubernetes manifest. Pure.
 
 use std::time::Duration;
 
-/// Reads a duration.
+/// Parses a duration.
 ///
 /// # Errors
-/// What is wrong with the text, as the end of a sentence that begins with what it is for.
+/// What is wrong with the text, as the end of a sentence: `ttl "1d"` is followed by `is not a duration …`.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let unsigned = text.strip_prefix('-').unwrap_or(text);
-    // The library takes signs anywhere and seconds of any size, and panics over what std's Duration cannot hold.
+    // The library accepts signs anywhere and seconds of any size, and panics on values that std's Duration cannot hold.
     if unsigned.is_empty() {
-        return Err("is not a duration such as 10m or 1h30m, but empty".to_owned());
+        return Err("is empty: write a duration such as 10m or 1h30m".to_owned());
     }
     if unsigned.contains(['-', '+']) || unsigned.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 9) {
         return Err("is out of range, or not a duration such as 10m or 1h30m".to_owned());
@@ -26,7 +26,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn gos_notation_is_read_and_the_rest_refused() {
+    fn only_durations_in_gos_notation_are_accepted() {
         assert_eq!(parse("1h30m"), Ok(Duration::from_secs(5400)));
         assert_eq!(parse("1.5s"), Ok(Duration::from_millis(1500)));
         for bad in ["", "10", "1d", "-1h", "1h-30m", "1h+30m", "9999999999999999h", "1h9999999999m", "x", "∞s"] {
@@ -36,7 +36,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics(any in any::<String>(), likely in "[-+]?([0-9.]{0,20}[-+]?(h|m|s|ms|us|ns)?){0,4}") {
+        fn no_text_causes_a_panic(any in any::<String>(), likely in "[-+]?([0-9.]{0,20}[-+]?(h|m|s|ms|us|ns)?){0,4}") {
             let _ = parse(&any);
             let _ = parse(&likely);
         }

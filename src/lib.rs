@@ -1,5 +1,5 @@
-//! Pristine: a pod that somebody has exec'd into is marked before the exec is admitted, and evicted after a time to
-//! live, so that what runs is again what was reviewed and deployed.
+//! Pristine: marks a pod before it admits an exec into the pod, and evicts the pod after a time to live, so that the
+//! workload runs again as it was reviewed and deployed.
 //!
 //! ```text
 //!                   Secret ⇄ certs::controller ── rotation::plan(observed, now) ── CA (rcgen)
@@ -12,24 +12,24 @@
 //!                                                    └─▶ pods.evict, by UID ─▶ kube-apiserver
 //! ```
 //!
-//! The pod is the store of everything about interactions, the Secret of everything about certificates. Memory is a
-//! cache: a process that is killed at any moment forgets nothing.
+//! The pod stores everything about interactions, and the Secret stores everything about certificates. Memory is only a
+//! cache: a process that is killed at any moment loses nothing.
 //!
-//! Imports point one way: pure modules decide and take `now` ← I/O modules do it and log once ← [`run`] wires
-//! them. `tests/layering.rs` holds the table and checks it.
+//! Imports point one way: pure modules decide and take `now` ← I/O modules carry it out and log each decision once ←
+//! [`run`] wires them. `tests/repository/layering.rs` has the table of imports and checks it.
 //!
-//! | folder | what for | decides (pure) | does (I/O) |
+//! | folder | purpose | pure modules | I/O modules |
 //! |---|---|---|---|
 //! | [`cli`] | the command line | [`cli::args`], [`cli::docgen`] | [`cli::commands`] |
 //! | [`config`] | the configuration file and its rules | [`config::policy`], [`config::explain`] | [`config::reload`] |
 //! | [`admission`] | the answer to one admission review | [`admission::review`], [`admission::validate`], [`admission::secret_path`] | [`admission::http`], [`admission::handler`], [`admission::locks`] |
-//! | [`mark`] | what is written on a pod | [`mark::extension`], [`mark::redact`], [`mark::owner`] | |
-//! | [`eviction`] | when a marked pod is evicted | [`eviction::plan`], [`eviction::pacing`], [`eviction::queue`], [`eviction::entry`], [`eviction::quarantine`] | [`eviction::controller`], [`eviction::reconcile`], [`eviction::mark_successor`], [`eviction::leadership`] |
+//! | [`mark`] | the mark and the status on a pod | [`mark::status`], [`mark::extension`], [`mark::owner`], [`mark::redact`] | |
+//! | [`eviction`] | when a marked pod is evicted | [`eviction::plan`](mod@eviction::plan), [`eviction::pacing`], [`eviction::queue`], [`eviction::entry`], [`eviction::quarantine`], [`eviction::successor`] | [`eviction::controller`], [`eviction::reconcile`], [`eviction::mark_successor`], [`eviction::leadership`] |
 //! | [`certs`] | the CA, serving certificates, caBundle | [`certs::rotation`], [`certs::secret`], [`certs::bundle`], [`certs::ca`], [`certs::replica_status`] | [`certs::controller`], [`certs::objects`], [`certs::mounted`], [`certs::resolver`] |
 //! | [`api`] | the Kubernetes API | | [`api::pods`], [`api::owners`], [`api::events`] |
-//! | [`server`] | the two ports | | [`server`], [`server::probes`] |
-//! | [`plugin`] | `kubectl pristine` | [`plugin::row`], [`plugin::format`], [`plugin::bypass`] | one file a command |
-//! | around | used by all | [`duration`], [`error`] | [`audit_log`], [`telemetry`], [`clock`], [`dir_watch`], [`run`] |
+//! | [`server`] | the webhook port and the probes port | | [`server`], [`server::probes`], [`server::readiness`] |
+//! | [`plugin`] | `kubectl pristine` | [`plugin::row`], [`plugin::format`], [`plugin::bypass`] | [`plugin::output`], and one file for each command |
+//! | top level | used everywhere | [`duration`], [`error`] | [`audit_log`], [`telemetry`], [`clock`], [`dir_watch`], [`run`] |
 
 pub mod admission;
 pub mod api;

@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     match run::main(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            #[allow(clippy::print_stderr, reason = "the last word of a command line tool")]
+            #[allow(clippy::print_stderr, reason = "a command line tool prints its error on stderr")]
             {
                 eprintln!("pristine: {error:#}");
             }

@@ -1,4 +1,4 @@
-//! The wiring: builds each room, joins their tasks, and ends the process when one ends or a signal comes.
+//! The wiring: builds the modules, runs their tasks, and ends the process when a task ends or a signal arrives.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -32,10 +32,10 @@ use crate::{
     telemetry::{Metrics, init_logs},
 };
 
-/// Does what the command line says.
+/// Runs the command of the command line.
 ///
 /// # Errors
-/// What went wrong, for `main` to print.
+/// Why the command failed, for `main` to print.
 pub fn main(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::CheckConfig { .. }
@@ -45,10 +45,10 @@ pub fn main(cli: Cli) -> anyhow::Result<()> {
         | Command::Reference { .. } => commands::run(cli.command),
         Command::Serve(args) => {
             init_logs(args.log_format, &args.log_level)?;
-            // Two workers: the work is waiting for the API server, and each worker costs memory.
+            // Two workers, because the process mostly waits for the API server, and each worker costs memory.
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
             let done = runtime.block_on(serve(*args));
-            // A task that hangs in a system call must not keep the process.
+            // A task that hangs in a system call must not keep the process running.
             runtime.shutdown_timeout(Duration::from_secs(1));
             done
         }
@@ -57,14 +57,15 @@ pub fn main(cli: Cli) -> anyhow::Result<()> {
 
 async fn client() -> anyhow::Result<Client> {
     let mut config =
-        Config::infer().await.context("no way to reach the API server: not in a cluster, and no kubeconfig")?;
-    // Every caller here has its own timeouts and its own idea of a retry; a 429 to an eviction is an answer.
+        Config::infer().await.context("cannot find the API server: not running in a cluster, and no kubeconfig")?;
+    // Every caller has its own timeouts and retries, and a 429 to an eviction is an answer.
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(3));
-    // A peer that died without a word: watches end by themselves after 60 s, and everything else is shorter.
+    // Detects a peer that died without closing the connection: watches end after 60 s, and all other requests are
+    // shorter.
     config.read_timeout = Some(Duration::from_secs(75));
     config.reset_reader_on_write = true;
-    Client::try_from(config).context("cannot make a client for the API server")
+    Client::try_from(config).context("cannot create a client for the API server")
 }
 
 type Task = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -73,7 +74,7 @@ async fn listen(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> 
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {flag} {address}"))
 }
 
-/// What Events about this replica are about.
+/// This replica's pod, for Events about the replica.
 fn own_pod(args: &Serve) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".to_owned()),
@@ -91,7 +92,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let Configuration { policy, eviction } = config::parse(&args.config.display().to_string(), &text)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), pod = args.pod_name, rules = policy.rules.len(), "starting");
     let metrics = Arc::new(Metrics::default());
-    // Both ports before anything is promised to anybody.
+    // Both ports first: if one is taken, the process fails before it does anything else.
     let probe_port = listen("--probes", args.probes).await?;
     let webhook_port = listen("--listen", args.listen).await?;
     let client = client().await?;
@@ -129,13 +130,13 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let resolver = Resolver::default();
     let tls = server::tls_config(Arc::new(resolver.clone()))?;
     let (namespace, name) = (args.namespace.clone(), args.pod_name.clone());
-    spawn("announcement", Box::pin(publisher::run(pods.clone(), namespace, name, resolver.clone())));
+    spawn("replica status", Box::pin(publisher::run(pods.clone(), namespace, name, resolver.clone())));
     let objects = Objects::new(client.clone(), args.names());
     let certificates: Task = {
         let (context, ready) = (context.clone(), trusted);
         if let Some(path) = args.tls_dir.clone() {
             let hold = lifetimes.hold;
-            Box::pin(Mounted { path, objects, hold, about, context, resolver, ready }.run())
+            Box::pin(Mounted { path, objects, hold, context, about, resolver, ready }.run())
         } else {
             Box::pin(certs::controller::Controller { objects, lifetimes, context, resolver, ready }.run())
         }
@@ -177,13 +178,16 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let mut webhook = tokio::spawn(webhook);
 
     let ended = tokio::select! {
-        ended = tasks.join_next() => format!("{ended:?}"),
+        ended = tasks.join_next() => match ended {
+            Some(Ok(name)) => name.to_owned(),
+            panicked => format!("{panicked:?}"),
+        },
         _ = &mut webhook => "webhook server".to_owned(),
         signalled = terminated() => {
             signalled?;
-            tracing::info!("SIGTERM: unready, still answering");
+            tracing::info!("SIGTERM or SIGINT received: not ready any more, still answering until drained");
             stop.send_replace(true);
-            // The lease is released at once, so that the next leader does not wait for it to expire.
+            // The Lease is released at once, so that the next leader does not wait until it expires.
             let _ = election.await;
             let _ = webhook.await;
             tracing::info!("drained");

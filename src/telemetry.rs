@@ -1,6 +1,6 @@
-//! Logs and metrics: what an operator sees of the process.
+//! Logs and metrics.
 //!
-//! No label takes a value from a request (user, pod, command): the number of series stays what the code says.
+//! No label has a value from a request (user, pod, command), so the code alone determines the number of series.
 
 use std::sync::atomic::AtomicU64;
 
@@ -16,16 +16,16 @@ mod process;
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub enum LogFormat {
-    /// One JSON object a line, for a cluster.
+    /// One JSON object per line, for a cluster.
     Json,
     /// For people at a terminal.
     Text,
 }
 
-/// Sends log lines to stderr.
+/// Writes log lines to stderr.
 ///
 /// # Errors
-/// When the filter cannot be understood.
+/// If the filter is invalid.
 pub fn init_logs(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).map_err(|error| anyhow::anyhow!("--log-level {filter:?}: {error}"))?;
     let registry = tracing_subscriber::registry().with(filter);
@@ -43,23 +43,24 @@ pub fn init_logs(format: LogFormat, filter: &str) -> anyhow::Result<()> {
 pub enum AdmissionOutcome {
     /// Admitted with a mark on the pod.
     Marked,
-    /// Admitted; the same interaction was on the pod already.
+    /// Admitted; the pod already had the same interaction.
     Folded,
-    /// Admitted without a mark, by a rule, in a dry run, or because no container is touched.
+    /// Admitted without a mark, by a rule, in a dry run, or because no container is affected.
     Exempt,
-    /// Refused: policy, no such pod or container, no permission.
+    /// Denied by a rule, or because the pod or container does not exist, or the user lacks the permission.
     Denied,
-    /// Refused because the mark could not be written in time.
+    /// Denied because the mark could not be written in time.
     Failed,
-    /// Admitted without a mark, because it must not be held up: break-glass, port-forward, proxy.
+    /// Admitted although the mark could not be written, because Pristine must not block it: break-glass, port-forward,
+    /// proxy.
     Unrecorded,
 }
 
 impl AdmissionOutcome {
-    /// Every one.
+    /// Every variant.
     pub const ALL: [Self; 6] = [Self::Marked, Self::Folded, Self::Exempt, Self::Denied, Self::Failed, Self::Unrecorded];
 
-    /// The word used in the audit log.
+    /// The word in the audit log.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -81,17 +82,17 @@ pub struct Admission {
     pub decision: AdmissionOutcome,
 }
 
-/// Why something was refused; a word that the code has.
+/// Why a request was rejected; a constant of the code.
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
 pub struct Reason {
-    /// The word.
+    /// The value of the label.
     pub reason: &'static str,
 }
 
-/// What came of something; a word that the code has.
+/// The result of an action; a constant of the code.
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
 pub struct Outcome {
-    /// The word.
+    /// The value of the label.
     pub result: &'static str,
 }
 
@@ -123,7 +124,7 @@ pub struct Metrics {
     pub admissions: Family<Admission, Counter>,
     /// Time from the last byte of a review to its answer.
     pub admission_seconds: Histogram,
-    /// Interactions by whoever broke the glass.
+    /// Interactions through break-glass.
     pub break_glass: Counter,
     /// HTTP requests answered with an error, by reason.
     pub rejected: Family<Reason, Counter>,
@@ -135,27 +136,27 @@ pub struct Metrics {
     pub evictions: Family<Outcome, Counter>,
     /// From the deadline to the moment the eviction was accepted.
     pub lateness_seconds: Histogram,
-    /// How long the most overdue pod has been due, on the replica that evicts.
+    /// How long the most overdue pod has been due, on the leader.
     pub overdue_seconds: Gauge<f64, AtomicU64>,
-    /// Marked pods on this replica's agenda, by where they stand.
+    /// Marked pods on this replica's queue, by state.
     pub marked: Family<StateLabel, Gauge>,
     /// Seconds that this replica's clock is ahead of the API server's.
     pub clock_ahead: Gauge<f64, AtomicU64>,
-    /// Whether this replica evicts.
+    /// Whether this replica is the leader, which evicts.
     pub leader: Gauge,
-    /// End of validity of each certificate.
+    /// When each certificate expires.
     pub not_after: Family<Certificate, Gauge<f64, AtomicU64>>,
-    /// Whether caBundle in the webhook configuration is what it should be.
+    /// Whether caBundle in the webhook configuration is as intended.
     pub bundle_in_sync: Gauge,
-    /// 1 for the phase that the rotation is in.
+    /// 1 for the current phase of the CA rotation.
     pub phase: Family<Phase, Gauge>,
-    /// Times that caBundle was changed by somebody else and written again.
+    /// How often another client changed caBundle and Pristine restored it.
     pub bundle_repairs: Counter,
     /// Steps taken by the certificate controller.
     pub certificate_steps: Family<Outcome, Counter>,
-    /// Configurations read anew, by result.
+    /// Reloads of a changed configuration, by result.
     pub reloads: Family<Outcome, Counter>,
-    /// Whether the configuration file as it is now is in force.
+    /// Whether the current content of the configuration file is in use.
     pub configuration_valid: Gauge,
     /// Events that could not be published.
     pub events_dropped: Counter,
@@ -188,40 +189,44 @@ impl Default for Metrics {
         };
         all.registry.register_collector(Box::new(process::Process));
         let r = all.registry.sub_registry_with_prefix("pristine");
-        r.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        r.register("build", "The version of this process", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         r.register("admission_requests", "Admission reviews answered", all.admissions.clone());
         let help = "Time from reading a review to answering it";
         r.register_with_unit("admission_duration", help, Unit::Seconds, all.admission_seconds.clone());
-        r.register("break_glass", "Interactions by whoever broke the glass", all.break_glass.clone());
+        r.register("break_glass", "Interactions through break-glass", all.break_glass.clone());
         r.register("http_requests_rejected", "HTTP requests answered with an error", all.rejected.clone());
         r.register("tls_handshakes", "TLS handshakes on the webhook port", all.handshakes.clone());
         r.register("connections", "Open connections on the webhook port", all.connections.clone());
         r.register("evictions", "Eviction attempts", all.evictions.clone());
         let help = "Time from a deadline to the accepted eviction";
         r.register_with_unit("eviction_lateness", help, Unit::Seconds, all.lateness_seconds.clone());
-        let help = "How long the most overdue marked pod has been due, on the replica that evicts";
+        let help = "How long the most overdue marked pod has been due, on the leader";
         r.register_with_unit("eviction_overdue", help, Unit::Seconds, all.overdue_seconds.clone());
-        r.register("marked_pods", "Marked pods that are to be evicted, by where they stand", all.marked.clone());
-        let help = "How far this replica's clock is ahead of the API server's; that one is known to a second";
+        r.register("marked_pods", "Marked pods with a deadline, by state", all.marked.clone());
+        let help = "How far this replica's clock is ahead of the API server's, to within a second";
         r.register_with_unit("clock_ahead", help, Unit::Seconds, all.clock_ahead.clone());
-        r.register("leader", "1 on the replica that evicts", all.leader.clone());
-        let help = "End of validity, seconds since 1970";
+        r.register("leader", "1 on the leader, the replica that evicts", all.leader.clone());
+        let help = "When the certificate expires, in seconds since 1970";
         r.register_with_unit("certificate_not_after_timestamp", help, Unit::Seconds, all.not_after.clone());
-        let help = "1 while caBundle of the webhook configuration is what it should be";
+        let help = "1 while caBundle of the webhook configuration is as intended";
         r.register("ca_bundle_in_sync", help, all.bundle_in_sync.clone());
-        r.register("ca_phase", "1 for the phase that the rotation is in", all.phase.clone());
-        r.register("ca_bundle_repairs", "Foreign changes of caBundle that were undone", all.bundle_repairs.clone());
+        r.register("ca_phase", "1 for the current phase of the CA rotation", all.phase.clone());
+        r.register(
+            "ca_bundle_repairs",
+            "Changes of caBundle by other clients that were reverted",
+            all.bundle_repairs.clone(),
+        );
         r.register("certificate_steps", "Steps taken by the certificate controller", all.certificate_steps.clone());
-        r.register("configuration_reloads", "Changed configurations", all.reloads.clone());
-        let help = "1 while the configuration file as it is now is in force";
+        r.register("configuration_reloads", "Reloads of a changed configuration", all.reloads.clone());
+        let help = "1 while the current content of the configuration file is in use";
         r.register("configuration_valid", help, all.configuration_valid.clone());
         r.register("events_dropped", "Events that could not be published", all.events_dropped.clone());
-        all.begin_at_zero();
+        all.init_series();
         all
     }
 }
 
-/// The words of labels whose series begin at zero, so that the first event is seen as an increase.
+/// Label values whose series start at zero, so that Prometheus sees the first event as an increase.
 const EVICTIONS: [&str; 10] = [
     "evicted",
     "blocked",
@@ -237,7 +242,7 @@ const EVICTIONS: [&str; 10] = [
 const REJECTIONS: [&str; 8] = ["path", "method", "busy", "slow", "too_large", "broken_body", "not_a_review", "panic"];
 
 impl Metrics {
-    fn begin_at_zero(&self) {
+    fn init_series(&self) {
         for operation in ["exec", "attach", "debug", "port-forward", "proxy"] {
             for decision in AdmissionOutcome::ALL {
                 drop(self.admissions.get_or_create(&Admission { operation, decision }));
@@ -262,7 +267,7 @@ impl Metrics {
 }
 
 impl Metrics {
-    /// With a series for every word of every label, also of those that have a value only once there is one: for the reference.
+    /// Metrics with a series for every value of every label, for the generated docs/metrics.md.
     #[must_use]
     pub fn complete(phases: &[&'static str], steps: &[&'static str]) -> Self {
         let all = Self::default();

@@ -1,5 +1,5 @@
-//! Kubernetes Events: what `kubectl describe` and `kubectl events` show. Told behind the hot path: an admission never
-//! waits for an Event, and a flood of interactions cannot queue without bound.
+//! Kubernetes Events: what `kubectl describe` and `kubectl events` show. They are published outside the hot path: an
+//! admission never waits for an Event, and a flood of interactions cannot fill the queue without bound.
 
 use std::{
     collections::HashMap,
@@ -30,30 +30,32 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// Events waiting to be told. At the API server's pace of some 100 a second this is a few seconds.
+/// Events that wait to be published. At some 100 a second, the API server's pace, the queue is empty after a few
+/// seconds.
 const QUEUE: usize = 512;
 
-/// client-go's spam filter (`tools/events`, `tools/record`): so many Events about one object at once, and then one each
-/// five minutes. A loop of execs would otherwise write two Events for each.
+/// The spam filter of client-go (`tools/events`, `tools/record`): this many Events about one object at once, and then
+/// one every five minutes. Without it, a loop of execs would write two Events for each exec.
 const BURST: u32 = 25;
 /// See [`BURST`].
 const REFILL: Duration = Duration::from_secs(300);
-/// Objects that the filter knows at a time.
-const FILTERED: usize = 4096;
+/// The most entries that the filter has at a time.
+const MAX_FILTERED: usize = 4096;
 
-/// For one Event: those behind it wait.
-const PUBLISH: Duration = Duration::from_secs(5);
+/// For one Event, because the Events behind it wait.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How many more Events about an object may be told, by UID and reason.
+/// How many more Events about an object may be published, by UID and reason, and when that was refilled.
 #[derive(Default)]
 struct Filter(HashMap<(String, &'static str), (u32, Instant)>);
 
 impl Filter {
     fn admits(&mut self, uid: &str, reason: &'static str, now: Instant) -> bool {
-        if self.0.len() >= FILTERED {
-            // Whoever is full again is as if never seen; and if all are busy, forgetting some is better than growing.
+        if self.0.len() >= MAX_FILTERED {
+            // An object with a full budget needs no entry. If every entry is active, all are dropped rather than
+            // growing without bound.
             self.0.retain(|_, (_, last)| now.duration_since(*last) < REFILL);
-            if self.0.len() >= FILTERED {
+            if self.0.len() >= MAX_FILTERED {
                 self.0.clear();
             }
         }
@@ -69,16 +71,16 @@ impl Filter {
     }
 }
 
-/// Whether somebody should look.
+/// Whether the Event needs attention.
 #[derive(Clone, Copy, Debug)]
 pub enum EventType {
-    /// What is meant to happen.
+    /// Something happened as intended.
     Normal,
-    /// What is not.
+    /// Something failed or needs action.
     Warning,
 }
 
-/// Tells Events.
+/// Publishes Events. Cheap to clone.
 #[derive(Clone)]
 pub struct Events {
     filter: Arc<Mutex<Filter>>,
@@ -89,7 +91,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// Returns the handle, and the task that publishes; `instance` is this replica's name.
+    /// Returns the handle, and the task that publishes the Events; `instance` is this replica's name.
     pub fn new(
         client: Client,
         instance: &str,
@@ -104,7 +106,7 @@ impl Events {
                     Some(namespace) => Api::namespaced(client.clone(), namespace),
                     None => Api::default_namespaced(client.clone()),
                 };
-                let problem = match timeout(PUBLISH, events.create(&PostParams::default(), &event)).await {
+                let problem = match timeout(PUBLISH_TIMEOUT, events.create(&PostParams::default(), &event)).await {
                     Ok(Ok(_)) => continue,
                     Ok(Err(error)) => chain(&error),
                     Err(_) => "the API server does not answer".to_owned(),
@@ -117,12 +119,13 @@ impl Events {
         (Self { filter: Arc::default(), queue, instance, clock, metrics }, publish)
     }
 
-    /// About a pod. The UID is what makes it show in `kubectl describe pod`.
+    /// Publishes an Event about a pod. `kubectl describe pod` finds it by the pod's UID.
     pub fn pod(&self, pod: &Pod, type_: EventType, reason: &'static str, action: &'static str, note: &str) {
         self.publish(pod.object_ref(&()), type_, reason, action, note);
     }
 
-    /// About the controller of a pod, in whose `kubectl describe` people look first, and which outlives the pod.
+    /// Publishes an Event about the controller of a pod: people run `kubectl describe` on it first, and it outlives the
+    /// pod.
     pub fn owner(&self, pod: &Pod, type_: EventType, reason: &'static str, action: &'static str, note: &str) {
         let Some(owner) = controller(pod) else { return };
         let about = ObjectReference {
@@ -136,7 +139,7 @@ impl Events {
         self.publish(about, type_, reason, action, note);
     }
 
-    /// About anything.
+    /// Publishes an Event about any object.
     pub fn publish(
         &self,
         about: ObjectReference,
@@ -150,14 +153,14 @@ impl Events {
             self.metrics.events_dropped.inc();
             return;
         }
-        // One object each, and no series: kube's recorder would count the second exec and drop who did it.
+        // One object for each Event, and no series: kube's recorder would count the second exec and drop its user.
         let name = format!("{}.{:016x}", about.name.as_deref().unwrap_or("pristine"), rand::random::<u64>());
         let event = Event {
             metadata: ObjectMeta { name: Some(name), namespace: about.namespace.clone(), ..ObjectMeta::default() },
             type_: Some(if matches!(type_, EventType::Warning) { "Warning" } else { "Normal" }.to_owned()),
             reason: Some(reason.to_owned()),
             action: Some(action.to_owned()),
-            // 1024 characters are the API server's limit for a note; bytes are never fewer.
+            // The API server's limit for a note is 1024 characters, and a text never has more characters than bytes.
             note: Some(shorten(note, 1024)),
             regarding: Some(about),
             reporting_controller: Some("pristine".to_owned()),
@@ -176,17 +179,17 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_loop_of_events_about_one_object_is_cut_and_others_are_not() {
+    async fn a_flood_of_events_about_one_object_is_limited_and_other_events_are_not() {
         let (mut filter, start) = (Filter::default(), Instant::now());
-        let told = (0..1000).filter(|_| filter.admits("a", "x", start)).count();
-        assert_eq!(told, 25);
+        let admitted = (0..1000).filter(|_| filter.admits("a", "x", start)).count();
+        assert_eq!(admitted, 25);
         assert!(filter.admits("b", "x", start) && filter.admits("a", "y", start));
         assert!(!filter.admits("a", "x", start + REFILL / 2));
         assert!(filter.admits("a", "x", start + REFILL));
         assert!(!filter.admits("a", "x", start + REFILL));
-        for n in 0..3 * FILTERED {
+        for n in 0..3 * MAX_FILTERED {
             filter.admits(&n.to_string(), "x", start);
         }
-        assert!(filter.0.len() <= FILTERED);
+        assert!(filter.0.len() <= MAX_FILTERED);
     }
 }

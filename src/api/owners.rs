@@ -1,4 +1,4 @@
-//! What the API server says of the controllers of pods.
+//! Reads the controllers of pods.
 
 use std::fmt::Debug;
 
@@ -23,22 +23,23 @@ use crate::mark::{
     owner::{Counts, controller, is_controller},
 };
 
-/// A pod's controller, as the API server has it.
+/// A pod's controller, as read from the API server.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Owner {
-    /// UID of its own controller: the Deployment of a ReplicaSet.
+    /// UID of its own controller: for a ReplicaSet, the Deployment.
     pub group: Option<String>,
-    /// None if that cannot be told.
+    /// None if the replicas cannot be counted.
     pub counts: Option<Counts>,
-    /// Its resourceVersion, which changes with every word of its status.
+    /// Its resourceVersion, which changes with every change of its status.
     pub version: String,
 }
 
 impl Pods {
-    /// The pod's controller. Nothing is told of one that is gone, not for us to read, or of a kind that is not known here.
+    /// Reads the pod's controller. Returns the default for a controller that is gone, that Pristine is not allowed to
+    /// read, or that is of an unknown kind.
     ///
     /// # Errors
-    /// Anything else that the API server says.
+    /// Any other error of the API server.
     pub async fn owner(&self, pod: &Pod) -> Result<Owner, Error> {
         let kind = controller(pod).map(|owner| (owner.api_version.as_str(), owner.kind.as_str()));
         let found = match kind {
@@ -69,28 +70,29 @@ impl Pods {
         }
     }
 
-    /// Its `readyReplicas` counts pods that terminate and still answer (`computeReplicaStatus` of stateful_set_control.go): a member
-    /// that is drained elsewhere would not be missed. So they are counted here.
+    /// Counts the Ready pods itself, because `readyReplicas` of a StatefulSet includes terminating pods that are still
+    /// Ready (`computeReplicaStatus` of stateful_set_control.go): a pod that a node drain evicts would not count as
+    /// missing.
     async fn stateful_set(&self, pod: &Pod) -> Result<Option<(ObjectMeta, Counts)>, Error> {
         let Some(set) = self.controller::<StatefulSet>(pod).await? else { return Ok(None) };
         let Some(spec) = set.spec else { return Ok(None) };
         let Ok(selector) = Selector::try_from(spec.selector) else { return Ok(None) };
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let pods = self.api(namespace).list(&ListParams::default().labels_from(&selector)).await;
-        let serves = |pod: &Pod| {
+        let is_counted = |pod: &Pod| {
             pod.metadata.deletion_timestamp.is_none()
                 && is_ready(pod)
                 && controller(pod).map(|owner| &owner.uid) == set.metadata.uid.as_ref()
         };
-        let ready = pods.map_err(Error::of("list pods"))?.iter().filter(|pod| serves(pod)).count();
+        let ready = pods.map_err(Error::of("list pods"))?.iter().filter(|pod| is_counted(pod)).count();
         let (wanted, ready) = (spec.replicas.unwrap_or(1), i32::try_from(ready).unwrap_or(i32::MAX));
         Ok(Some((set.metadata, Counts { wanted, ready, is_shared: true })))
     }
 
-    /// The selector of the pod's ReplicaSet, if that is there, and the Services of its namespace.
+    /// Reads the selector of the pod's ReplicaSet, and the Services of its namespace; none if the ReplicaSet is gone.
     ///
     /// # Errors
-    /// What the API server says.
+    /// The error of the API server.
     pub async fn selectors(&self, pod: &Pod) -> Result<Option<(LabelSelector, Vec<Service>)>, Error> {
         let Some(set) = self.controller::<ReplicaSet>(pod).await? else { return Ok(None) };
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
@@ -99,7 +101,7 @@ impl Pods {
         Ok(Some((set.spec.map(|spec| spec.selector).unwrap_or_default(), services.items)))
     }
 
-    /// The controller itself, and not another one that has its name now.
+    /// Reads the controller; none if it is gone, or if another object has its name now.
     async fn controller<K>(&self, pod: &Pod) -> Result<Option<K>, Error>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,

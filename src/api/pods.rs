@@ -1,8 +1,8 @@
-//! The only writer of pods: the mark, the condition, the eviction. Also the questions asked about a pod and a user
+//! The only writer of pods: the mark, the condition, the eviction. Also reads pods, and checks a user's permission
 //! before anything is written.
 //!
-//! Every write carries the UID and the resourceVersion that were read, so that it can only hit the pod and the state
-//! that the decision was about.
+//! Every write carries the UID and the resourceVersion that were read, so it fails for another pod and for a pod that
+//! changed after the decision.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -26,32 +26,32 @@ use crate::mark::{self, Disposition, Found, Interaction, Mark, State, Status, Us
 /// The field manager of every write.
 pub const MANAGER: &str = "pristine";
 
-/// An eviction can take 10 s in the API server: when the pod is not running and the UID is wrong, it tries its
-/// delete 20 times, half a second apart. Giving up earlier would leave it unknown whether the pod was evicted.
+/// An eviction can take 10 s in the API server: if the pod is not running and the UID is wrong, the API server tries to
+/// delete it 20 times, half a second apart. With a shorter timeout it would be unknown whether the pod was evicted.
 const EVICTION_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Why a pod could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It changed since it was read, or another pod has its name now. Read it again.
-    #[error("the pod changed meanwhile")]
+    /// The pod changed since it was read, or another pod has its name now. Read it again.
+    #[error("the pod changed since it was read")]
     Conflict,
-    /// It is gone.
-    #[error("the pod is gone")]
+    /// The pod is gone.
+    #[error("the pod no longer exists")]
     Gone,
-    /// Anything else the API server or the network says.
-    #[error("{action}")]
+    /// Any other error of the API server or the network.
+    #[error("cannot {action}")]
     Api {
         /// What was tried, for example `patch pods/status`.
         action: &'static str,
-        /// What came back.
+        /// Why it failed.
         #[source]
         source: Box<kube::Error>,
     },
 }
 
 impl Error {
-    /// Whether the API server said so. Without its answer nobody knows what was done.
+    /// Whether the API server answered. Without its answer it is unknown whether the write happened.
     #[must_use]
     pub fn is_answer(&self) -> bool {
         !matches!(self, Self::Api { source, .. } if !matches!(&**source, kube::Error::Api(_)))
@@ -61,32 +61,32 @@ impl Error {
         move |error| match &error {
             kube::Error::Api(status) if status.code == 404 => Self::Gone,
             kube::Error::Api(status) if status.code == 409 => Self::Conflict,
-            // What a patch with another UID gets: the field is immutable. The pod is a successor of the one meant.
+            // The answer to a patch with another UID, which is immutable: another pod has the name now.
             kube::Error::Api(status) if status.code == 422 && status.message.contains("metadata.uid") => Self::Conflict,
             _ => Self::Api { action, source: Box::new(error) },
         }
     }
 }
 
-/// Proof that the mark is on the pod. Only [`Pods::mark`] makes one, and an interaction is admitted with one only.
+/// Proof that the mark is on the pod. Only [`Pods::mark`] creates one, and an interaction is admitted only with one.
 #[derive(Debug)]
 pub struct Marked {
-    /// The mark as it stands on the pod.
+    /// The mark as it is on the pod.
     pub mark: Mark,
-    /// Whether this call wrote it. It did not if the same interaction was there already.
+    /// Whether this call wrote it; false if the pod already had the same interaction.
     pub written: bool,
 }
 
-/// What became of an eviction.
+/// The API server's answer to an eviction.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The API server accepted it; the pod terminates.
+    /// The eviction was accepted; the pod is terminating.
     Accepted,
-    /// A disruption budget (or the API server, for a moment) says not now.
+    /// A PodDisruptionBudget (or the API server, for a moment) does not allow it now.
     Refused {
-        /// What the API server said.
+        /// The API server's message.
         message: String,
-        /// When to ask again, if it said so.
+        /// When to try again, if the API server named a time.
         retry_after: Option<Duration>,
     },
 }
@@ -98,7 +98,7 @@ pub struct Pods {
 }
 
 impl Pods {
-    /// Works through this client, which must not retry by itself: a 429 is an answer here.
+    /// Uses this client, which must not retry by itself, because a 429 is an answer here.
     #[must_use]
     pub const fn new(client: Client) -> Self {
         Self { client }
@@ -111,16 +111,16 @@ impl Pods {
     /// Reads a pod as it is now.
     ///
     /// # Errors
-    /// [`Error::Gone`], or what the API server says.
+    /// [`Error::Gone`], or another error of the API server.
     pub async fn get(&self, namespace: &str, name: &str) -> Result<Pod, Error> {
         self.api(namespace).get(name).await.map_err(Error::of("get pods"))
     }
 
-    /// Asks whether the user may do this to the pod. A user who may only `get pods/exec` gets as far as admission,
-    /// and must not be able to have a pod evicted that they cannot exec into.
+    /// Whether the user may do this to the pod, from a SubjectAccessReview. The request of a user who may only `get
+    /// pods/exec` reaches admission, and must not cause the eviction of a pod that the user cannot exec into.
     ///
     /// # Errors
-    /// What the API server says.
+    /// The error of the API server.
     pub async fn can_i(
         &self,
         user: &User,
@@ -156,7 +156,7 @@ impl Pods {
         Ok(answer.status.is_some_and(|status| status.allowed))
     }
 
-    /// Adds interactions to the mark of this pod as it was read; each with what it leads to.
+    /// Adds interactions to the mark of this pod, as it was read; each with its disposition.
     ///
     /// # Errors
     /// [`Error::Conflict`] if the pod must be read again.
@@ -181,8 +181,8 @@ impl Pods {
         Ok(Marked { mark, written })
     }
 
-    /// Writes the status of the mark on the pod, as it was read: the condition with this message, and the annotation. Writes
-    /// nothing, and is false, if the pod has it already.
+    /// Writes the status of this pod, as it was read: the condition with this message, and the annotation. Writes
+    /// nothing and returns false if the pod has both already.
     ///
     /// # Errors
     /// [`Error::Conflict`] if the pod must be read again.
@@ -201,7 +201,7 @@ impl Pods {
         Ok(true)
     }
 
-    /// Takes these labels off the pod, as it was read, and says so on it.
+    /// Removes these labels from the pod, as it was read, and records them in an annotation.
     ///
     /// # Errors
     /// [`Error::Conflict`] if the pod must be read again.
@@ -217,19 +217,20 @@ impl Pods {
         let cause = format!("out of service, without the labels {names}");
         let status = Status::due(State::Quarantined, mark.evict_at, cause);
         let mut patch = status.patch(uid, version, mark.first.at, message);
-        let off: BTreeMap<&String, Value> = labels.keys().map(|key| (key, Value::Null)).collect();
-        patch["metadata"]["labels"] = json!(off);
-        // The deadline too: without a controller from now on, it would have none if it was bare at the exec.
+        let removed: BTreeMap<&String, Value> = labels.keys().map(|key| (key, Value::Null)).collect();
+        patch["metadata"]["labels"] = json!(removed);
+        // The deadline too: the pod has no controller from now on, and a pod that was bare at the exec would lose its
+        // deadline.
         let annotations = &mut patch["metadata"]["annotations"];
         annotations[mark::QUARANTINED] = json!(json!(labels).to_string());
         annotations[mark::EVICT_AT] = json!(mark.evict_at.map(|at| at.to_string()));
         self.patch_status(namespace, name, &patch).await
     }
 
-    /// Writes an annotation on a pod of our own.
+    /// Writes an annotation on a pod of Pristine itself.
     ///
     /// # Errors
-    /// What the API server says.
+    /// The error of the API server.
     pub async fn annotate(&self, namespace: &str, name: &str, key: &str, value: &str) -> Result<(), Error> {
         self.patch_status(namespace, name, &json!({ "metadata": { "annotations": { key: value } } })).await
     }
@@ -240,7 +241,8 @@ impl Pods {
         patched.map(drop).map_err(Error::of("patch pods/status"))
     }
 
-    /// Evicts the pod of this name if it still has this UID; or, in a dry run, only asks whether that would be done.
+    /// Evicts the pod of this name if it still has this UID. A dry run only finds out whether the eviction would be
+    /// accepted.
     ///
     /// # Errors
     /// [`Error::Conflict`] if another pod has the name now, [`Error::Gone`] if none has.
@@ -269,7 +271,7 @@ impl Pods {
     }
 }
 
-/// Why an eviction was refused, in the API server's words: the causes name the disruption budget.
+/// Why an eviction was refused, in the API server's words: the causes name the PodDisruptionBudget.
 #[must_use]
 pub fn refusal(status: &kube::core::Status) -> String {
     let causes = status.details.iter().flat_map(|details| &details.causes).map(|cause| cause.message.as_str());
@@ -287,14 +289,14 @@ fn identity(pod: &Pod) -> Result<(&str, &str, &str, &str), Error> {
     }
 }
 
-/// The request for an eviction of the pod of this name, if it still has this UID; or for a dry run of it.
+/// The request to evict the pod of this name if it still has this UID, or for a dry run of that.
 ///
-/// Our own, because kube's `Api::evict` writes `delete_options` where the API says `deleteOptions`: the API
-/// server ignores what it does not know and evicts whatever pod has the name. `fieldValidation=Strict` makes any such
-/// slip a 400.
+/// Not kube's `Api::evict`, because it writes `delete_options` instead of `deleteOptions`: the API server ignores
+/// unknown fields and evicts any pod that has the name. With `fieldValidation=Strict`, such a mistake is answered with
+/// 400.
 ///
 /// # Errors
-/// When a name cannot stand in a path.
+/// If a name is not valid in a URL path.
 pub fn eviction_request(
     namespace: &str,
     name: &str,
@@ -316,7 +318,7 @@ pub fn eviction_request(
         }),
     };
     let body = serde_json::to_vec(&eviction).expect("an Eviction serialises");
-    // In the query as well: webhooks are told from there whether it is a dry run.
+    // In the query as well, because webhooks learn from there whether it is a dry run.
     let dry = if is_dry { "&dryRun=All" } else { "" };
     http::Request::post(format!("/api/v1/namespaces/{namespace}/pods/{name}/eviction?fieldValidation=Strict{dry}"))
         .header(http::header::CONTENT_TYPE, "application/json")
@@ -329,7 +331,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_eviction_carries_the_uid_under_the_name_that_the_api_server_reads() {
+    fn an_eviction_request_carries_the_uid_in_the_field_that_the_api_server_reads() {
         let request = eviction_request("ns", "web-0", "the-uid", None, false).unwrap();
         assert_eq!(request.method(), "POST");
         assert_eq!(request.uri(), "/api/v1/namespaces/ns/pods/web-0/eviction?fieldValidation=Strict");

@@ -1,7 +1,7 @@
-//! Watches marked pods, plans, evicts. The edge of the eviction room.
+//! Watches the marked pods and reconciles those whose time has come.
 //!
-//! Before every attempt the pod is read again and planned anew, because a refused wrong UID burns a disruption budget for
-//! two minutes.
+//! Every reconciliation reads the pod and plans again, because an eviction that is refused for a wrong UID uses up a
+//! disruption of the PodDisruptionBudget for two minutes.
 
 use std::{
     collections::HashSet,
@@ -27,9 +27,9 @@ use super::{
     leadership::Leadership,
     mark_successor::SuccessorMarker,
     pacing::Pacing,
-    plan::successor_mark,
     queue::Queue,
     reconcile::{Reconcile, lock},
+    successor::successor_mark,
 };
 use crate::{
     api::{Context, pods::Pods},
@@ -39,22 +39,24 @@ use crate::{
     telemetry::StateLabel,
 };
 
-/// Attempts at once: what the standard rate limit lets begin at once, so that many due at one moment wait for the API server
-/// and not for each other.
+/// Concurrent reconciliations: about as many as the default rate limit allows evictions at once. Many pods due at
+/// the same moment then wait for the API server and not for each other.
 const CONCURRENT: usize = 64;
-/// The wall clock is looked at this often, whatever the timers say: they stand still while a machine is suspended.
+/// The wall clock is read at least this often, because timers do not advance while a machine is suspended.
 const TICK: Duration = Duration::from_secs(5);
-/// One attempt: some GETs, an eviction, which has 15 s of its own, and a PATCH. One that hangs must not hold its place.
+/// For one reconciliation: some GETs, an eviction with its own timeout of 15 s, and a PATCH. A reconciliation that
+/// hangs must not block one of the [`CONCURRENT`] places.
 const RECONCILE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Evicts what is due.
+
+/// Evicts the pods that are due.
 pub struct Controller {
-    /// For the watch.
+    /// Watches the marked pods.
     pub client: Client,
-    /// Reads, tells and evicts.
+    /// Reads pods, writes their status, evicts them.
     pub pods: Pods,
-    /// The clock, and where what is done is reported.
+    /// The clock, and the places to report to.
     pub context: Context,
-    /// What the configuration says.
+    /// The eviction section of the configuration.
     pub settings: watch::Receiver<Settings>,
     /// Whether this replica may evict.
     pub leadership: Leadership,
@@ -68,7 +70,7 @@ impl Controller {
     /// Runs until the process ends.
     pub async fn run(self) {
         let api: Api<Pod> = Api::all(self.client.clone());
-        // Below the client's read timeout, so that a watch that says nothing for long is made anew and not taken for dead.
+        // Below the client's read timeout, so that a watch without events is restarted and not considered dead.
         let config = watcher::Config::default().timeout(60).labels(&format!("{}=true", mark::INTERACTED));
         let watch = || watcher(api.clone(), config.clone()).default_backoff().boxed();
         let mut events = watch();
@@ -76,12 +78,12 @@ impl Controller {
         let (mut queue, mut listed) = (Queue::default(), Listed::default());
         let pacing = Arc::new(Mutex::new(Pacing::default()));
         let mut reconciles = FuturesUnordered::new();
-        let mut counted = Instant::now();
+        let mut swept = Instant::now();
         loop {
             let now = self.context.clock.never_ahead();
-            // It goes through all of them, so not on every turn.
-            if counted.elapsed() >= TICK {
-                counted = Instant::now();
+            // Not in every iteration, because it visits every pod.
+            if swept.elapsed() >= TICK {
+                swept = Instant::now();
                 self.report_overdue(&queue, now);
                 lock(&pacing).sweep(now);
             }
@@ -98,17 +100,17 @@ impl Controller {
             } else {
                 TICK.min(Duration::from_secs(1))
             };
-            // Cancel safe: the stream and the set keep their state, the sleep is computed anew.
+            // Cancel safe: the stream and the set keep their state, and the sleep is computed again.
             tokio::select! {
                 event = events.try_next() => match event {
                     Ok(Some(event)) => self.observe(event, &mut queue, &mut listed, &pacing),
                     Ok(None) => return,
                     Err(error) => tracing::warn!(error = %chain(&error), "the watch of marked pods was interrupted"),
                 },
-                Some((uid, before, end)) = reconciles.next() => self.settle(&mut queue, uid, &before, end),
+                Some((uid, before, requeue)) = reconciles.next() => self.requeue(&mut queue, uid, &before, requeue),
                 Ok(()) = settings.changed() => {
-                    // Deadlines, warnings and quarantines of all pods may be others now.
-                    listed.is_anew = true;
+                    // All pods may have another deadline, warning or quarantine now.
+                    listed.replaces_known = true;
                     events = watch();
                 }
                 () = tokio::time::sleep(wait) => {}
@@ -119,7 +121,8 @@ impl Controller {
     fn report(&self, queue: &Queue) {
         for (state, word) in STATES {
             let count = match state {
-                // Who does not evict does not know what holds evictions up; it may have known once.
+                // A replica that is not the leader does not know what delays an eviction. It may have known as a
+                // leader.
                 State::EvictionQueued | State::EvictionBlocked | State::Evicting if !self.leadership.is_held() => 0,
                 State::Marked if !self.leadership.is_held() => {
                     let all = i64::try_from(queue.uids().len()).unwrap_or(i64::MAX);
@@ -143,12 +146,12 @@ impl Controller {
             watcher::Event::Init => listed.uids.clear(),
             watcher::Event::InitApply(pod) => {
                 listed.uids.extend(pod.metadata.uid.clone());
-                terminates(&pod, pacing, self.context.clock.never_ahead());
-                self.look(&pod, queue, listed.is_anew);
+                note_terminating(&pod, pacing, self.context.clock.never_ahead());
+                self.track(&pod, queue, listed.replaces_known);
             }
             watcher::Event::InitDone => {
-                let gone: Vec<String> = queue.uids().filter(|uid| !listed.uids.contains(*uid)).cloned().collect();
-                for uid in gone {
+                let deleted: Vec<String> = queue.uids().filter(|uid| !listed.uids.contains(*uid)).cloned().collect();
+                for uid in deleted {
                     let known = queue.remove(&uid);
                     lock(pacing).gone(known.and_then(|known| known.owner).as_deref(), &uid);
                 }
@@ -157,11 +160,11 @@ impl Controller {
                 self.synced.set_ready();
             }
             watcher::Event::Apply(pod) => {
-                terminates(&pod, pacing, self.context.clock.never_ahead());
-                self.look(&pod, queue, false);
+                note_terminating(&pod, pacing, self.context.clock.never_ahead());
+                self.track(&pod, queue, false);
             }
             watcher::Event::Delete(pod) => {
-                gone(&pod, pacing);
+                note_gone(&pod, pacing);
                 queue.remove(pod.metadata.uid.as_deref().unwrap_or_default());
                 if let Some(mark) = successor_mark(&pod, self.context.clock.now()) {
                     tokio::spawn(self.successors.clone().run(pod, mark));
@@ -170,17 +173,17 @@ impl Controller {
         }
     }
 
-    /// Puts a pod on the queue, or takes it off; `is_anew` as if it was never seen.
-    fn look(&self, pod: &Pod, queue: &mut Queue, is_anew: bool) {
+    /// Puts a pod on the queue, or removes it. With `replaces_known`, as if the pod had never been seen.
+    fn track(&self, pod: &Pod, queue: &mut Queue, replaces_known: bool) {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let settings = *self.settings.borrow();
-        let known = if is_anew { None } else { queue.get(uid) };
+        let known = if replaces_known { None } else { queue.get(uid) };
         match observe(pod, known, &settings, self.context.clock.never_ahead()) {
             Observed::Nothing => {}
             Observed::Forget(why) => {
                 if let Some(why) = why {
                     let (namespace, pod) = (&pod.metadata.namespace, &pod.metadata.name);
-                    tracing::warn!(?namespace, ?pod, uid, why, "not a mark");
+                    tracing::warn!(?namespace, ?pod, uid, why, "ignoring the annotation: not a valid mark of this pod");
                 }
                 drop(queue.remove(uid));
             }
@@ -188,15 +191,15 @@ impl Controller {
         }
     }
 
-    /// Puts the pod back on the queue, where it was before the attempt.
-    fn settle(&self, queue: &mut Queue, uid: String, before: &Entry, end: Requeue) {
+    /// Updates the entry of a pod after its reconciliation; `before` is the entry that was reconciled.
+    fn requeue(&self, queue: &mut Queue, uid: String, before: &Entry, requeue: Requeue) {
         queue.done(&uid);
         let Some(old) = queue.get(&uid) else { return };
-        // What was observed during the attempt is newer than what came of it.
+        // A change that the watch reported meanwhile is newer than the result of the reconciliation.
         if !old.is_same(before) || old.state != before.state {
             return;
         }
-        match old.after(&end, |state| queue.count(state), self.context.clock.never_ahead(), rand::random()) {
+        match old.after(&requeue, |state| queue.count(state), self.context.clock.never_ahead(), rand::random()) {
             Some(entry) => queue.put(uid, entry),
             None => drop(queue.remove(&uid)),
         }
@@ -212,37 +215,38 @@ impl Controller {
             uid: &uid,
             entry: &entry,
         };
-        let end = if let Ok(end) = timeout(RECONCILE_TIMEOUT, reconcile.run()).await {
-            end
+        let requeue = if let Ok(requeue) = timeout(RECONCILE_TIMEOUT, reconcile.run()).await {
+            requeue
         } else {
             let Entry { namespace, name, .. } = &entry;
-            tracing::warn!(namespace, pod = name, uid, "the API server does not answer, will try again");
-            // It may have been carried out: others of its owner wait as if it was.
+            tracing::warn!(namespace, pod = name, uid, "the API server does not answer, retrying");
+            // The eviction may have been accepted: the other pods of the owner wait as if it was.
             Requeue::Refused(None)
         };
         lock(&pacing).asked(entry.owner.as_deref(), &uid);
-        (uid, entry, end)
+        (uid, entry, requeue)
     }
 }
 
-/// What a list of all marked pods has said so far.
+/// The list of all marked pods, as far as it has been received.
 #[derive(Default)]
 struct Listed {
     uids: HashSet<String>,
-    /// Whether it was asked for because the settings changed.
-    is_anew: bool,
+    /// Whether the list was requested because the settings changed: the known entries are replaced.
+    replaces_known: bool,
 }
 
-/// Takes note of a pod that ends.
-fn terminates(pod: &Pod, pacing: &Mutex<Pacing>, now: Timestamp) {
+/// Reports to the pacing that a pod is terminating.
+fn note_terminating(pod: &Pod, pacing: &Mutex<Pacing>, now: Timestamp) {
     let (Some(owner), Some(_)) = (controller(pod), &pod.metadata.deletion_timestamp) else { return };
     lock(pacing).terminates(&owner.uid, pod.metadata.uid.as_deref().unwrap_or_default(), now);
-    // A ReplicaSet makes the next one at once; the others wait until the name is free, or the node.
+    // A ReplicaSet recreates the pod at once. A StatefulSet waits until the name is free, and a DaemonSet for the node.
     if owner.kind == "ReplicaSet" {
-        gone(pod, pacing);
+        note_gone(pod, pacing);
     }
 }
 
-fn gone(pod: &Pod, pacing: &Mutex<Pacing>) {
+/// Reports to the pacing that a pod is gone, or that its owner no longer counts it.
+fn note_gone(pod: &Pod, pacing: &Mutex<Pacing>) {
     lock(pacing).gone(controller(pod).map(|owner| owner.uid.as_str()), pod.metadata.uid.as_deref().unwrap_or_default());
 }

@@ -1,4 +1,5 @@
-//! What is remembered of a marked pod between two looks: names, times, and what its users ask for. Pure.
+//! What the queue knows of a marked pod between two reconciliations: names, times, and the extension that its users
+//! requested. Pure.
 
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use super::{
 };
 use crate::mark::{State, Status, extension::Extension, owner::controller};
 
-/// The states of an entry, with the words of `pristine_marked_pods`. An extended or quarantined pod counts as marked: its
-/// deadline is in the future.
+/// The states of an entry, with the words of `pristine_marked_pods`. An extended or quarantined pod counts as marked:
+/// its deadline is in the future.
 pub const STATES: [(State, &str); 5] = [
     (State::Marked, "marked"),
     (State::EvictionQueued, "queued"),
@@ -22,129 +23,129 @@ pub const STATES: [(State, &str); 5] = [
     (State::Terminating, "terminating"),
 ];
 
-/// A pod to look at later.
+/// A pod to reconcile later.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Entry {
-    /// Its namespace.
+    /// The pod's namespace.
     pub namespace: String,
-    /// Its name.
+    /// The pod's name.
     pub name: String,
-    /// UID of its controller.
+    /// UID of the pod's controller.
     pub owner: Option<String>,
-    /// When to look.
+    /// When to reconcile the pod.
     pub next: Timestamp,
-    /// When it is to go.
+    /// The deadline, with the extension that is granted.
     pub deadline: Timestamp,
-    /// What its users ask for.
+    /// The extension that its users requested.
     pub asked: Extension,
-    /// Refusals in a row.
+    /// Refused or failed evictions in a row.
     pub refusals: u32,
-    /// Looks in a row that found others to go first.
+    /// Reconciliations in a row in which the pod had to wait for other pods or for the rate limit.
     pub queued: u32,
     /// One of [`STATES`].
     pub state: State,
-    /// Whether a look has told what is wrong with what its users ask for.
+    /// Whether a reconciliation has answered the request for an extension.
     pub is_answered: bool,
 }
 
-/// What a look at a pod ended with.
+/// The result of a reconciliation: whether and when to reconcile the pod again.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Requeue {
-    /// Nothing more to do for this UID.
+    /// There is nothing more to do for this UID.
     Done,
-    /// Look again at this time.
+    /// Reconcile it at this time.
     Again(Timestamp),
-    /// Due, and it has to wait for others of its owner.
+    /// The pod is due and waits for other pods of its owner.
     Queued,
-    /// Due, and no more evictions are allowed before this.
+    /// The pod is due, and the rate limit allows no eviction for this long.
     Limited(Duration),
     /// The eviction was accepted.
     Accepted,
-    /// It terminates: look again at this time.
+    /// The pod is terminating: reconcile it at this time.
     Terminating(Timestamp),
-    /// Refused or failed: look again after this, or after the usual wait.
+    /// The eviction was refused or failed: reconcile the pod after this, or after the usual backoff.
     Refused(Option<Duration>),
 }
 
-/// Most pods that terminate are gone after this; the others are told what they wait for.
-const SOON_GONE: Duration = Duration::from_secs(5);
-/// The longest that the API server, or a webhook of somebody's, can put off the next attempt.
-const MOST_REFUSED: Duration = Duration::from_secs(300);
-/// All that are blocked ask no more often than this together, however many they are.
-const BETWEEN_REFUSED: Duration = Duration::from_millis(50);
-/// An accepted eviction is looked at again after this, should the pod not be terminating after all.
-const RECHECK: Duration = Duration::from_secs(60);
-/// The longest wait between two looks of a pod that the rate limit holds up, so that it goes soon when the others are gone.
-const MOST_LIMITED: Duration = Duration::from_secs(5);
+/// Most terminating pods are gone after this. On the others, a reconciliation records what they wait for.
+const TERMINATING_RECHECK: Duration = Duration::from_secs(5);
+/// The longest delay of the next attempt that the API server, or another webhook, can request.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+/// The time between two attempts of all blocked pods together, no matter how many they are.
+const BLOCKED_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// A pod is reconciled this long after an accepted eviction, in case it is not terminating.
+const EVICTED_RECHECK: Duration = Duration::from_secs(60);
+/// The longest wait of a pod that the rate limit delays, so that it is evicted soon after the others are.
+const MAX_LIMITED_WAIT: Duration = Duration::from_secs(5);
 
 impl Entry {
-    /// Whether nothing has changed that matters for when to look.
+    /// Whether everything that decides when to reconcile the pod is unchanged.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         (self.deadline, &self.asked, &self.owner) == (other.deadline, &other.asked, &other.owner)
     }
 
-    fn ends(&self) -> bool {
+    fn is_terminating(&self) -> bool {
         self.state == State::Terminating
     }
 
-    /// The pod after a look, where `count` says how many pods stand so, and `random` is in `0.0..1.0`; none if nothing is left
-    /// to do for it.
+    /// The entry after a reconciliation; none if there is nothing more to do for the pod. `count` is the number of pods
+    /// in a state, and `random` is in `0.0..1.0`.
     #[must_use]
-    pub fn after(&self, end: &Requeue, count: impl Fn(State) -> i64, now: Timestamp, random: f64) -> Option<Self> {
+    pub fn after(&self, requeue: &Requeue, count: impl Fn(State) -> i64, now: Timestamp, random: f64) -> Option<Self> {
         let later = |wait: Duration| now.checked_add(wait).unwrap_or(Timestamp::MAX);
-        let crowd = |state| f64::from(u32::try_from(count(state)).unwrap_or(0));
-        let (next, state) = match *end {
+        let number = |state| f64::from(u32::try_from(count(state)).unwrap_or(0));
+        let (next, state) = match *requeue {
             Requeue::Done => return None,
             Requeue::Again(at) => (at, State::Marked),
-            // Those of one owner do not all look at once.
+            // With a jitter, so that the pods of one owner are not all reconciled at once.
             Requeue::Queued => (later(Duration::from_secs(1).mul_f64(1.0 + random)), State::EvictionQueued),
             Requeue::Limited(wait) => {
-                // Of all that wait, one is let go each time.
-                let spread = wait.mul_f64(1.0 + random * (1.0 + crowd(State::EvictionQueued)));
-                (later(spread.min(wait.max(MOST_LIMITED))), State::EvictionQueued)
+                // The rate limit allows one eviction per `wait`, so the waiting pods are spread over that many waits.
+                let spread = wait.mul_f64(1.0 + random * (1.0 + number(State::EvictionQueued)));
+                (later(spread.min(wait.max(MAX_LIMITED_WAIT))), State::EvictionQueued)
             }
-            Requeue::Accepted => (later(RECHECK), State::Evicting),
+            Requeue::Accepted => (later(EVICTED_RECHECK), State::Evicting),
             Requeue::Terminating(at) => (at, State::Terminating),
-            // It goes all the same; only what it waits for could not be told.
-            Requeue::Refused(_) if self.ends() => (later(RECHECK), State::Terminating),
+            // The pod is terminating all the same. Only its status could not be written.
+            Requeue::Refused(_) if self.is_terminating() => (later(EVICTED_RECHECK), State::Terminating),
             Requeue::Refused(after) => {
-                let told = after.unwrap_or(Duration::ZERO).min(MOST_REFUSED);
-                let turn = BETWEEN_REFUSED.mul_f64(crowd(State::EvictionBlocked) * (0.75 + random / 2.0));
-                (later(told.max(turn).max(backoff(self.refusals, random))), State::EvictionBlocked)
+                let requested = after.unwrap_or(Duration::ZERO).min(MAX_RETRY_AFTER);
+                let shared = BLOCKED_RETRY_INTERVAL.mul_f64(number(State::EvictionBlocked) * (0.75 + random / 2.0));
+                (later(requested.max(shared).max(backoff(self.refusals, random))), State::EvictionBlocked)
             }
         };
-        let refusals = match end {
+        let refusals = match requeue {
             Requeue::Refused(_) => self.refusals.saturating_add(1),
-            // Waiting for its turn in between does not make a budget more patient.
+            // A wait for other pods or for the rate limit does not reset the backoff.
             Requeue::Queued | Requeue::Limited(_) => self.refusals,
             _ => 0,
         };
         let queued = if state == State::EvictionQueued { self.queued.saturating_add(1) } else { 0 };
-        let is_answered = self.is_answered || !matches!(end, Requeue::Refused(_));
+        let is_answered = self.is_answered || !matches!(requeue, Requeue::Refused(_));
         Some(Self { next, refusals, queued, state, is_answered, ..self.clone() })
     }
 }
 
-/// What follows from a pod as it was observed.
+/// What to do with a pod that the watch reported.
 #[derive(Debug)]
 pub enum Observed {
-    /// Nothing that was not known.
+    /// Nothing: the queue knows it already.
     Nothing,
-    /// There is nothing to do for it, and perhaps something is wrong with its mark.
+    /// Remove it from the queue; with the reason, if its annotations are not a valid mark.
     Forget(Option<String>),
-    /// Look at it when this says.
+    /// Put it on the queue.
     Track(Box<Entry>),
 }
 
-/// Takes note of a pod, of which this much was `known`.
+/// Decides what to do with a pod that the watch reported, where `known` is its entry on the queue.
 #[must_use]
 pub fn observe(pod: &Pod, known: Option<&Entry>, settings: &Settings, now: Timestamp) -> Observed {
-    let said = Status::on(pod).map(|status| status.state);
-    let (deadline, ends) = match plan(pod, settings, now) {
+    let written = Status::on(pod).map(|status| status.state);
+    let (deadline, is_terminating) = match plan(pod, settings, now) {
         Next::Nothing(_) => return Observed::Forget(None),
         Next::Ignore(why) => return Observed::Forget(Some(why)),
-        Next::Finished(_) if said == Some(State::Finished) => return Observed::Forget(None),
+        Next::Finished(_) if written == Some(State::Finished) => return Observed::Forget(None),
         Next::Finished(_) => (now, false),
         Next::NotEvictable(mark, _) => (mark.evict_at.unwrap_or(now), false),
         Next::Terminating { mark, .. } => (mark.evict_at.unwrap_or(now), true),
@@ -160,25 +161,26 @@ pub fn observe(pod: &Pod, known: Option<&Entry>, settings: &Settings, now: Times
         asked: Extension::on(pod),
         refusals: 0,
         queued: 0,
-        state: if ends { State::Terminating } else { State::Marked },
+        state: if is_terminating { State::Terminating } else { State::Marked },
         is_answered: false,
     };
-    let is_put_off = !ends
+    let is_extended = !is_terminating
         && seen.asked.asks()
         && waiting(pod, settings).is_some_and(|waiting| waiting.status.state == State::Extended);
-    // Another interaction writes over what the pod said of it.
-    let is_silent = is_put_off && now < deadline && said != Some(State::Extended);
-    // Our own writes come back as events: they must not undo the wait after a refusal.
-    if !is_silent && known.is_some_and(|known| known.is_same(&seen) && known.ends() == ends) {
+    // The mark of another interaction overwrites the status `Extended`.
+    let lost_its_status = is_extended && now < deadline && written != Some(State::Extended);
+    // Our own writes come back as watch events. They must not cut short the wait after a refusal.
+    let is_known = known.is_some_and(|known| known.is_same(&seen) && known.is_terminating() == is_terminating);
+    if is_known && !lost_its_status {
         return Observed::Nothing;
     }
-    if ends {
-        seen.next = now.checked_add(SOON_GONE).unwrap_or(Timestamp::MAX);
+    if is_terminating {
+        seen.next = now.checked_add(TERMINATING_RECHECK).unwrap_or(Timestamp::MAX);
         return Observed::Track(Box::new(seen));
     }
-    // What users ask for is answered on the pod at once; and so is what they take back.
+    // A request for an extension is answered on the pod at once, and so is its withdrawal.
     let was_asked = known.map_or_else(Extension::default, |known| known.asked.clone());
-    if is_put_off || seen.asked != was_asked || (settings.quarantine && quarantine::is_wanted(pod)) {
+    if is_extended || seen.asked != was_asked || (settings.quarantine && quarantine::is_wanted(pod)) {
         seen.next = now;
     } else if let Some(before) = settings.warn_before {
         seen.next = deadline.checked_sub(before).ok().filter(|at| now < *at).unwrap_or(deadline);

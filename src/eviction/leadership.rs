@@ -1,8 +1,9 @@
 //! One replica evicts at a time: leader election over a Lease, with the semantics of client-go.
 //!
-//! The holder renews every 2 s and stops acting 10 s after its last renewal; the others take the lease over when it has
-//! not changed for 15 s by their own monotonic clock, so no two clocks are ever compared for it. Losing the lease loses
-//! nothing: what is due is on the pods, and an eviction done twice hits one UID once.
+//! The holder renews the Lease every 2 s and stops evicting 10 s after its last renewal. Another replica acquires the
+//! Lease when it has not changed for 15 s by that replica's own monotonic clock, so no two clocks are ever compared. A
+//! change of leader loses no eviction, because the deadlines are on the pods. An eviction that two replicas send evicts
+//! one UID once.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,40 +23,41 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{api::Context, clock::TOLERATED, error::chain};
+use crate::{api::Context, clock::TOLERATED_SKEW, error::chain};
 
-const LEASE: Duration = Duration::from_secs(15);
+// The names of client-go, with the defaults of its core clients.
+const LEASE_DURATION: Duration = Duration::from_secs(15);
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
-const RETRY: Duration = Duration::from_secs(2);
+const RETRY_PERIOD: Duration = Duration::from_secs(2);
 
-/// What a replica may do about the lease it sees.
+/// What a replica does with the Lease that it read.
 #[derive(Debug, Eq, PartialEq)]
-enum Turn {
-    /// It is ours: renew it.
+enum Action {
+    /// This replica holds the Lease: renew it.
     Renew,
-    /// It is free, released or expired: take it.
-    Take,
-    /// Somebody else has it.
+    /// The Lease is new, released or expired: acquire it.
+    Acquire,
+    /// Another replica holds the Lease.
     Wait,
 }
 
-/// `unchanged` is how long this replica has seen the lease as it is.
-fn turn(spec: &LeaseSpec, me: &str, unchanged: Duration) -> Turn {
+/// Decides; `unchanged` is how long this replica has seen no change of the Lease.
+fn decide(spec: &LeaseSpec, me: &str, unchanged: Duration) -> Action {
     match spec.holder_identity.as_deref() {
-        Some(holder) if holder == me => Turn::Renew,
-        None | Some("") => Turn::Take,
-        Some(_) if unchanged >= LEASE => Turn::Take,
-        Some(_) => Turn::Wait,
+        Some(holder) if holder == me => Action::Renew,
+        None | Some("") => Action::Acquire,
+        Some(_) if unchanged >= LEASE_DURATION => Action::Acquire,
+        Some(_) => Action::Wait,
     }
 }
 
-/// The lease after `me` took or renewed it.
+/// The Lease after `me` acquired or renewed it.
 fn held(old: &LeaseSpec, me: &str, now: Timestamp) -> LeaseSpec {
     let mine = old.holder_identity.as_deref() == Some(me);
     let transitions = old.lease_transitions.unwrap_or(0);
     LeaseSpec {
         holder_identity: Some(me.to_owned()),
-        lease_duration_seconds: i32::try_from(LEASE.as_secs()).ok(),
+        lease_duration_seconds: i32::try_from(LEASE_DURATION.as_secs()).ok(),
         acquire_time: if mine { old.acquire_time.clone() } else { Some(MicroTime(now)) },
         renew_time: Some(MicroTime(now)),
         lease_transitions: Some(if mine { transitions } else { transitions.saturating_add(1) }),
@@ -63,7 +65,7 @@ fn held(old: &LeaseSpec, me: &str, now: Timestamp) -> LeaseSpec {
     }
 }
 
-/// Until when this replica may evict, by the monotonic clock. Cheap to clone.
+/// Whether this replica may evict, and until when by the monotonic clock. Cheap to clone.
 #[derive(Clone)]
 pub struct Leadership(Arc<watch::Sender<Option<Instant>>>);
 
@@ -74,7 +76,7 @@ impl Default for Leadership {
 }
 
 impl Leadership {
-    /// Whether this replica may evict now. That can end at any moment: the process may be suspended.
+    /// Whether this replica may evict now. That can end at any moment, because the process can be suspended.
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.0.borrow().is_some_and(|until| Instant::now() < until)
@@ -93,17 +95,17 @@ impl Leadership {
     }
 }
 
-/// Takes part in the election.
+/// Takes part in the leader election.
 pub struct LeaderElector {
-    /// For leases.
+    /// Reads and writes the Lease.
     pub client: Client,
-    /// Namespace of the lease.
+    /// Namespace of the Lease.
     pub namespace: String,
-    /// Its name.
+    /// Name of the Lease.
     pub name: String,
-    /// This replica. A pod's name: its container, started anew, goes on where the last one was killed.
+    /// The name of this replica's pod. A container that restarts in the pod still holds the Lease of the one before.
     pub identity: String,
-    /// The clock, and where what is done is reported.
+    /// The clock, and the places to report to.
     pub context: Context,
 }
 
@@ -113,9 +115,9 @@ impl LeaderElector {
         let api: Api<Lease> = Api::namespaced(self.client.clone(), &self.namespace);
         let mut seen: Option<(String, Instant)> = None;
         loop {
-            let asked = Instant::now();
-            match timeout(RETRY * 2, self.try_acquire_or_renew(&api, &mut seen)).await {
-                Ok(Ok(true)) => leadership.hold(asked + RENEW_DEADLINE),
+            let started = Instant::now();
+            match timeout(RETRY_PERIOD * 2, self.try_acquire_or_renew(&api, &mut seen)).await {
+                Ok(Ok(true)) => leadership.hold(started + RENEW_DEADLINE),
                 Ok(Ok(false)) => leadership.release(),
                 Ok(Err(error)) => tracing::warn!(error = %chain(&error), "cannot read or write the Lease, retrying"),
                 Err(_) => tracing::warn!("no answer from the API server about the Lease, retrying"),
@@ -124,13 +126,13 @@ impl LeaderElector {
                 leadership.release();
             }
             tokio::select! {
-                () = sleep(RETRY) => {}
+                () = sleep(RETRY_PERIOD) => {}
                 _ = stop.wait_for(|stop| *stop) => break,
             }
         }
         if leadership.is_held() {
             leadership.release();
-            let _ = timeout(RETRY, self.release(&api)).await;
+            let _ = timeout(RETRY_PERIOD, self.release(&api)).await;
         }
     }
 
@@ -142,7 +144,7 @@ impl LeaderElector {
         let Some(mut lease) = self.read().await? else {
             let spec = held(&LeaseSpec::default(), &self.identity, self.context.clock.now());
             let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
-            return won(api.create(&PostParams::default(), &Lease { metadata, spec: Some(spec) }).await);
+            return is_written(api.create(&PostParams::default(), &Lease { metadata, spec: Some(spec) }).await);
         };
         let version = lease.metadata.resource_version.clone().unwrap_or_default();
         let since = match seen {
@@ -150,16 +152,17 @@ impl LeaderElector {
             _ => seen.insert((version, Instant::now())).1,
         };
         let spec = lease.spec.unwrap_or_default();
-        match turn(&spec, &self.identity, since.elapsed()) {
-            Turn::Wait => Ok(false),
-            Turn::Renew | Turn::Take => {
+        match decide(&spec, &self.identity, since.elapsed()) {
+            Action::Wait => Ok(false),
+            Action::Renew | Action::Acquire => {
                 lease.spec = Some(held(&spec, &self.identity, self.context.clock.now()));
-                won(api.replace(&self.name, &PostParams::default(), &lease).await)
+                is_written(api.replace(&self.name, &PostParams::default(), &lease).await)
             }
         }
     }
 
-    /// The lease; and since this is asked every two seconds by every replica, the time that the API server has.
+    /// Reads the Lease, and compares this replica's clock with the API server's: every replica sends this request every
+    /// two seconds anyway.
     async fn read(&self) -> Result<Option<Lease>, kube::Error> {
         let Self { namespace, name, .. } = self;
         let path = format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}");
@@ -167,20 +170,22 @@ impl LeaderElector {
         let response = self.client.send(request.map(kube::client::Body::from)).await?;
         let ours = self.context.clock.now();
         let date = response.headers().get(http::header::DATE).and_then(|date| date.to_str().ok());
-        // HTTP's date is RFC 2822's but for the name of its zone.
+        // HTTP's date is that of RFC 2822, except for the name of the time zone.
         let its = date.and_then(|text| jiff::fmt::rfc2822::parse(&text.replace("GMT", "+0000")).ok());
         if let Some(its) = its {
             let (ahead, is_news) = self.context.clock.compare(its.timestamp(), ours);
             self.context.metrics.clock_ahead.set(ahead.as_secs_f64());
             if is_news {
                 let seconds = ahead.as_secs_f64();
-                if ahead.abs() > TOLERATED {
+                if ahead.abs() > TOLERATED_SKEW {
                     tracing::warn!(
                         seconds,
-                        "this clock is ahead of the API server's (behind, if negative); nothing is evicted early, but deadlines of interactions admitted here are off by as much"
+                        "this clock is ahead of the API server's (behind, if negative): no pod is evicted early, \
+                         but the deadlines that this replica sets are off by as much; \
+                         check the time synchronisation of this node"
                     );
                 } else {
-                    tracing::info!(seconds, "this clock agrees with the API server's again");
+                    tracing::info!(seconds, "this clock is in sync with the API server's again");
                 }
             }
         }
@@ -208,8 +213,8 @@ impl LeaderElector {
     }
 }
 
-/// 409 is not an error: another replica was faster.
-fn won(written: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
+/// Whether this replica's write succeeded. A conflict is not an error, because another replica was faster.
+fn is_written(written: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
     match written {
         Ok(_) => Ok(true),
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
@@ -226,17 +231,17 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_taken_when_free_or_unchanged_for_its_duration() {
-        assert_eq!(turn(&LeaseSpec::default(), "me", Duration::ZERO), Turn::Take);
-        assert_eq!(turn(&spec(""), "me", Duration::ZERO), Turn::Take);
-        assert_eq!(turn(&spec("me"), "me", Duration::ZERO), Turn::Renew);
-        assert_eq!(turn(&spec("other"), "me", Duration::from_millis(14_999)), Turn::Wait);
-        assert_eq!(turn(&spec("other"), "me", LEASE), Turn::Take);
+    fn a_lease_is_acquired_if_it_is_free_or_unchanged_for_its_duration() {
+        assert_eq!(decide(&LeaseSpec::default(), "me", Duration::ZERO), Action::Acquire);
+        assert_eq!(decide(&spec(""), "me", Duration::ZERO), Action::Acquire);
+        assert_eq!(decide(&spec("me"), "me", Duration::ZERO), Action::Renew);
+        assert_eq!(decide(&spec("other"), "me", Duration::from_millis(14_999)), Action::Wait);
+        assert_eq!(decide(&spec("other"), "me", LEASE_DURATION), Action::Acquire);
     }
 
     #[test]
-    fn the_holder_stops_before_another_may_start() {
-        assert!(RENEW_DEADLINE + RETRY < LEASE);
+    fn the_holder_stops_evicting_before_another_replica_can_acquire_the_lease() {
+        assert!(RENEW_DEADLINE + RETRY_PERIOD < LEASE_DURATION);
     }
 
     #[test]

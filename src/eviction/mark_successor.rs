@@ -1,14 +1,15 @@
-//! Hands the mark of a deleted pod to the pod that has its name next, as long as an exec that was admitted for the first
-//! may still arrive at the second. The edge of [`super::plan::successor`].
+//! Marks the successor of a deleted pod: the pod that gets its name next, as long as an exec that was admitted for the
+//! deleted pod may still run in it. The I/O for [`super::successor`].
 //!
-//! Every replica does it, not only the one that evicts: the second finds what the first has written, and writes nothing.
+//! Every replica does it, not only the one that evicts. The second replica finds the mark of the first and writes
+//! nothing.
 
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::time::sleep;
 
-use super::plan::SuccessorMark;
+use super::successor::SuccessorMark;
 use crate::{
     api::{
         Context,
@@ -20,20 +21,20 @@ use crate::{
     telemetry::Outcome,
 };
 
-/// Between two looks for the successor.
-const LOOK: Duration = Duration::from_millis(500);
+/// The time between two reads of the successor.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Hands marks over.
+/// Marks successors.
 #[derive(Clone)]
 pub struct SuccessorMarker {
-    /// Reads and marks.
+    /// Reads and marks the successor.
     pub pods: Pods,
-    /// The clock, and where what is done is reported.
+    /// The clock, and the places to report to.
     pub context: Context,
 }
 
 impl SuccessorMarker {
-    /// Waits for the pod that has the name of this one next, and marks it; no longer than it matters.
+    /// Waits for the successor of this pod and marks it. Ends at [`SuccessorMark::until`] at the latest.
     pub async fn run(self, deleted: Pod, mark: SuccessorMark) {
         let (Some(namespace), Some(name)) = (&deleted.metadata.namespace, &deleted.metadata.name) else { return };
         while self.context.clock.now() < mark.until {
@@ -41,14 +42,20 @@ impl SuccessorMarker {
                 Ok(true) => return,
                 Ok(false) | Err(pods::Error::Gone | pods::Error::Conflict) => {}
                 Err(error) => {
-                    tracing::warn!(namespace, pod = name, error = %chain(&error), "cannot hand over the mark yet");
+                    let error = chain(&error);
+                    tracing::warn!(
+                        namespace,
+                        pod = name,
+                        error,
+                        "cannot mark the successor of a deleted pod, retrying"
+                    );
                 }
             }
-            sleep(LOOK).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Whether the successor was there.
+    /// Whether the successor exists; it is marked then.
     async fn reconcile(
         &self,
         deleted: &Pod,
@@ -63,8 +70,8 @@ impl SuccessorMarker {
         let SuccessorMark { interaction, disposition, .. } = mark;
         let marked = self.pods.mark(&successor, vec![(interaction.clone(), *disposition)]).await?;
         if marked.written {
-            let message =
-                "the pod of this name was deleted so soon after the interaction that it may have reached its successor";
+            let message = "the previous pod of this name was deleted right after an interaction, \
+                           which may have reached this pod instead";
             self.context.audit_log.write(&Line {
                 decision: "marked",
                 namespace,

@@ -1,9 +1,11 @@
-//! How fast pods go: one of each owner at a time, and not too many at once. Pure.
+//! How fast pods are evicted: one pod per owner at a time, and all evictions within a rate limit. Pure.
 //!
-//! A disruption budget is the owner's own word on this; many have none, and a loop of execs over all replicas of a
-//! Deployment would be an outage at the deadline. So a pod waits until the last one's replacement is Ready, or for
-//! [`PATIENCE`], after which it is not us who keep the owner from being whole. The last Ready pod of several waits for as
-//! long as it is the last.
+//! A workload can limit disruptions with a PodDisruptionBudget. Many have none, and after a loop of execs over all
+//! replicas of a Deployment the deadline would be an outage. So a pod waits until the replacement of the last evicted
+//! pod is Ready, for [`REPLACEMENT_TIMEOUT`] at most: after that, the workload is short for a reason other than our
+//! eviction. The last Ready pod of several waits for as long as it is the last.
+//!
+//! An owner is the controller of a pod. An eviction is in flight from its start until the pod is replaced.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -11,86 +13,90 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::mark::owner::Counts;
 
-/// The longest wait for a replacement, or for an owner that is not whole for reasons of its own.
-pub const PATIENCE: SignedDuration = SignedDuration::from_secs(300);
-/// The wait for a replacement where nobody can tell whether it is Ready: an owner of a kind that is not known here.
-const BLIND: SignedDuration = SignedDuration::from_secs(30);
-/// Owners need a moment to count a pod out that has just begun to terminate.
-const SETTLE: SignedDuration = SignedDuration::from_secs(1);
+/// The longest wait for a replacement, or for an owner that is not fully Ready for another reason.
+pub const REPLACEMENT_TIMEOUT: SignedDuration = SignedDuration::from_secs(300);
+/// The wait for a replacement whose readiness is unknown, because the owner is of a kind whose replicas cannot be
+/// counted.
+const UNKNOWN_OWNER_WAIT: SignedDuration = SignedDuration::from_secs(30);
+/// A controller needs a moment to stop counting a pod that has just begun to terminate.
+const STATUS_DELAY: SignedDuration = SignedDuration::from_secs(1);
+/// The longest pause between two reads of the same owner.
+const MAX_ASK_PAUSE: SignedDuration = SignedDuration::from_secs(30);
 
-/// The controller of a pod that may go, as the API server has it.
+/// The controller of a pod that is due, as read from the API server.
 #[derive(Clone, Copy, Debug)]
 pub struct Owner<'a> {
     /// Its UID.
     pub uid: &'a str,
-    /// UID of its own controller: the Deployment of a ReplicaSet, which has two of them while it is rolled out.
+    /// UID of its own controller: for a ReplicaSet the Deployment, which has two ReplicaSets during a rollout.
     pub group: Option<&'a str>,
-    /// How many pods it wants and has; none if that cannot be told.
+    /// How many pods it wants, and how many are Ready; none if that is unknown.
     pub counts: Option<Counts>,
     /// Its resourceVersion.
     pub version: &'a str,
 }
 
-/// A pod that goes, and whose replacement is waited for.
+/// An eviction whose replacement is not Ready yet.
 #[derive(Clone, Debug)]
 struct Flight {
-    /// Empty where somebody else's doing is waited for.
+    /// UID of the pod. Empty if the owner lacks Ready pods for another reason than an eviction.
     pod: String,
     since: Timestamp,
-    /// The owner's resourceVersion before. While that is still its own, its status does not count the pod out yet: a controller
-    /// manager that lags would have us believe that nothing is missing.
+    /// The owner's resourceVersion at the start. While it is unchanged, the owner's status still counts the pod: with a
+    /// controller manager that lags, no pod would seem to be missing.
     version: String,
-    /// When somebody was last let through to ask about the owner.
+    /// When [`Pacing::ask`] last let a pod of the owner through.
     asked: Timestamp,
-    /// The pod is gone for good.
+    /// The pod is gone, or its owner no longer counts it.
     gone: bool,
-    /// What was waited for before, and is again if this one comes to nothing.
+    /// The flight that this one replaced, and which continues if this eviction is abandoned.
     before: Option<Box<Self>>,
 }
 
 impl Flight {
-    /// Whether the pod was replaced, by what its owner says now.
-    fn is_over(&self, owner: Owner<'_>, now: Timestamp) -> bool {
-        let is_counted = owner.version != self.version && now.duration_since(self.since) >= SETTLE;
+    /// Whether the pod was replaced, according to its owner's current status.
+    fn is_replaced(&self, owner: Owner<'_>, now: Timestamp) -> bool {
+        let is_counted = owner.version != self.version && now.duration_since(self.since) >= STATUS_DELAY;
         self.gone && is_counted && owner.counts.is_some_and(Counts::is_fully_ready)
     }
 
-    /// Whether another pod may go although it was not replaced.
-    fn is_waited_for_no_longer(&self, owner: Owner<'_>, is_ready: bool, now: Timestamp) -> bool {
+    /// Whether another pod may be evicted although this one was not replaced in time.
+    fn is_timed_out(&self, owner: Owner<'_>, is_ready: bool, now: Timestamp) -> bool {
         let waited = now.duration_since(self.since);
         match owner.counts {
-            // Not even then the last one that serves.
-            Some(counts) => waited >= PATIENCE && !(is_ready && counts.is_last_ready()),
-            None => waited >= PATIENCE || (self.gone && waited >= BLIND),
+            // The last Ready pod has no timeout.
+            Some(counts) => waited >= REPLACEMENT_TIMEOUT && !(is_ready && counts.is_last_ready()),
+            None => waited >= REPLACEMENT_TIMEOUT || (self.gone && waited >= UNKNOWN_OWNER_WAIT),
         }
     }
 }
 
-/// What is in flight.
+/// The evictions in flight, and the rate limit.
 #[derive(Debug, Default)]
 pub struct Pacing {
+    /// By UID of the owner.
     owners: HashMap<String, Flight>,
-    /// Of which owner the last pod of a group went.
+    /// By UID of a group: the owner of the last pod that was evicted.
     groups: HashMap<String, String>,
-    /// Owners about whom the API server is being asked, and for which pod.
+    /// By UID of the owner: the pod that is being reconciled.
     asking: HashMap<String, String>,
-    /// Evictions that may begin now, in thousandths, and when that was counted.
+    /// How many evictions can start now, in thousandths, and when that was counted.
     budget: Option<(i64, Timestamp)>,
 }
 
 impl Pacing {
-    /// Whether a look at this pod of this owner could lead to an eviction; if so, no other pod of the owner is looked at
-    /// until [`Pacing::asked`]. Of the many that may wait for one owner, one is let through now and then.
+    /// Whether reconciling this pod could lead to an eviction. If so, no other pod of the owner is reconciled until
+    /// [`Pacing::asked`]. Of the many pods that can wait for one owner, one is let through from time to time.
     pub fn ask(&mut self, owner: Option<&str>, pod: &str, now: Timestamp) -> bool {
         let Some(owner) = owner else { return true };
         if self.asking.get(owner).is_some_and(|other| other != pod) {
             return false;
         }
         if let Some(flight) = self.owners.get_mut(owner) {
-            // The longer it takes, the less often: a look costs two calls of the API server.
-            let pause = SETTLE.max(flight.asked.duration_since(flight.since) / 2).min(BLIND);
-            // Until the pod counts no more, no look could lead to anything.
-            let is_early = !flight.gone && now.duration_since(flight.since) < BLIND;
+            // The longer the wait, the longer the pause, because each reconciliation costs two requests.
+            let pause = STATUS_DELAY.max(flight.asked.duration_since(flight.since) / 2).min(MAX_ASK_PAUSE);
+            // While the owner still counts the pod, no other pod could be evicted.
+            let is_early = !flight.gone && now.duration_since(flight.since) < MAX_ASK_PAUSE;
             if flight.pod != pod && (is_early || now.duration_since(flight.asked) < pause) {
                 return false;
             }
@@ -100,7 +106,7 @@ impl Pacing {
         true
     }
 
-    /// The look is over, whatever came of it.
+    /// The reconciliation that [`Pacing::ask`] let through has ended, with any result.
     pub fn asked(&mut self, owner: Option<&str>, pod: &str) {
         if let Some(owner) = owner
             && self.asking.get(owner).is_some_and(|asking| asking == pod)
@@ -109,83 +115,85 @@ impl Pacing {
         }
     }
 
-    /// Whether the pod may go now, where `owner` is its controller as of now, and `is_ready` whether the pod counts as one
-    /// of the Ready ones. If so, it is in flight.
+    /// Whether the pod may be evicted now, given its controller as of now and whether the pod is Ready. If so, the
+    /// eviction is in flight.
     pub fn begin(&mut self, owner: Owner<'_>, pod: &str, is_ready: bool, now: Timestamp) -> bool {
         let flight = self.owners.get(owner.uid);
         let free = !self.is_sibling_in_flight(owner, now)
             && match flight {
-                // It was let go before, and what became of that is not known.
+                // Its eviction was already started, and the result of that attempt is unknown.
                 Some(flight) if flight.pod == pod => true,
                 Some(flight) => {
                     let is_short_by_itself = flight.pod.is_empty();
                     (is_short_by_itself && !is_ready)
-                        || flight.is_over(owner, now)
-                        || flight.is_waited_for_no_longer(owner, is_ready, now)
+                        || flight.is_replaced(owner, now)
+                        || flight.is_timed_out(owner, is_ready, now)
                 }
-                // Taking away one that is not Ready takes nothing away.
+                // The eviction of a pod that is not Ready does not reduce the number of Ready pods.
                 None => !is_ready || owner.counts.is_none_or(Counts::is_fully_ready),
             };
         if free {
-            self.depart(owner, pod, now);
+            self.start(owner, pod, now);
         } else if flight.is_none() {
-            // From now on, and not from the deadline: after a change of leader nobody remembers what is in flight.
-            self.depart(Owner { group: None, version: "", ..owner }, "", now);
+            // The wait starts now and not at the deadline, because a new leader does not know what is in flight.
+            self.start(Owner { group: None, version: "", ..owner }, "", now);
             self.gone(Some(owner.uid), "");
         }
         free
     }
 
-    /// Whether a pod of another owner of the same group goes. What that owner says of itself is not known here, so that its pod is
-    /// waited for as where nobody can tell.
+    /// Whether an eviction of another owner in the same group is in flight. That owner's status is not read here, so
+    /// the wait is that for an owner that cannot be counted.
     fn is_sibling_in_flight(&self, owner: Owner<'_>, now: Timestamp) -> bool {
         let last = owner.group.and_then(|group| self.groups.get(group)).filter(|last| *last != owner.uid);
         last.and_then(|last| self.owners.get(last)).is_some_and(|flight| {
             let waited = now.duration_since(flight.since);
-            !flight.pod.is_empty() && waited < if flight.gone { BLIND } else { PATIENCE }
+            !flight.pod.is_empty() && waited < if flight.gone { UNKNOWN_OWNER_WAIT } else { REPLACEMENT_TIMEOUT }
         })
     }
 
-    /// A pod of this owner terminates, whoever wanted that. So a new leader knows what the last one has begun.
+    /// A pod of this owner is terminating, for any reason. So a new leader knows the evictions that the last leader
+    /// started.
     pub fn terminates(&mut self, owner: &str, pod: &str, now: Timestamp) {
         if !self.owners.contains_key(owner) {
-            self.depart(Owner { uid: owner, group: None, counts: None, version: "" }, pod, now);
+            self.start(Owner { uid: owner, group: None, counts: None, version: "" }, pod, now);
         }
     }
 
-    /// Whether the pod may be taken out of service now, of an owner that has all it wants. There is no bound to this wait: the
-    /// pod keeps its place in quotas and on its node, so that its replacement may never come.
+    /// Whether the pod may be quarantined now: only if its owner is fully Ready. This wait has no timeout, because the
+    /// pod still uses its quota and its node's resources, so its replacement may never become Ready.
     pub fn begin_quarantine(&mut self, owner: Owner<'_>, pod: &str, now: Timestamp) -> bool {
         let free = owner.counts.is_some_and(Counts::is_fully_ready)
             && !self.is_sibling_in_flight(owner, now)
-            && self.owners.get(owner.uid).is_none_or(|flight| flight.pod == pod || flight.is_over(owner, now));
+            && self.owners.get(owner.uid).is_none_or(|flight| flight.pod == pod || flight.is_replaced(owner, now));
         if free {
-            self.depart(owner, pod, now);
+            self.start(owner, pod, now);
         }
         free
     }
 
-    fn depart(&mut self, owner: Owner<'_>, pod: &str, now: Timestamp) {
+    fn start(&mut self, owner: Owner<'_>, pod: &str, now: Timestamp) {
         if let Some(group) = owner.group {
             self.groups.insert(group.to_owned(), owner.uid.to_owned());
         }
-        let before = self.owners.remove(owner.uid).filter(|flight| flight.pod != pod && !flight.is_over(owner, now));
+        let before =
+            self.owners.remove(owner.uid).filter(|flight| flight.pod != pod && !flight.is_replaced(owner, now));
         let before = before.map(|flight| Box::new(Flight { before: None, ..flight }));
         let (pod, version) = (pod.to_owned(), owner.version.to_owned());
         self.owners.insert(owner.uid.to_owned(), Flight { pod, since: now, version, asked: now, gone: false, before });
     }
 
-    /// The eviction was refused, or came to nothing.
+    /// The eviction was refused, failed, or was not attempted.
     pub fn abandon(&mut self, owner: Option<&str>, pod: &str) {
         if let Some(owner) = owner
             && let Some(flight) = self.owners.remove(owner)
         {
-            let stays = if flight.pod == pod { flight.before } else { Some(Box::new(flight)) };
-            self.owners.extend(stays.map(|flight| (owner.to_owned(), *flight)));
+            let continues = if flight.pod == pod { flight.before } else { Some(Box::new(flight)) };
+            self.owners.extend(continues.map(|flight| (owner.to_owned(), *flight)));
         }
     }
 
-    /// The pod of an eviction does not count any more: it is gone, or its owner makes the next one without waiting for that.
+    /// The pod of an eviction is gone, or its owner recreates it without waiting for that.
     pub fn gone(&mut self, owner: Option<&str>, pod: &str) {
         let flight = owner.and_then(|owner| self.owners.get_mut(owner));
         if let Some(flight) = flight.filter(|flight| flight.pod == pod) {
@@ -193,10 +201,10 @@ impl Pacing {
         }
     }
 
-    /// Forgets flights that hold up nobody any more. Times that are to come are of a clock that was set back since.
+    /// Forgets flights that no pod waits for any more. Times in the future are corrected: the clock was set back.
     pub fn sweep(&mut self, now: Timestamp) {
-        // Nobody has asked about them for longer than anybody waits.
-        self.owners.retain(|_, flight| now.duration_since(flight.asked) < PATIENCE * 2);
+        // No pod of the owner was reconciled for longer than any pod waits.
+        self.owners.retain(|_, flight| now.duration_since(flight.asked) < REPLACEMENT_TIMEOUT * 2);
         self.groups.retain(|_, last| self.owners.contains_key(last));
         for flight in self.owners.values_mut() {
             (flight.since, flight.asked) = (flight.since.min(now), flight.asked.min(now));
@@ -204,26 +212,26 @@ impl Pacing {
         self.budget = self.budget.map(|(left, at)| (left, at.min(now)));
     }
 
-    /// How long until the budget allows an eviction; none if it does now.
+    /// How long until the rate limit allows an eviction; none if it does now.
     #[must_use]
     pub fn wait(&self, per_minute: u32, now: Timestamp) -> Option<Duration> {
         let (left, rate) = (self.left(per_minute, now), i64::from(per_minute.max(1)));
-        // What was earned is not lost to rounding: the time it is counted from stays until something is spent.
+        // Rounding loses nothing that was earned, because the time it is counted from only changes with
+        // [`Self::spend`].
         (left < 1000).then(|| Duration::from_millis(u64::try_from((1000 - left) * 60 / rate).unwrap_or(0).max(10)))
     }
 
     fn left(&self, per_minute: u32, now: Timestamp) -> i64 {
-        let (rate, most) = (i64::from(per_minute.max(1)), i64::from((per_minute / 10).max(1)) * 1000);
-        let (left, at) = self.budget.unwrap_or((most, now));
+        let (rate, burst) = (i64::from(per_minute.max(1)), i64::from((per_minute / 10).max(1)) * 1000);
+        let (left, at) = self.budget.unwrap_or((burst, now));
         let earned = now.duration_since(at).as_millis().clamp(0, 60_000);
-        (left + rate * i64::try_from(earned).unwrap_or(0) / 60).min(most)
+        (left + rate * i64::try_from(earned).unwrap_or(0) / 60).min(burst)
     }
 
-    /// Takes one eviction out of the budget of `per_minute`, of which a tenth may be spent at once; or says how long to
-    /// wait.
+    /// Counts one eviction against the rate limit of `per_minute`, a tenth of which may happen at once.
     ///
     /// # Errors
-    /// The wait, when the budget is spent.
+    /// How long to wait, when the rate limit allows no eviction now.
     pub fn spend(&mut self, per_minute: u32, now: Timestamp) -> Result<(), Duration> {
         if let Some(wait) = self.wait(per_minute, now) {
             return Err(wait);
@@ -232,8 +240,8 @@ impl Pacing {
         Ok(())
     }
 
-    /// Gives back what was spent on an eviction that was refused: those that wait for a disruption budget must not keep
-    /// others from going.
+    /// Uncounts an eviction that was refused: pods that wait for a PodDisruptionBudget must not delay the eviction of
+    /// others.
     pub fn refund(&mut self) {
         self.budget = self.budget.map(|(left, at)| (left + 1000, at));
     }

@@ -1,9 +1,10 @@
-//! Taking a marked pod out of service at once, where the configuration says so: it loses the labels by which its
-//! ReplicaSet and its Services select it, a fresh pod takes its place, and it stays for whoever looks into it until the
-//! deadline. This file decides, and is pure.
+//! Quarantine: takes a marked pod out of service at once, if the configuration says so. The pod loses the labels by
+//! which its ReplicaSet and its Services select it, the ReplicaSet replaces it, and it stays until its deadline for the
+//! user who investigates it. Pure.
 //!
-//! Only for pods of a ReplicaSet: a StatefulSet would wait for the name, a DaemonSet for the node. Policies and budgets
-//! that select by the same labels let go of the pod as well; README and the component's rbac.yaml say so.
+//! Only pods of a ReplicaSet are quarantined, because a StatefulSet would wait for the name and a DaemonSet for the
+//! node. Policies and budgets that select by the same labels no longer apply to the pod either; docs/eviction.md and
+//! the component's rbac.yaml say so.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,7 @@ use k8s_openapi::{
 
 use crate::mark::{QUARANTINED, owner::controller};
 
-/// Whether there is something to be done about this marked pod, whose deadline is to come.
+/// Whether this marked pod, whose deadline is in the future, can still be quarantined.
 #[must_use]
 pub fn is_wanted(pod: &Pod) -> bool {
     let annotations = pod.metadata.annotations.as_ref();
@@ -24,7 +25,7 @@ pub fn is_wanted(pod: &Pod) -> bool {
             .is_some_and(|owner| (owner.api_version.as_str(), owner.kind.as_str()) == ("apps/v1", "ReplicaSet"))
 }
 
-/// The labels that this selector, and those of the Services that select the pod, look at.
+/// The pod's labels that the selector of its ReplicaSet uses, or that of a Service that selects the pod.
 #[must_use]
 pub fn labels(pod: &Pod, selector: &LabelSelector, services: &[Service]) -> BTreeMap<String, String> {
     let empty = BTreeMap::new();
@@ -51,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn what_selects_the_pod_is_taken_off_and_the_rest_stays() {
+    fn only_the_labels_that_select_the_pod_are_removed() {
         let selector: LabelSelector =
             serde_json::from_value(json!({"matchLabels": {"app": "web", "pod-template-hash": "1"}})).unwrap();
         let service = |selector: serde_json::Value| -> Service {
@@ -65,10 +66,10 @@ mod tests {
     }
 
     #[test]
-    fn only_once_and_only_where_a_fresh_pod_comes_at_once() {
-        let mut touched = pod("ReplicaSet");
-        assert!(is_wanted(&touched) && !is_wanted(&pod("StatefulSet")) && !is_wanted(&Pod::default()));
-        touched.metadata.annotations = Some([(QUARANTINED.to_owned(), "{}".to_owned())].into());
-        assert!(!is_wanted(&touched));
+    fn only_pods_of_a_replica_set_are_quarantined_and_only_once() {
+        let mut marked = pod("ReplicaSet");
+        assert!(is_wanted(&marked) && !is_wanted(&pod("StatefulSet")) && !is_wanted(&Pod::default()));
+        marked.metadata.annotations = Some([(QUARANTINED.to_owned(), "{}".to_owned())].into());
+        assert!(!is_wanted(&marked));
     }
 }

@@ -1,6 +1,6 @@
-//! The pods to look at, by UID and by time. Pure: it is told what to keep and what time it is.
+//! The queue of marked pods, by UID and by the time of their next reconciliation. Pure.
 //!
-//! Memory follows the marked pods, not the cluster.
+//! Its memory grows with the number of marked pods and not with the cluster.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::entry::Entry;
 use crate::mark::State;
 
-/// All of them.
+/// The entries of all marked pods.
 #[derive(Debug, Default)]
 pub struct Queue {
     pods: HashMap<String, Entry>,
@@ -19,25 +19,25 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// What is known of a pod.
+    /// The entry of a pod.
     #[must_use]
     pub fn get(&self, uid: &str) -> Option<&Entry> {
         self.pods.get(uid)
     }
 
-    /// The UIDs.
+    /// The UIDs of all pods.
     #[must_use]
     pub fn uids(&self) -> impl ExactSizeIterator<Item = &String> {
         self.pods.keys()
     }
 
-    /// How many stand so.
+    /// The number of pods in this state.
     #[must_use]
     pub fn count(&self, state: State) -> i64 {
         self.counts.get(&state).copied().unwrap_or(0)
     }
 
-    /// Adds a pod, or what is new about it.
+    /// Adds the entry of a pod, or replaces it.
     pub fn put(&mut self, uid: String, entry: Entry) {
         self.remove(&uid);
         *self.counts.entry(entry.state).or_default() += 1;
@@ -45,7 +45,7 @@ impl Queue {
         self.pods.insert(uid, entry);
     }
 
-    /// Forgets a pod.
+    /// Removes a pod.
     pub fn remove(&mut self, uid: &str) -> Option<Entry> {
         let old = self.pods.remove(uid)?;
         self.order.remove(&(old.next, uid.to_owned()));
@@ -53,7 +53,8 @@ impl Queue {
         Some(old)
     }
 
-    /// The next pod that is due and not being worked on; it stays on the queue until its attempt says otherwise.
+    /// The next pod whose time has come and that is not being reconciled. It stays on the queue, and is not returned
+    /// again before [`Queue::done`].
     pub fn take_due(&mut self, now: Timestamp) -> Option<String> {
         let due = self.order.iter().take_while(|(next, _)| *next <= now);
         let uid = due.map(|(_, uid)| uid).find(|uid| !self.running.contains(*uid))?.clone();
@@ -61,20 +62,19 @@ impl Queue {
         Some(uid)
     }
 
-    /// Its attempt is over.
+    /// The reconciliation of the pod has ended.
     pub fn done(&mut self, uid: &str) {
         self.running.remove(uid);
     }
 
-    /// The earliest deadline: of the pod that is the most overdue, or will be next.
+    /// The earliest deadline of the pods that are not evicted yet.
     #[must_use]
     pub fn earliest(&self) -> Option<Timestamp> {
-        let goes = |pod: &&Entry| !matches!(pod.state, State::Evicting | State::Terminating);
-        let waiting = self.pods.values().filter(goes);
-        waiting.map(|pod| pod.deadline).min()
+        let is_waiting = |pod: &&Entry| !matches!(pod.state, State::Evicting | State::Terminating);
+        self.pods.values().filter(is_waiting).map(|pod| pod.deadline).min()
     }
 
-    /// When the next one is due.
+    /// The time of the next reconciliation.
     #[must_use]
     pub fn next(&self) -> Option<Timestamp> {
         self.order.iter().find(|(_, uid)| !self.running.contains(uid)).map(|(next, _)| *next)

@@ -1,4 +1,4 @@
-//! Reconciles one marked pod: reads it, plans, and does what the plan says.
+//! Reconciles one marked pod: reads it, plans, and carries out the plan.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -32,7 +32,7 @@ use crate::{
 pub struct Reconcile<'a> {
     /// Reads the pod, writes its status, evicts it.
     pub pods: &'a Pods,
-    /// The clock, and where what is done is reported.
+    /// The clock, and the places to report to.
     pub context: &'a Context,
     /// The eviction section of the configuration.
     pub settings: Settings,
@@ -56,7 +56,8 @@ impl Reconcile<'_> {
             // Another writer was faster; the next run reads what it wrote.
             Err(pods::Error::Conflict) => Requeue::Refused(None),
             Err(error) => {
-                tracing::warn!(namespace, pod = name, uid = self.uid, error = %chain(&error), "cannot evict the pod, retrying");
+                let error = chain(&error);
+                tracing::warn!(namespace, pod = name, uid = self.uid, error, "cannot evict the pod, retrying");
                 self.count("error");
                 Requeue::Refused(None)
             }
@@ -70,8 +71,8 @@ impl Reconcile<'_> {
             && self.entry.state != State::Terminating
             && let Some((requeue, why)) = self.cannot_evict(owner, now)
         {
-            // Written on the pod once, and not the first time: that would keep the API server from the pods that are evicted
-            // now.
+            // Written on the pod only once, and not at the first wait: those requests would delay the evictions of this
+            // moment.
             if self.entry.queued == 1
                 && self.entry.refusals == 0
                 && let Ok(pod) = self.pods.get(namespace, name).await
@@ -91,7 +92,7 @@ impl Reconcile<'_> {
         match plan(&pod, &self.settings, self.context.clock.never_ahead()) {
             Next::Nothing(_) | Next::Ignore(_) => Ok(Requeue::Done),
             Next::Wait { mark, until } => {
-                // First, so that a user who asks for an extension gets an answer whatever comes of the rest.
+                // First, so that a user who requests an extension gets an answer even if the quarantine fails.
                 match self.wait(&pod, until).await? {
                     Requeue::Again(at) if self.settings.quarantine && quarantine::is_wanted(&pod) => {
                         Ok(Requeue::Again(at.min(self.quarantine(&pod, &mark).await)))
@@ -129,13 +130,14 @@ impl Reconcile<'_> {
         if !self.begin(pod, mark, due, owner).await? {
             return Ok(Requeue::Queued);
         }
-        // What was read may be old by now: this process may have been suspended since.
+        // The process may have been suspended since the check before: the pod as read, and the Lease, may be out of
+        // date.
         if !self.leadership.is_held() {
             lock(self.pacing).abandon(owner, self.uid);
             return Ok(Requeue::Queued);
         }
         let now = self.context.clock.never_ahead();
-        // Not in one with the `if`: the lock would be held to the end of it.
+        // Not inside the `if`, where the lock would be held until its end.
         let spent = lock(self.pacing).spend(self.settings.per_minute, now);
         if let Err(wait) = spent {
             lock(self.pacing).abandon(owner, self.uid);
@@ -161,8 +163,8 @@ impl Reconcile<'_> {
         evicted
     }
 
-    /// Why the pod cannot be evicted now, if that is known without a request: many waiting pods must not keep the API server
-    /// busy.
+    /// Why the pod cannot be evicted now, if that is known without a request: many waiting pods must not keep the API
+    /// server busy.
     fn cannot_evict(&self, owner: Option<&str>, now: Timestamp) -> Option<(Requeue, String)> {
         let (mut pacing, per_minute) = (lock(self.pacing), self.settings.per_minute);
         if let Some(wait) = pacing.wait(per_minute, now) {
@@ -174,14 +176,15 @@ impl Reconcile<'_> {
         (!pacing.ask(owner, self.uid, now)).then(|| (Requeue::Queued, OTHERS_FIRST.to_owned()))
     }
 
-    /// Takes the pod out of service, if its owner can spare it; when to look again. Nothing of this keeps an eviction waiting.
+    /// Takes the pod out of service if its workload can spare it, and returns when to reconcile it again. A failure
+    /// here never delays the eviction.
     async fn quarantine(&self, pod: &Pod, mark: &Mark) -> Timestamp {
         let (owner, now) = (self.entry.owner.as_deref(), self.context.clock.never_ahead());
         let later = |wait: Duration| now.checked_add(wait).unwrap_or(Timestamp::MAX);
         if !lock(self.pacing).ask(owner, self.uid, now) {
             return later(Duration::from_secs(1).mul_f64(rand::random_range(1.0..2.0)));
         }
-        match self.take_out(pod, mark, now).await {
+        match self.try_quarantine(pod, mark, now).await {
             Ok(true) => now,
             Ok(false) => later(Duration::from_secs(5).mul_f64(rand::random_range(1.0..2.0))),
             Err(error) => {
@@ -190,15 +193,16 @@ impl Reconcile<'_> {
                     return later(Duration::from_secs(1));
                 }
                 let Entry { namespace, name, .. } = self.entry;
-                tracing::warn!(namespace, pod = name, uid = self.uid, error = %chain(&error), "cannot quarantine the pod, retrying");
+                let error = chain(&error);
+                tracing::warn!(namespace, pod = name, uid = self.uid, error, "cannot quarantine the pod, retrying");
                 later(Duration::from_secs(30))
             }
         }
     }
 
-    /// Whether it was done. Only where nothing is missing, and where the disruption budgets would let the pod be evicted: it
-    /// leaves them with its labels.
-    async fn take_out(&self, pod: &Pod, mark: &Mark, now: Timestamp) -> Result<bool, pods::Error> {
+    /// Whether the pod was quarantined. Only if its owner is fully Ready and the disruption budgets would allow its
+    /// eviction: without its labels, the pod no longer counts for them.
+    async fn try_quarantine(&self, pod: &Pod, mark: &Mark, now: Timestamp) -> Result<bool, pods::Error> {
         let Entry { namespace, name, owner: Some(owner), .. } = self.entry else { return Ok(false) };
         let found = self.pods.owner(pod).await?;
         if !lock(self.pacing).begin_quarantine(counted(owner, &found), self.uid, now) {
@@ -215,9 +219,9 @@ impl Reconcile<'_> {
         let names = labels.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         let message = format!("{}; until then it is out of service, without the labels {names}", mark.summary());
         self.pods.quarantine(pod, mark, &labels, &message).await?;
-        // Its owner does not count it any more, and makes the next one.
+        // Its owner no longer counts it, and creates the replacement.
         lock(self.pacing).gone(Some(owner), self.uid);
-        self.count("the pod is quarantined");
+        self.count("quarantined");
         tracing::info!(namespace, pod = name, uid = self.uid, names, "the pod is quarantined");
         self.context.events.pod(pod, EventType::Normal, "PodQuarantined", "Quarantine", &message);
         self.context.events.owner(
@@ -234,14 +238,14 @@ impl Reconcile<'_> {
     async fn wait(&self, pod: &Pod, until: Timestamp) -> Result<Requeue, pods::Error> {
         let Some(Waiting { status, message, problem }) = waiting(pod, &self.settings) else { return Ok(Requeue::Done) };
         let since = self.context.clock.now();
-        let said = Status::on(pod);
-        let was_extended = said.as_ref().is_some_and(|said| said.state == State::Extended);
+        let written = Status::on(pod);
+        let was_extended = written.as_ref().is_some_and(|written| written.state == State::Extended);
         let is_extended = status.state == State::Extended;
-        let is_answer = status.cause != said.and_then(|said| said.cause);
-        if (is_extended || was_extended || is_answer)
-            && self.pods.set_condition(pod, since, &status, &message).await?
-            && (is_extended || was_extended)
-        {
+        let is_about_extension = is_extended || was_extended;
+        let is_answer = status.cause != written.and_then(|written| written.cause);
+        let is_written =
+            (is_about_extension || is_answer) && self.pods.set_condition(pod, since, &status, &message).await?;
+        if is_written && is_about_extension {
             let reason = if is_extended { "EvictionExtended" } else { "ExtensionEnded" };
             self.count("extended");
             self.context.events.pod(pod, EventType::Normal, reason, "Extend", &message);
@@ -252,10 +256,11 @@ impl Reconcile<'_> {
         let warn = self.settings.warn_before.and_then(|before| until.checked_sub(before).ok());
         match warn {
             Some(at) if self.context.clock.never_ahead() < at => Ok(Requeue::Again(at)),
-            // Once: by the look that was meant for it, and not by those that come after.
+            // Once: in the reconciliation that was scheduled for the warning, and not in later ones.
             Some(at) if self.entry.next <= at => {
                 let note = format!("{message}; this is the warning before the eviction (eviction.warnBefore)");
-                tracing::info!(namespace = self.entry.namespace, pod = self.entry.name, %until, "the pod is evicted soon");
+                let Entry { namespace, name, .. } = self.entry;
+                tracing::info!(namespace, pod = name, uid = self.uid, %until, "the pod will be evicted soon");
                 self.context.events.pod(pod, EventType::Normal, "EvictionSoon", "Evict", &note);
                 Ok(Requeue::Again(until))
             }
@@ -263,7 +268,8 @@ impl Reconcile<'_> {
         }
     }
 
-    /// Whether the pod's workload can spare it now. If so, its eviction is in flight.
+    /// Whether the pod's workload can spare it now. If so, its eviction is in flight; if not, the pod's status says
+    /// why.
     async fn begin(&self, pod: &Pod, mark: &Mark, due: Timestamp, owner: Option<&str>) -> Result<bool, pods::Error> {
         let Some(owner) = owner else { return Ok(true) };
         let found = self.pods.owner(pod).await?;
@@ -276,7 +282,7 @@ impl Reconcile<'_> {
         Ok(begun)
     }
 
-    /// Writes on a terminating pod what it waits for.
+    /// Writes the status of a terminating pod: what it waits for.
     async fn terminating(&self, pod: &Pod, mark: &Mark, gone_by: Timestamp) -> Result<Requeue, pods::Error> {
         let now = self.context.clock.never_ahead();
         let stuck = stuck(pod, gone_by, now);
@@ -297,13 +303,13 @@ impl Reconcile<'_> {
         Ok(Requeue::Terminating(after.checked_add(RECHECK).unwrap_or(Timestamp::MAX)))
     }
 
-    /// Writes on the pod why it waits, unless it says so already.
+    /// Writes the status of a pod that is due and waits, unless the pod has it already.
     async fn set_queued(&self, pod: &Pod, mark: &Mark, due: Timestamp, why: &str) -> Result<(), pods::Error> {
         let message = format!("{}. It is due and waits: {why}", mark.summary());
         let status = Status::due(State::EvictionQueued, Some(due), why.to_owned());
         match self.set_status(pod, mark, &status, &message).await {
             Ok(true) => self.count("queued"),
-            // The next run writes it, if it is still true.
+            // The next reconciliation writes it, if it still applies.
             Ok(false) | Err(pods::Error::Conflict) => {}
             Err(error) => return Err(error),
         }
@@ -340,7 +346,8 @@ impl Reconcile<'_> {
         // A failure here changes nothing about the refusal, nor about when the eviction is retried.
         let status = Status::due(State::EvictionBlocked, Some(due), why);
         if let Err(error) = self.set_status(pod, mark, &status, &message).await {
-            tracing::debug!(namespace, pod = name, uid = self.uid, error = %chain(&error), "cannot write the status of the pod");
+            let error = chain(&error);
+            tracing::debug!(namespace, pod = name, uid = self.uid, error, "cannot write the status of the pod");
         }
         Ok(Requeue::Refused(after))
     }
@@ -350,7 +357,8 @@ impl Reconcile<'_> {
         self.context.metrics.lateness_seconds.observe(late.as_secs_f64());
         self.count("evicted");
         let Entry { namespace, name, .. } = self.entry;
-        tracing::info!(namespace, pod = name, uid = self.uid, %due, late_seconds = late.as_secs_f64(), "the pod was evicted");
+        let late_seconds = late.as_secs_f64();
+        tracing::info!(namespace, pod = name, uid = self.uid, %due, late_seconds, "the pod was evicted");
         let note = format!("evicted {:.1} s after its deadline: {}", late.as_secs_f64(), mark.summary());
         self.context.events.pod(pod, EventType::Normal, "PodEvicted", "Evict", &note);
         self.context.events.owner(pod, EventType::Normal, "PodEvicted", "Evict", &format!("pod {name}: {note}"));
@@ -363,7 +371,7 @@ impl Reconcile<'_> {
 
 /// A terminating pod is read again this long after its grace period: when it counts as stuck, and not just before.
 const RECHECK: Duration = Duration::from_secs(61);
-/// Why a pod waits.
+/// Why a pod that is due waits.
 const OTHERS_FIRST: &str = "another pod of its workload is being replaced";
 const LAST: &str = "it is the last Ready pod of its workload";
 
@@ -371,7 +379,7 @@ fn counted<'a>(uid: &'a str, found: &'a owners::Owner) -> Owner<'a> {
     Owner { uid, group: found.group.as_deref(), counts: found.counts, version: &found.version }
 }
 
-/// What is in flight; a panic elsewhere leaves it as true as it was.
+/// Locks the pacing. A panic while it was locked leaves it usable.
 pub(super) fn lock(pacing: &Mutex<Pacing>) -> MutexGuard<'_, Pacing> {
     pacing.lock().unwrap_or_else(PoisonError::into_inner)
 }

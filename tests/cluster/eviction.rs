@@ -248,7 +248,7 @@ async fn pods_of_every_kind_are_evicted_once_by_a_rule() {
     let left = ns.pod("leaving").await;
     assert!(now() > deadline(&leaving) && left.metadata.deletion_timestamp == until_then);
     let (reason, message) = condition(&left);
-    assert!(reason == "Terminating" && message.contains("it is to be gone by"), "{reason} {message}");
+    assert!(reason == "Terminating" && message.contains("its grace period ends at"), "{reason} {message}");
     ns.run(&["patch", "pod", "stuck", "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#]).await;
     // The DaemonSet and the Job have made their pods anew.
     eventually("replacements", 60, || async {
@@ -299,8 +299,8 @@ async fn the_condition_of_a_stuck_pod_names_its_finalizers() {
     let kept = exec_into(&ns, "kept").await;
     is_evicted_within(&ns, &kept, 30.0).await;
     let message = condition_message(&ns, "kept", "Terminating").await;
-    assert!(message.contains("it is to be gone by"), "{message}");
-    let words = "it is kept by its finalizers: example.com/stay";
+    assert!(message.contains("its grace period ends at"), "{message}");
+    let words = "its finalizers have not been removed: example.com/stay";
     eventually("what keeps it", 90, async || condition(&ns.pod("kept").await).1.contains(words).then_some(())).await;
     assert!(event(&ns, "TerminationStuck").await.contains(words));
     ns.run(&["patch", "pod", "kept", "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#]).await;

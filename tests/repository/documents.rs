@@ -95,9 +95,8 @@ fn the_words_are_plain() {
             let line = line.to_lowercase();
             for word in OLD_WORDS {
                 let ends = |c: Option<char>| !c.is_some_and(|c| c.is_alphanumeric() || c == '_');
-                let is_word = |at: usize| {
-                    ends(line[..at].chars().next_back()) && ends(line[at + word.len()..].chars().next())
-                };
+                let is_word =
+                    |at: usize| ends(line[..at].chars().next_back()) && ends(line[at + word.len()..].chars().next());
                 let count = line.match_indices(word).filter(|(at, _)| is_word(*at)).count();
                 found.extend(std::iter::repeat_n(format!("{file}:{}: {word}", number + 1), count));
             }

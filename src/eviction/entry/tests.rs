@@ -27,7 +27,7 @@ fn entry(name: String, deadline: Timestamp) -> Entry {
     }
 }
 
-fn any_end() -> impl Strategy<Value = Requeue> {
+fn any_requeue() -> impl Strategy<Value = Requeue> {
     prop_oneof![
         Just(Requeue::Done),
         (0_i64..1_000_000).prop_map(|later| Requeue::Again(at(1_000_000 + later))),
@@ -40,7 +40,7 @@ fn any_end() -> impl Strategy<Value = Requeue> {
 }
 
 #[test]
-fn a_refused_pod_is_asked_about_less_and_less_often_and_never_before_it_was_told_to() {
+fn refused_evictions_back_off_and_wait_as_long_as_the_api_server_requests() {
     let mut pod = entry("a".into(), at(0));
     let mut waits = Vec::new();
     for _ in 0..7 {
@@ -48,19 +48,19 @@ fn a_refused_pod_is_asked_about_less_and_less_often_and_never_before_it_was_told
         waits.push(pod.next.as_second());
     }
     assert_eq!(waits, [2, 4, 8, 16, 30, 30, 30]);
-    let told = pod.after(&Requeue::Refused(Some(Duration::from_secs(90))), |_| 0, at(0), 0.5).unwrap();
-    assert_eq!((told.next, told.refusals, told.state), (at(90_000), 8, State::EvictionBlocked));
-    // What was let go once starts anew.
-    let gone = told.after(&Requeue::Accepted, |_| 0, at(0), 0.5).unwrap();
-    assert_eq!((gone.next, gone.refusals, gone.state), (at(60_000), 0, State::Evicting));
+    let refused = pod.after(&Requeue::Refused(Some(Duration::from_secs(90))), |_| 0, at(0), 0.5).unwrap();
+    assert_eq!((refused.next, refused.refusals, refused.state), (at(90_000), 8, State::EvictionBlocked));
+    // An accepted eviction resets the backoff.
+    let evicted = refused.after(&Requeue::Accepted, |_| 0, at(0), 0.5).unwrap();
+    assert_eq!((evicted.next, evicted.refusals, evicted.state), (at(60_000), 0, State::Evicting));
 }
 
 #[test]
-fn of_many_that_the_rate_limit_holds_up_few_look_at_a_time() {
+fn pods_that_the_rate_limit_delays_are_reconciled_a_few_at_a_time() {
     let pod = entry("a".into(), at(0));
     let limited = |waiting, random| {
-        let end = Requeue::Limited(Duration::from_millis(100));
-        pod.after(&end, |_| waiting, at(0), random).unwrap().next.as_millisecond()
+        let requeue = Requeue::Limited(Duration::from_millis(100));
+        pod.after(&requeue, |_| waiting, at(0), random).unwrap().next.as_millisecond()
     };
     assert_eq!((limited(0, 0.0), limited(0, 0.5)), (100, 150));
     assert_eq!((limited(20, 0.0), limited(20, 0.5)), (100, 1150));
@@ -69,40 +69,41 @@ fn of_many_that_the_rate_limit_holds_up_few_look_at_a_time() {
 
 proptest! {
     #[test]
-    fn a_pod_is_forgotten_when_nothing_is_left_to_do_and_otherwise_looked_at_again_soon(
-        ends in proptest::collection::vec((any_end(), 0_i64..10_000, 0.0..1.0), 1..50),
+    fn a_pod_is_reconciled_again_soon_unless_there_is_nothing_more_to_do(
+        results in proptest::collection::vec((any_requeue(), 0_i64..10_000, 0.0..1.0), 1..50),
     ) {
         let (now, mut pod) = (at(1_000_000), entry("a".into(), at(0)));
-        for (end, waiting, random) in ends {
-            let Some(after) = pod.after(&end, |_| waiting, now, random) else {
-                prop_assert_eq!(end, Requeue::Done);
+        for (requeue, waiting, random) in results {
+            let Some(after) = pod.after(&requeue, |_| waiting, now, random) else {
+                prop_assert_eq!(requeue, Requeue::Done);
                 return Ok(());
             };
             prop_assert!(after.next >= now);
             let wait = after.next.duration_since(now).unsigned_abs();
-            let most = match &end {
+            let longest = match &requeue {
                 Requeue::Again(_) => Duration::from_secs(1000),
                 Requeue::Queued => Duration::from_secs(2),
                 Requeue::Limited(wait) => (*wait).max(Duration::from_secs(5)),
                 Requeue::Accepted => Duration::from_secs(60),
                 Requeue::Terminating(at) => at.duration_since(now).unsigned_abs(),
-                // Ten thousand that are blocked do not ask more often than 20 times a second together.
+                // Ten thousand blocked pods make 20 attempts a second together at most.
                 Requeue::Refused(_) => Duration::from_millis(300_000.max(63 * u64::try_from(waiting).unwrap())),
                 Requeue::Done => unreachable!(),
             };
-            prop_assert!(wait <= most, "{wait:?} after {end:?}");
-            // No more than 60 looks a minute, whatever the API server says; but for one that has to wait for its turn.
-            let least = if matches!(end, Requeue::Limited(_) | Requeue::Again(_) | Requeue::Terminating(_)) { 0 } else { 1000 };
-            prop_assert!(wait >= Duration::from_millis(least), "{wait:?} after {end:?}");
+            prop_assert!(wait <= longest, "{wait:?} after {requeue:?}");
+            // At most 60 reconciliations a minute for each pod, except where the plan or the rate limit names the time.
+            let is_named = matches!(requeue, Requeue::Limited(_) | Requeue::Again(_) | Requeue::Terminating(_));
+            let shortest = if is_named { 0 } else { 1000 };
+            prop_assert!(wait >= Duration::from_millis(shortest), "{wait:?} after {requeue:?}");
             prop_assert_eq!((after.deadline, &after.name), (pod.deadline, &pod.name));
             pod = after;
         }
     }
 
-    /// Many pods of some owners, due at once, where the API server refuses some of the time and every replacement takes a
-    /// while: each is evicted once, no two of an owner while one is missing, and no more looks than a pod needs.
+    /// Many pods of some owners are due at once, the API server refuses some evictions, and every replacement takes a
+    /// while. Each pod is evicted once, no second pod of an owner while one is missing, and with few reconciliations.
     #[test]
-    fn in_the_end_every_pod_goes_once(
+    fn every_pod_is_evicted_exactly_once(
         owners in 1_usize..4, pods in 1_usize..6, start in 0_u64..20_000, refused in 0.0..0.7, seed in any::<u64>(),
     ) {
         use rand::{Rng as _, SeedableRng as _};
@@ -111,7 +112,7 @@ proptest! {
         let per_minute = Settings::default().per_minute;
         // Of each owner: the version of its status, and until when one of its pods is missing.
         let mut world: BTreeMap<String, (u64, Timestamp)> = BTreeMap::new();
-        let mut looks = 0;
+        let mut reconciles = 0;
         for n in 0..owners * pods {
             let owner = format!("o{}", n % owners);
             queue.put(format!("p{n}"), Entry { owner: Some(owner), ..entry(format!("p{n}"), at(0)) });
@@ -122,13 +123,13 @@ proptest! {
             let uid = queue.take_due(now).unwrap();
             let pod = queue.get(&uid).unwrap().clone();
             let owner = pod.owner.clone().unwrap();
-            looks += 1;
+            reconciles += 1;
             let (version, missing) = world.entry(owner.clone()).or_insert_with(|| (0, at(0)));
             let is_fully_ready = *missing <= now;
             let counts = Some(Counts { wanted: 5, ready: if is_fully_ready { 5 } else { 4 }, is_shared: true });
             let text = format!("{version}-{is_fully_ready}");
             let seen = Owner { uid: &owner, group: None, counts, version: &text };
-            let end = if let Some(wait) = pacing.wait(per_minute, now) {
+            let requeue = if let Some(wait) = pacing.wait(per_minute, now) {
                 Requeue::Limited(wait)
             } else if !pacing.ask(Some(&owner), &uid, now) || !pacing.begin(seen, &uid, true, now) {
                 Requeue::Queued
@@ -136,29 +137,30 @@ proptest! {
                 pacing.abandon(Some(&owner), &uid);
                 Requeue::Refused(None)
             } else {
-                prop_assert!(is_fully_ready, "{uid} goes at {now}, and {owner} misses one until {missing}");
+                prop_assert!(is_fully_ready, "{uid} is evicted at {now}, and {owner} lacks a pod until {missing}");
                 prop_assert!(pacing.spend(per_minute, now).is_ok());
                 (*version, *missing) = (*version + 1, now + Duration::from_millis(start));
                 pacing.gone(Some(&owner), &uid);
-                // What the watch of its deletion does.
+                // As after the watch event of the deletion.
                 Requeue::Done
             };
             pacing.asked(Some(&owner), &uid);
             queue.done(&uid);
-            match pod.after(&end, |state| queue.count(state), now, random.random()) {
+            match pod.after(&requeue, |state| queue.count(state), now, random.random()) {
                 Some(after) => queue.put(uid, after),
                 None => drop(queue.remove(&uid)),
             }
         }
         let most = owners * pods * 400;
-        prop_assert!(looks <= most, "{looks} looks, {most} at most");
+        prop_assert!(reconciles <= most, "{reconciles} reconciliations, {most} at most");
     }
 }
 
-/// A pod as the watch tells it: marked at second 1000 for a minute.
+/// A pod as the watch reports it: marked at second 1000, with a deadline a minute later.
 fn pod(annotations: serde_json::Value, state: Option<&str>) -> Pod {
     let first = serde_json::json!({
-        "at": "1970-01-01T00:16:40Z", "operation": "exec", "container": "c", "user": {"name": "a"}, "review": "r", "rule": "d",
+        "at": "1970-01-01T00:16:40Z", "operation": "exec", "container": "c", "user": {"name": "a"},
+        "review": "r", "rule": "d",
     });
     let mut all = serde_json::json!({
         "pristine/interactions": serde_json::json!({"pod": "u", "total": 1, "first": first}).to_string(),
@@ -184,7 +186,7 @@ fn track(pod: &Pod, known: Option<&Entry>, now: i64) -> Option<Entry> {
 }
 
 #[test]
-fn a_marked_pod_is_looked_at_when_it_is_time_to_warn_and_our_own_writes_change_nothing() {
+fn a_marked_pod_is_reconciled_when_the_warning_is_due_and_our_own_writes_change_nothing() {
     let marked = pod(serde_json::json!({}), Some("Interacted"));
     let known = track(&marked, None, 1001).unwrap();
     assert_eq!((known.next, known.deadline, known.state), (at(1_050_000), at(1_060_000), State::Marked));
@@ -194,32 +196,32 @@ fn a_marked_pod_is_looked_at_when_it_is_time_to_warn_and_our_own_writes_change_n
 }
 
 #[test]
-fn whoever_asks_for_more_time_is_answered_at_once_also_after_the_next_interaction() {
+fn a_request_for_an_extension_is_answered_at_once_also_after_another_interaction() {
     let held = serde_json::json!({"pristine/hold": "why"});
     let known = track(&pod(held.clone(), Some("Interacted")), None, 1001).unwrap();
     assert_eq!(known.next, at(1_001_000));
-    let told = known.after(&Requeue::Again(known.deadline), |_| 0, at(1_001_000), 0.5).unwrap();
-    assert_eq!(track(&pod(held.clone(), Some("Extended")), Some(&told), 1002), None);
-    let silent = track(&pod(held, Some("Interacted")), Some(&told), 1010).unwrap();
-    assert_eq!((silent.next, silent.is_answered), (at(1_010_000), false), "the mark wrote over the status");
-    let taken_back = track(&pod(serde_json::json!({}), Some("Extended")), Some(&told), 1020).unwrap();
-    assert_eq!((taken_back.next, taken_back.deadline), (at(1_020_000), at(1_060_000)));
+    let answered = known.after(&Requeue::Again(known.deadline), |_| 0, at(1_001_000), 0.5).unwrap();
+    assert_eq!(track(&pod(held.clone(), Some("Extended")), Some(&answered), 1002), None);
+    let overwritten = track(&pod(held, Some("Interacted")), Some(&answered), 1010).unwrap();
+    assert_eq!((overwritten.next, overwritten.is_answered), (at(1_010_000), false), "the mark overwrote the status");
+    let released = track(&pod(serde_json::json!({}), Some("Extended")), Some(&answered), 1020).unwrap();
+    assert_eq!((released.next, released.deadline), (at(1_020_000), at(1_060_000)));
 }
 
 #[test]
-fn a_pod_that_ends_is_followed_until_it_is_gone_and_one_that_has_ended_until_it_says_so() {
-    let mut ends = pod(serde_json::json!({}), Some("EvictionBlocked"));
-    let known = track(&ends, None, 1100).unwrap();
-    ends.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(1_130_000)));
-    let ending = track(&ends, Some(&known), 1100).unwrap();
-    assert_eq!((ending.next, ending.state), (at(1_105_000), State::Terminating));
-    assert_eq!(track(&ends, Some(&ending), 1101), None);
-    let untold = ending.after(&Requeue::Refused(None), |_| 0, at(1_105_000), 0.5).unwrap();
-    assert_eq!(untold.state, State::Terminating, "it goes all the same");
-    let mut ended = pod(serde_json::json!({}), None);
-    ended.status.as_mut().unwrap().phase = Some("Succeeded".into());
-    assert_eq!(track(&ended, Some(&known), 1101).unwrap().next, at(1_101_000));
-    ended.metadata = pod(serde_json::json!({}), Some("Finished")).metadata;
-    ended.status.as_mut().unwrap().phase = Some("Failed".into());
-    assert!(matches!(observe(&ended, Some(&known), &Settings::default(), at(0)), Observed::Forget(None)));
+fn a_terminating_pod_is_tracked_until_it_is_gone_and_a_finished_pod_until_its_status_is_written() {
+    let mut terminating = pod(serde_json::json!({}), Some("EvictionBlocked"));
+    let known = track(&terminating, None, 1100).unwrap();
+    terminating.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(1_130_000)));
+    let tracked = track(&terminating, Some(&known), 1100).unwrap();
+    assert_eq!((tracked.next, tracked.state), (at(1_105_000), State::Terminating));
+    assert_eq!(track(&terminating, Some(&tracked), 1101), None);
+    let unwritten = tracked.after(&Requeue::Refused(None), |_| 0, at(1_105_000), 0.5).unwrap();
+    assert_eq!(unwritten.state, State::Terminating, "the pod is terminating all the same");
+    let mut finished = pod(serde_json::json!({}), None);
+    finished.status.as_mut().unwrap().phase = Some("Succeeded".into());
+    assert_eq!(track(&finished, Some(&known), 1101).unwrap().next, at(1_101_000));
+    finished.metadata = pod(serde_json::json!({}), Some("Finished")).metadata;
+    finished.status.as_mut().unwrap().phase = Some("Failed".into());
+    assert!(matches!(observe(&finished, Some(&known), &Settings::default(), at(0)), Observed::Forget(None)));
 }

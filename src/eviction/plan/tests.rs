@@ -39,21 +39,21 @@ fn mark(ttl: Option<u64>) -> Mark {
 }
 
 #[test]
-fn a_pod_that_does_not_end_says_what_keeps_it() {
+fn a_stuck_pod_names_its_finalizers_or_its_node() {
     let kept = pod("u", Some(60), |pod| pod.metadata.finalizers = Some(vec!["a/b".into(), "c/d".into()]));
     assert_eq!(stuck(&kept, at(1000), at(1059)), None);
-    assert_eq!(stuck(&kept, at(1000), at(1060)).unwrap(), "it is kept by its finalizers: a/b, c/d");
+    assert_eq!(stuck(&kept, at(1000), at(1060)).unwrap(), "its finalizers have not been removed: a/b, c/d");
     let lost = pod("u", Some(60), |pod| {
         pod.spec = serde_json::from_value(json!({"nodeName": "n1", "containers": []})).unwrap();
     });
     assert_eq!(
         stuck(&lost, at(1000), at(1060)).unwrap(),
-        "its node, \"n1\", has not confirmed that its containers ended"
+        "node \"n1\" has not confirmed that its containers have terminated"
     );
 }
 
 #[test]
-fn waits_for_the_deadline_and_then_evicts() {
+fn a_pod_is_evicted_at_its_deadline_and_not_before() {
     let pod = pod("u", Some(60), |_| ());
     assert!(matches!(plan(&pod, &Settings::default(), at(1059)), Next::Wait { until, .. } if until == at(1060)));
     assert!(matches!(plan(&pod, &Settings::default(), at(1060)), Next::Evict { .. }));
@@ -61,12 +61,12 @@ fn waits_for_the_deadline_and_then_evicts() {
 }
 
 #[test]
-fn never_evicts_another_uid() {
+fn a_pod_with_the_mark_of_another_uid_is_ignored() {
     assert!(matches!(plan(&pod("of-another", Some(60), |_| ()), &Settings::default(), at(9999)), Next::Ignore(_)));
 }
 
 #[test]
-fn what_is_recorded_finished_or_terminating_is_left_alone() {
+fn a_recorded_finished_or_terminating_pod_is_not_evicted() {
     assert_eq!(plan(&pod("u", None, |_| ()), &Settings::default(), at(9999)), Next::Nothing("recorded only"));
     for phase in ["Succeeded", "Failed"] {
         assert_eq!(
@@ -78,29 +78,30 @@ fn what_is_recorded_finished_or_terminating_is_left_alone() {
             Next::Finished(mark(Some(60)))
         );
     }
-    let ended = |policy: &'static str| {
+    let terminated = |policy: &'static str| {
         pod("u", Some(60), move |pod| {
             let status = json!({"phase": "Running", "containerStatuses": [{
-                "name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 0}},
+                "name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"terminated": {"exitCode": 0}},
             }]});
             pod.status = serde_json::from_value(status).unwrap();
             pod.spec = serde_json::from_value(json!({"restartPolicy": policy, "containers": []})).unwrap();
         })
     };
-    assert_eq!(plan(&ended("Never"), &Settings::default(), at(9999)), Next::Finished(mark(Some(60))));
+    assert_eq!(plan(&terminated("Never"), &Settings::default(), at(9999)), Next::Finished(mark(Some(60))));
     assert!(
-        matches!(plan(&ended("Always"), &Settings::default(), at(9999)), Next::Evict { .. }),
-        "it will be started again"
+        matches!(plan(&terminated("Always"), &Settings::default(), at(9999)), Next::Evict { .. }),
+        "its containers restart"
     );
     let deleting = |pod: &mut Pod| pod.metadata.deletion_timestamp = Some(Time(at(1)));
-    let ends = Next::Terminating { mark: mark(Some(60)), gone_by: at(1) };
-    assert_eq!(plan(&pod("u", Some(60), deleting), &Settings::default(), at(9999)), ends);
+    let terminating = Next::Terminating { mark: mark(Some(60)), gone_by: at(1) };
+    assert_eq!(plan(&pod("u", Some(60), deleting), &Settings::default(), at(9999)), terminating);
     assert_eq!(plan(&pod("u", None, deleting), &Settings::default(), at(9999)), Next::Nothing("recorded only"));
     assert_eq!(plan(&Pod::default(), &Settings::default(), at(9999)), Next::Nothing("not marked"));
 }
 
 #[test]
-fn a_static_pod_is_not_evictable() {
+fn a_static_pod_is_never_evicted() {
     let mirror = pod("u", Some(60), |pod| {
         pod.metadata.annotations.as_mut().unwrap().insert("kubernetes.io/config.mirror".into(), "x".into());
     });
@@ -108,9 +109,9 @@ fn a_static_pod_is_not_evictable() {
 }
 
 #[test]
-fn a_grace_period_is_cut_only_where_it_is_longer_than_the_configuration_allows() {
+fn only_a_grace_period_longer_than_the_limit_is_shortened() {
     let settings =
-        |most: Option<u64>| Settings { max_grace_period: most.map(Duration::from_secs), ..Settings::default() };
+        |longest: Option<u64>| Settings { max_grace_period: longest.map(Duration::from_secs), ..Settings::default() };
     let patient = |seconds: Option<i64>| {
         pod("u", Some(60), move |pod| {
             let spec = json!({"containers": [], "terminationGracePeriodSeconds": seconds});
@@ -120,12 +121,12 @@ fn a_grace_period_is_cut_only_where_it_is_longer_than_the_configuration_allows()
     assert_eq!(grace_period(&patient(Some(3600)), &settings(Some(300))), Some(300));
     assert_eq!(grace_period(&patient(Some(300)), &settings(Some(300))), None);
     assert_eq!(grace_period(&patient(Some(3600)), &settings(None)), None);
-    assert_eq!(grace_period(&patient(None), &settings(Some(29))), Some(29), "the API server's own is 30 s");
+    assert_eq!(grace_period(&patient(None), &settings(Some(29))), Some(29), "the API server's default is 30 s");
     assert_eq!(grace_period(&patient(None), &settings(Some(30))), None);
 }
 
-#[allow(clippy::struct_excessive_bools, reason = "they are independent, and all combinations are wanted")]
-/// Any marked pod: of this mark, whose users ask for this, and in this state.
+#[allow(clippy::struct_excessive_bools, reason = "they are independent, and all combinations are tested")]
+/// Any marked pod: with this mark, this request for an extension, and in this state.
 #[derive(Clone, Debug)]
 struct Any {
     of: &'static str,
@@ -136,14 +137,15 @@ struct Any {
     is_mirror: bool,
     phase: &'static str,
     policy: &'static str,
-    has_ended: bool,
+    is_terminated: bool,
 }
 
 impl Any {
     fn pod(&self) -> Pod {
         pod(self.of, self.ttl, |pod| {
             pod.spec = serde_json::from_value(json!({"restartPolicy": self.policy, "containers": []})).unwrap();
-            let state = if self.has_ended { json!({"terminated": {"exitCode": 0}}) } else { json!({"running": {}}) };
+            let state =
+                if self.is_terminated { json!({"terminated": {"exitCode": 0}}) } else { json!({"running": {}}) };
             let container = json!({
                 "name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": state,
             });
@@ -163,9 +165,10 @@ impl Any {
         })
     }
 
-    /// What the promises say, in other words than the code.
-    fn is_left_alone(&self) -> bool {
-        let is_finished = ["Succeeded", "Failed"].contains(&self.phase) || (self.policy == "Never" && self.has_ended);
+    /// The documented promises, expressed in another way than the code.
+    fn is_not_evicted(&self) -> bool {
+        let is_finished =
+            ["Succeeded", "Failed"].contains(&self.phase) || (self.policy == "Never" && self.is_terminated);
         self.of != "u" || self.ttl.is_none() || self.is_deleted || is_finished
     }
 }
@@ -180,15 +183,15 @@ prop_compose! {
         is_mirror in proptest::bool::weighted(0.1),
         phase in prop_oneof![8 => Just("Running"), 2 => Just("Pending"), 1 => Just("Succeeded"), 1 => Just("Failed")],
         policy in prop_oneof![Just("Always"), Just("OnFailure"), Just("Never")],
-        has_ended in any::<bool>(),
+        is_terminated in any::<bool>(),
     ) -> Any {
-        Any { of, ttl, extend_to, is_held, is_deleted, is_mirror, phase, policy, has_ended }
+        Any { of, ttl, extend_to, is_held, is_deleted, is_mirror, phase, policy, is_terminated }
     }
 }
 
 proptest! {
     #[test]
-    fn whatever_the_pod_never_early_never_another_uid_and_always_an_end_or_a_time(
+    fn any_pod_is_evicted_only_when_due_and_only_for_its_own_mark(
         any in any_pod(), longest in 0_u64..20_000, now in 0_i64..40_000,
     ) {
         let settings = Settings { max_extension: Duration::from_secs(longest), ..Settings::default() };
@@ -203,21 +206,21 @@ proptest! {
             Next::Ignore(_) => prop_assert_eq!(any.of, "other"),
             Next::Nothing(_) => prop_assert_eq!((any.of, any.ttl), ("u", None)),
             Next::Terminating { gone_by, .. } => prop_assert!(any.is_deleted && gone_by == at(1)),
-            Next::Finished(_) => prop_assert!(!any.is_deleted && any.is_left_alone()),
+            Next::Finished(_) => prop_assert!(!any.is_deleted && any.is_not_evicted()),
             Next::Wait { until, mark } => {
-                prop_assert!(!any.is_left_alone() && now < until.as_second());
+                prop_assert!(!any.is_not_evicted() && now < until.as_second());
                 prop_assert_eq!((Some(until.as_second()), mark.pod.as_str()), (due, "u"));
             }
-            Next::NotEvictable(..) => prop_assert!(!any.is_left_alone() && any.is_mirror && due <= Some(now)),
+            Next::NotEvictable(..) => prop_assert!(!any.is_not_evicted() && any.is_mirror && due <= Some(now)),
             Next::Evict { mark, due: since } => {
-                prop_assert!(!any.is_left_alone() && !any.is_mirror && since.as_second() <= now);
+                prop_assert!(!any.is_not_evicted() && !any.is_mirror && since.as_second() <= now);
                 prop_assert_eq!((Some(since.as_second()), mark.pod.as_str()), (due, "u"));
             }
         }
     }
 
     #[test]
-    fn never_early_and_never_forgotten(ttl in 1_u64..10_000_000, now in 0_i64..20_000_000) {
+    fn a_marked_pod_is_never_evicted_early_and_never_forgotten(ttl in 1_u64..10_000_000, now in 0_i64..20_000_000) {
         let deadline = 1000 + i64::try_from(ttl).unwrap();
         match plan(&pod("u", Some(ttl), |_| ()), &Settings::default(), at(now)) {
             Next::Evict { .. } => prop_assert!(now >= deadline),
@@ -227,37 +230,14 @@ proptest! {
     }
 
     #[test]
-    fn backoff_is_bounded(refusals in any::<u32>(), random in 0.0..1.0) {
+    fn the_backoff_is_between_one_and_a_half_and_38_seconds(refusals in any::<u32>(), random in 0.0..1.0) {
         let wait = backoff(refusals, random);
         prop_assert!(wait >= Duration::from_millis(1500) && wait <= Duration::from_millis(37_500), "{wait:?}");
     }
 }
 
 #[test]
-fn a_pod_deleted_right_after_an_interaction_leaves_its_mark_to_its_successor_once() {
-    let interacted = at(1000);
-    let left = successor_mark(&pod("u", Some(600), |_| ()), at(1010)).unwrap();
-    assert_eq!(
-        (left.interaction.at, left.disposition, left.until),
-        (interacted, Disposition::Evict(Duration::from_secs(600)), at(1035))
-    );
-    // With a deadline that is over before nothing can arrive any more, the heir of the heir would be the next.
-    let left = successor_mark(&pod("u", Some(5), |_| ()), at(1010)).unwrap();
-    assert_eq!(left.disposition, Disposition::Evict(Duration::from_secs(35)));
-    assert_eq!(successor_mark(&pod("u", None, |_| ()), at(1010)).unwrap().disposition, Disposition::Record);
-    assert_eq!(successor_mark(&pod("u", Some(600), |_| ()), at(1035)), None, "nothing arrives any more");
-    assert_eq!(successor_mark(&pod("other", Some(600), |_| ()), at(1010)), None, "a mark of another pod");
-    for kind in ["ReplicaSet", "DaemonSet", "Job"] {
-        let owned = pod("u", Some(600), |pod| {
-            pod.metadata.owner_references =
-                serde_json::from_value(json!([{"apiVersion": "x", "kind": kind, "name": "o", "uid": "o"}])).unwrap();
-        });
-        assert_eq!(successor_mark(&owned, at(1010)), None, "{kind}: the name never comes again");
-    }
-}
-
-#[test]
-fn the_status_says_for_programs_what_was_granted_and_why_not() {
+fn the_status_holds_the_granted_deadline_and_the_reason_against_more() {
     let settings = Settings { max_extension: Duration::from_secs(3600), ..Settings::default() };
     let users = |keys: &[(&str, &str)]| {
         let mut marked = pod("u", Some(600), |_| ());

@@ -41,7 +41,10 @@ async fn extend_delays_an_eviction_up_to_the_maximum_and_release_undoes_it() {
     assert_output(&stage.sees("extend web-0 --for=1h").await, longest);
     let beyond = stage.pristine("extend web-0 --for=1h").await;
     let said = shown(&beyond);
-    assert!(said.starts_with("! error: pod/web-0: extension not granted, still due at ") && said.ends_with("exit 1\n"), "{said}");
+    assert!(
+        said.starts_with("! error: pod/web-0: extension not granted, still due at ") && said.ends_with("exit 1\n"),
+        "{said}"
+    );
     assert!(said.contains("eviction.maxExtension"), "{said}");
     let left = own.duration_since(now()).as_millis() + 1000;
     sleep(Duration::from_millis(u64::try_from(left).unwrap_or(0))).await;
@@ -69,7 +72,8 @@ async fn hold_keeps_a_pod_until_release() {
         &stage.sees("get --no-headers -o wide").await,
         "<NAMESPACE>   node   web-0   1   alice   <AGE>   <AGE>   Held   held by ed: look\n",
     );
-    let longer = "! error: pod/web-0 is already held until the limit (eviction.maxExtension); release it first\nexit 1\n";
+    let longer =
+        "! error: pod/web-0 is already held until the limit (eviction.maxExtension); release it first\nexit 1\n";
     assert_output(&stage.sees("extend web-0 --for=1m --as=ed").await, longer);
     let released = "pod/web-0 released, due at <TIME> (in <AGE>)";
     assert_output(&stage.sees("release web-0 --as=ed --dry-run=client").await, &format!("{released} (dry run)\n"));

@@ -18,7 +18,7 @@ fuzz_target!(|texts: (&str, &str, &str)| {
     }))
     .expect("a pod");
     let now = Timestamp::UNIX_EPOCH;
-    let _ = (eviction::plan(&pod, &eviction::Settings::default(), now), eviction::plan::successor_mark(&pod, now));
+    let _ = (eviction::plan(&pod, &eviction::Settings::default(), now), eviction::successor::successor_mark(&pod, now));
     let Found::Mark(mark) = Found::on(&pod) else { return };
     assert_eq!(mark.pod, "u");
     let _ = mark.summary();
