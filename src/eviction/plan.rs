@@ -113,11 +113,22 @@ pub struct Waiting {
     pub status: Status,
     /// What people read.
     pub message: String,
-    /// Why the extension that a user requested is not granted, or not in full.
-    pub problem: Option<String>,
 }
 
-/// What [`Waiting`] holds for this pod; none without a mark.
+impl Waiting {
+    /// Whether the pod must get this status, where `written` is the one it has: an extension began or ended, or there is
+    /// another answer to a request for one. A pod in quarantine keeps the status that says so.
+    #[must_use]
+    pub fn is_news(&self, written: Option<&Status>) -> bool {
+        let state = written.map(|written| written.state);
+        let is_answer = matches!(state, None | Some(State::Marked))
+            && self.status.cause.as_ref() != written.and_then(|written| written.cause.as_ref());
+        self.status.state == State::Extended || state == Some(State::Extended) || is_answer
+    }
+}
+
+/// What [`Waiting`] holds for this pod; none without a mark. The status's cause is why the extension that a user requested is
+/// not granted, or not in full.
 #[must_use]
 pub fn waiting(pod: &Pod, settings: &Settings) -> Option<Waiting> {
     let mark = Found::on(pod).mark()?;
@@ -128,8 +139,7 @@ pub fn waiting(pod: &Pod, settings: &Settings) -> Option<Waiting> {
     } else {
         (State::Marked, mark.summary())
     };
-    let status = Status::due(state, granted.deadline, granted.problem.clone());
-    Some(Waiting { status, message, problem: granted.problem })
+    Some(Waiting { status: Status::due(state, granted.deadline, granted.problem), message })
 }
 
 /// The grace period for the eviction, in seconds; none if the pod's own applies.

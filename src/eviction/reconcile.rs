@@ -236,22 +236,19 @@ impl Reconcile<'_> {
 
     /// Answers a request for an extension, and warns before the deadline.
     async fn wait(&self, pod: &Pod, until: Timestamp) -> Result<Requeue, pods::Error> {
-        let Some(Waiting { status, message, problem }) = waiting(pod, &self.settings) else { return Ok(Requeue::Done) };
-        let since = self.context.clock.now();
-        let written = Status::on(pod);
-        let was_extended = written.as_ref().is_some_and(|written| written.state == State::Extended);
-        let is_extended = status.state == State::Extended;
-        let is_about_extension = is_extended || was_extended;
-        let is_answer = status.cause != written.and_then(|written| written.cause);
+        let Some(waiting) = waiting(pod, &self.settings) else { return Ok(Requeue::Done) };
+        let (written, since) = (Status::on(pod), self.context.clock.now());
+        let Waiting { status, message } = &waiting;
         let is_written =
-            (is_about_extension || is_answer) && self.pods.set_condition(pod, since, &status, &message).await?;
-        if is_written && is_about_extension {
+            waiting.is_news(written.as_ref()) && self.pods.set_condition(pod, since, status, message).await?;
+        let is_extended = status.state == State::Extended;
+        if is_written && (is_extended || written.is_some_and(|written| written.state == State::Extended)) {
             let reason = if is_extended { "EvictionExtended" } else { "ExtensionEnded" };
             self.count("extended");
-            self.context.events.pod(pod, EventType::Normal, reason, "Extend", &message);
+            self.context.events.pod(pod, EventType::Normal, reason, "Extend", message);
         }
-        if let Some(problem) = problem.filter(|_| !self.entry.is_answered) {
-            self.context.events.pod(pod, EventType::Warning, "ExtensionIgnored", "Extend", &problem);
+        if let Some(problem) = status.cause.as_ref().filter(|_| !self.entry.is_answered) {
+            self.context.events.pod(pod, EventType::Warning, "ExtensionIgnored", "Extend", problem);
         }
         let warn = self.settings.warn_before.and_then(|before| until.checked_sub(before).ok());
         match warn {

@@ -246,12 +246,30 @@ fn the_status_holds_the_granted_deadline_and_the_reason_against_more() {
         waiting(&marked, &settings).unwrap()
     };
     let plain = users(&[]);
-    assert_eq!((plain.status.state, &plain.status.cause, plain.problem), (State::Marked, &None, None));
+    assert_eq!((plain.status.state, &plain.status.cause), (State::Marked, &None));
     let own = plain.status.evict_at.unwrap();
     let held = users(&[("pristine/hold", "INC-7; heap"), ("pristine/extended-by", "ed")]);
-    assert_eq!((held.status.state, &held.problem), (State::Extended, &None));
+    assert_eq!((held.status.state, &held.status.cause), (State::Extended, &None));
     assert!(held.status.evict_at.unwrap() > own && held.message.ends_with(": INC-7; heap"), "{held:?}");
     let ignored = users(&[("pristine/extend-to", "tomorrow")]);
     assert_eq!((ignored.status.state, ignored.status.evict_at), (State::Marked, Some(own)));
     assert!(ignored.status.cause.unwrap().contains("write a time"));
+}
+
+#[test]
+fn only_an_extension_or_another_answer_to_a_request_replaces_the_status() {
+    let of = |state, cause: Option<&str>| Status::new(state, cause.map(str::to_owned));
+    let news = |now: &Status, written: Option<&Status>| {
+        Waiting { status: now.clone(), message: String::new() }.is_news(written)
+    };
+    let (marked, ignored) = (of(State::Marked, None), of(State::Marked, Some("the limit")));
+    let quarantined = of(State::Quarantined, Some("out of service"));
+    assert!(!news(&marked, Some(&marked)) && !news(&marked, None));
+    assert!(
+        !news(&marked, Some(&quarantined)) && !news(&ignored, Some(&quarantined)),
+        "it says so until it is evicted"
+    );
+    assert!(news(&ignored, Some(&marked)) && !news(&ignored, Some(&ignored)) && news(&marked, Some(&ignored)));
+    let extended = of(State::Extended, None);
+    assert!(news(&extended, Some(&marked)) && news(&marked, Some(&extended)) && news(&extended, Some(&quarantined)));
 }
