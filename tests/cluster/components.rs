@@ -9,7 +9,7 @@ use tokio::{io::AsyncWriteExt as _, time::sleep};
 
 use crate::{
     common::{SYSTEM, eventually, name_of, now},
-    kubectl::{IMAGE, Namespace, annotation, apply, deadline, is_marked, is_ready, kubectl, run, uid_of},
+    kubectl::{IMAGE, Namespace, annotation, apply, deadline, is_marked, is_ready, kubectl, reason, run, uid_of},
 };
 
 /// manifests/base with this component, without its ConfigMap: the rules of the tests stay.
@@ -107,14 +107,17 @@ async fn a_quarantined_pod_is_out_of_service_at_once_and_evicted_at_its_deadline
         assert!(annotation(pod, "pristine/quarantined").unwrap().contains(r#""app":"web""#));
     }
     let first = out.iter().find(|pod| name_of(pod) == name_of(&pods[0])).unwrap();
-    assert_eq!(first.metadata.labels.as_ref().unwrap()["team"], "a", "what selects nobody stays");
+    assert_eq!(first.metadata.labels.as_ref().unwrap()["team"], "a", "a label that selects nothing is kept");
     eventually("two fresh pods in service", 40, async || {
         let pods = ns.pods().list(&ListParams::default()).await.unwrap().items;
         let fresh = pods.iter().filter(|pod| !is_marked(pod) && is_ready(pod)).count();
         (fresh == 2 && served().await == 2).then_some(())
     })
     .await;
-    // Whoever looks into it still can.
+    for pod in &out {
+        assert_eq!(reason(&ns.pod(name_of(pod)).await), "Quarantined", "it says so until it is evicted");
+    }
+    // The pod can still be inspected.
     ns.run(&["exec", name_of(first), "--", "true"]).await;
     for pod in &out {
         ns.evicted(name_of(pod), uid_of(pod), deadline(pod)).await;
