@@ -1,8 +1,8 @@
-//! The mark: what a pod carries once somebody has interacted with it, and how it is read back and written.
+//! The mark: what Pristine writes on a pod after an interaction, and how it is read back.
 //!
-//! Pure. The pod is the only store, so everything the eviction needs is here, and everything a person is shown is
-//! derived from it. The surprise: a mark names the UID of its pod. A copied pod, a template or a restore brings the
-//! annotation along, but cannot know the UID that the API server will give it, so a mark with another UID is no mark.
+//! Pure. The pod is the only store, so the mark holds everything that the eviction needs, and everything that a person sees is
+//! derived from it. The surprise: a mark names the UID of its pod. A copied pod, a template or a restore carries the
+//! annotation too, but cannot know the UID that the API server assigns, so a mark with another UID is not a mark.
 
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
@@ -22,46 +22,45 @@ pub use interaction::{Interaction, Operation, User};
 pub use status::{State, Status, is_ready};
 
 /// The label of every marked pod, and the only selector. User names never go into labels: an e-mail address is not a
-/// valid label value, and a mark that is refused is no mark.
+/// valid label value, and the API server would reject the whole mark.
 pub const INTERACTED: &str = "pristine/interacted";
-/// The annotation that records who did what.
+/// The annotation with the interactions, JSON.
 pub const INTERACTIONS: &str = "pristine/interactions";
 /// The annotation with the deadline, RFC 3339.
 pub const EVICT_AT: &str = "pristine/evict-at";
-/// The keys that users write: the eviction is put off until a time, or until somebody lets go; by whom, and why.
+/// The annotations that users write: extend the deadline to a time, or hold the pod; by whom, and why.
 pub const USERS_KEYS: [&str; 4] =
     ["pristine/extend-to", "pristine/hold", "pristine/extended-by", "pristine/extend-reason"];
-/// The annotation with the labels that were taken off a pod in quarantine, JSON: whoever wants it back in service finds
-/// them there.
+/// The annotation with the labels that quarantine removed from a pod, JSON, for an operator who wants to restore them.
 pub const QUARANTINED: &str = "pristine/quarantined";
 
-/// Two reports of one interaction arrive within this time: kubectl falls back from WebSocket to SPDY after a refusal,
-/// and the API server reviews `kubectl debug` again after each write of ours to the pod. Writing on each of those
-/// reviews made it retry 574 times into a 504, so the second report must find the first on the pod and write nothing.
+/// Two reviews of one interaction arrive within this time: kubectl falls back from WebSocket to SPDY after a denial, and
+/// the API server reviews `kubectl debug` again after each write of Pristine to the pod. Writing on each of those reviews
+/// made it retry 574 times into a 504, so the second review must find the first one on the pod and write nothing.
 pub const FOLD: SignedDuration = SignedDuration::from_secs(10);
 
-/// Interactions kept beside the first.
+/// Latest interactions that are kept, besides the first.
 const MAX_RECENT: usize = 10;
-/// Bytes of the annotation, whatever anybody does in a loop. Kubernetes allows 256 KiB for all annotations of an object.
+/// Bytes of the annotation, however many execs a loop sends. Kubernetes allows 256 KiB for all annotations of an object.
 const MAX_BYTES: usize = 16 * 1024;
 
-/// What a pod carries once somebody has interacted with it.
+/// The interactions with one pod, and when the pod is evicted because of them.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Mark {
-    /// UID of the pod the interactions were with.
+    /// UID of the pod.
     pub pod: String,
-    /// How many interactions there were, also those no longer listed.
+    /// Number of interactions, including those no longer listed.
     pub total: u64,
-    /// The one that made the pod differ from what was deployed.
+    /// The interaction that made the pod differ from what was deployed.
     pub first: Interaction,
-    /// The latest ones after the first, oldest first.
+    /// The latest interactions after the first, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub recent: Vec<Interaction>,
-    /// When the pod is to be evicted; none if a rule only records. Kept in an annotation of its own.
+    /// The deadline; none if a rule only records. It has an annotation of its own.
     #[serde(skip)]
     pub evict_at: Option<Timestamp>,
-    /// When it is to be evicted if by then it has a controller that makes it anew. Else the label by which a ReplicaSet
-    /// selects it could be taken off before an exec, and put back after it.
+    /// The deadline of a pod that was bare at the interaction, if a controller owns it by then. Without this, a user could remove
+    /// the label by which a ReplicaSet selects the pod before an exec, and restore it afterwards.
     #[serde(default, rename = "evictIfOwnedAt", skip_serializing_if = "Option::is_none")]
     evict_if_owned_at: Option<Timestamp>,
 }
@@ -83,19 +82,19 @@ impl From<Option<Duration>> for Disposition {
     }
 }
 
-/// What a pod says about itself.
+/// The mark of a pod, as far as it can be read.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Found {
-    /// Nobody interacted with this pod.
+    /// The pod has no mark.
     None,
-    /// Keys of ours that are not a mark of this pod, and why. They are overwritten by the next interaction.
+    /// The pod has annotations of Pristine that are not a mark of this pod, and why. The next interaction overwrites them.
     NotAMark(String),
     /// The mark.
     Mark(Mark),
 }
 
 impl Found {
-    /// Reads the mark off a pod.
+    /// Reads the mark of a pod.
     #[must_use]
     pub fn on(pod: &Pod) -> Self {
         let annotations = pod.metadata.annotations.as_ref();
@@ -112,7 +111,7 @@ impl Found {
         };
         if Some(&mark.pod) != pod.metadata.uid.as_ref() {
             let other = shorten(&mark.pod, 64);
-            return Self::NotAMark(format!("annotation {INTERACTIONS} is of another pod, with UID {other:?}"));
+            return Self::NotAMark(format!("annotation {INTERACTIONS} belongs to another pod, with UID {other:?}"));
         }
         mark.evict_at = match annotation(EVICT_AT).map(|text| text.parse()) {
             None => None,
@@ -135,22 +134,22 @@ impl Found {
     }
 }
 
-/// Whether somebody makes the pod anew when it is evicted. To a Job, an eviction is a failure; and so it is to whatever else runs
-/// pods to their end (Tekton, Argo Workflows, Spark, ...). What serves has the restart policy Always: the API server takes no other
-/// in the template of a ReplicaSet, a StatefulSet or a DaemonSet.
+/// Whether a controller recreates the pod after eviction. A Job counts an eviction as a failure, and so do other controllers that
+/// run pods to completion (Tekton, Argo Workflows, Spark, …). Pods that serve have the restart policy Always: the API server
+/// accepts no other in the template of a ReplicaSet, a StatefulSet or a DaemonSet.
 #[must_use]
 pub fn is_recreated(pod: &Pod) -> bool {
     let policy = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
     controller(pod).is_some_and(|owner| owner.kind != "Job") && policy.is_none_or(|policy| policy == "Always")
 }
 
-/// The pod as the rules are to see it: a quarantine has taken labels off it, and with them its controller.
+/// The pod as it was before its quarantine, for the rules: quarantine removes labels, and with them the controller.
 #[must_use]
 pub fn before_quarantine(pod: &Pod) -> Cow<'_, Pod> {
     let annotations = pod.metadata.annotations.as_ref();
     let Some(text) = annotations.and_then(|all| all.get(QUARANTINED)) else { return Cow::Borrowed(pod) };
     let labels: BTreeMap<String, String> = serde_json::from_str(text).unwrap_or_default();
-    // Without a mark, it is nothing that we wrote.
+    // Without a mark, Pristine did not write the annotation.
     if labels.is_empty() || Found::on(pod).mark().is_none() {
         return Cow::Borrowed(pod);
     }
@@ -160,7 +159,7 @@ pub fn before_quarantine(pod: &Pod) -> Cow<'_, Pod> {
         own.entry(key).or_insert(value);
     }
     if controller(pod).is_none() {
-        // Only their pods are quarantined.
+        // Only pods of ReplicaSets are quarantined.
         let owner = OwnerReference {
             api_version: "apps/v1".into(),
             kind: "ReplicaSet".into(),
@@ -173,9 +172,9 @@ pub fn before_quarantine(pod: &Pod) -> Cow<'_, Pod> {
 }
 
 impl Mark {
-    /// The mark after one more interaction, or `None` if the pod already has it and nothing must be written.
+    /// The mark after one more interaction, or `None` if the pod has it already and nothing must be written.
     ///
-    /// The deadline is the first interaction's plus its time to live; a later interaction may only bring it forward.
+    /// The deadline is the first interaction plus its TTL. A later interaction can only bring it forward.
     #[must_use]
     pub fn after(
         existing: Option<Self>,
@@ -187,7 +186,7 @@ impl Mark {
             SignedDuration::try_from(ttl)
                 .ok()
                 .and_then(|ttl| interaction.at.checked_add(ttl).ok())
-                // People read it, and the API has no fractions of seconds elsewhere; up, because never early.
+                // Whole seconds, as elsewhere in the API. Rounded up, because an eviction is never early.
                 .and_then(|at| at.round(TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Ceil)).ok())
                 .unwrap_or(Timestamp::MAX)
         };
@@ -203,7 +202,7 @@ impl Mark {
         let earliest = mark.evict_at.into_iter().chain(evict_at).min();
         let evict_if_owned_at = mark.evict_if_owned_at.into_iter().chain(evict_if_owned_at).min();
         let is_as_strict = (earliest, evict_if_owned_at) == (mark.evict_at, mark.evict_if_owned_at);
-        // A stricter rule that matched what is not recorded (another group, the words behind a mask) must not be lost.
+        // A stricter rule may have matched something that is not recorded (another group, words that are masked).
         if is_as_strict && mark.latest().any(|known| known.same(&interaction)) {
             return None;
         }
@@ -218,13 +217,13 @@ impl Mark {
         Some(mark)
     }
 
-    /// When it is to be evicted if it has a controller that makes it anew by then.
+    /// The deadline that applies if a controller owns the pod by then.
     #[must_use]
     pub const fn evict_if_owned_at(&self) -> Option<Timestamp> {
         self.evict_if_owned_at
     }
 
-    /// The interactions still listed, latest first.
+    /// The listed interactions, latest first.
     fn latest(&self) -> impl Iterator<Item = &Interaction> {
         self.recent.iter().rev().chain(std::iter::once(&self.first))
     }
@@ -239,7 +238,7 @@ impl Mark {
         serde_json::to_string(self).expect("a mark has string keys only")
     }
 
-    /// One sentence for people: who did what, and what follows.
+    /// One sentence for people: who did what, and what happens to the pod.
     #[must_use]
     pub fn summary(&self) -> String {
         let more = match self.total {
@@ -247,7 +246,7 @@ impl Mark {
             total => format!(" and {} more", total - 1),
         };
         let then = match self.evict_at {
-            Some(deadline) => format!("to be evicted at {deadline}"),
+            Some(deadline) => format!("due for eviction at {deadline}"),
             None => "recorded only".to_owned(),
         };
         format!("{} at {}{more}; {then}", self.first.summary(), second(self.first.at))
@@ -255,11 +254,11 @@ impl Mark {
 
     /// The strategic merge PATCH of `pods/status` that writes this mark.
     ///
-    /// `uid` keeps it off a pod of the same name, `resourceVersion` keeps it from losing the mark that another replica
-    /// writes at the same moment (without it, 20 of 20 concurrent marks lost one).
+    /// `uid` protects a new pod of the same name. `resourceVersion` protects the mark that another replica writes at the same
+    /// moment (without it, 20 of 20 concurrent marks lost one).
     ///
-    /// The first mark clears the users' keys, and the one that says that the pod is out of service: nobody guards the creation
-    /// of pods, so they may have been planted there.
+    /// The first mark clears the annotations of users and of quarantine: no policy guards the creation of pods, so a template may
+    /// have carried them.
     #[must_use]
     pub fn patch(&self, resource_version: &str, is_first: bool) -> Value {
         let status = Status::due(State::Marked, self.evict_at, None);
@@ -277,12 +276,12 @@ impl Mark {
     }
 }
 
-/// Whole seconds: metav1.Time has no fractions, and people need none.
+/// Whole seconds, because metav1.Time has no fractions.
 fn second(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
-/// At most `limit` bytes of `text`, cut at a character.
+/// At most `limit` bytes of `text`, cut between characters.
 #[must_use]
 pub fn shorten(text: &str, limit: usize) -> String {
     if text.len() <= limit {

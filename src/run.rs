@@ -42,7 +42,7 @@ pub fn main(cli: Cli) -> anyhow::Result<()> {
         | Command::Explain { .. }
         | Command::MatchConditions { .. }
         | Command::Schema
-        | Command::Reference { .. } => commands::run(cli.command),
+        | Command::Docs { .. } => commands::run(cli.command),
         Command::Serve(args) => {
             init_logs(args.log_format, &args.log_level)?;
             // Two workers, because the process mostly waits for the API server, and each worker costs memory.

@@ -1,4 +1,4 @@
-//! What was typed on the command line, and what it means.
+//! The command line of `pristine`: subcommands and flags.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -9,11 +9,11 @@ use crate::{
     telemetry::LogFormat,
 };
 
-/// Marks pods that somebody has exec'd into before the exec is admitted, and evicts them after a time to live.
+/// Marks a pod before an exec into it is admitted, and evicts the pod after a TTL.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -21,14 +21,14 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve the webhook, keep its certificates, evict what is due.
+    /// Serve the webhook, renew its certificates, evict due pods.
     Serve(Box<Serve>),
-    /// Read a configuration file and say what is wrong with it.
+    /// Check a configuration file, and warn of rules that never decide.
     CheckConfig {
         /// The file.
         file: PathBuf,
     },
-    /// Say which rule decides about an admission review, and why.
+    /// Print which rule decides about an admission review, and why the rules before it do not match.
     Explain {
         /// The configuration file.
         #[arg(long, default_value = "/etc/pristine/pristine.yaml")]
@@ -40,23 +40,24 @@ pub enum Command {
         #[arg(long)]
         pod: Option<PathBuf>,
     },
-    /// Print the patch of the webhook configuration that lets the API server itself exempt users and groups, also when
-    /// every replica is dead: the rules at the top of the file that exempt by user or group alone.
+    /// Print a patch of the webhook configuration with which the API server itself exempts users and groups.
+    ///
+    /// It contains the rules at the top of the file that exempt by user or group alone, and works even while no replica runs.
     MatchConditions {
         /// The configuration file.
         file: PathBuf,
     },
     /// Print the JSON Schema of the configuration file.
     Schema,
-    /// Print a page of docs/.
+    /// Print a generated page of docs/.
     #[command(hide = true)]
-    Reference {
-        /// Which one.
+    Docs {
+        /// The page.
         page: Page,
     },
 }
 
-/// The pages of docs/ that are made by the program.
+/// The pages of docs/ that the program generates.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum Page {
     /// docs/configuration.md
@@ -73,10 +74,10 @@ pub struct Serve {
     /// The configuration file.
     #[arg(long, default_value = "/etc/pristine/pristine.yaml")]
     pub config: PathBuf,
-    /// Where the API server calls the webhook. 10250 is one of two ports that private clusters let through.
+    /// Address of the webhook, which API servers call. The firewalls of private clusters admit port 10250 and one other.
     #[arg(long, default_value = "[::]:10250")]
     pub listen: SocketAddr,
-    /// Where /livez, /readyz and /metrics are answered, without TLS.
+    /// Address of /livez, /readyz and /metrics, without TLS.
     #[arg(long, default_value = "[::]:8080")]
     pub probes: SocketAddr,
     /// The namespace of the Service, the Secret and the Lease.
@@ -88,41 +89,41 @@ pub struct Serve {
     /// The Service that the webhook configuration names.
     #[arg(long, default_value = "pristine")]
     pub service: String,
-    /// The Secret that keeps the CA.
+    /// The Secret that holds the CA.
     #[arg(long, default_value = "pristine-ca")]
     pub secret: String,
     /// The Lease of the replica that evicts.
     #[arg(long, default_value = "pristine")]
     pub lease: String,
-    /// The ValidatingWebhookConfiguration whose caBundle is kept.
+    /// The ValidatingWebhookConfiguration whose caBundle Pristine writes.
     #[arg(long, default_value = "pristine")]
     pub webhook_configuration: String,
-    /// How long a CA lives. It is replaced at two thirds.
+    /// Lifetime of a CA. Pristine renews it after two thirds.
     #[arg(long, default_value = "8760h", value_parser = duration)]
     pub ca_lifetime: Duration,
-    /// How long a serving certificate lives. It is renewed at two thirds.
+    /// Lifetime of a serving certificate. Pristine renews it after two thirds.
     #[arg(long, default_value = "168h", value_parser = duration)]
     pub serving_lifetime: Duration,
-    /// How long the next CA is trusted before it signs.
+    /// How long API servers trust the next CA before it signs.
     #[arg(long, default_value = "1m", value_parser = duration)]
     pub hold: Duration,
-    /// A directory with tls.crt, tls.key and optionally ca.crt, instead of a CA of our own. With ca.crt, caBundle
-    /// is kept; without, somebody else injects it.
+    /// A directory with tls.crt, tls.key and optionally ca.crt, to use instead of Pristine's own CA. With ca.crt, Pristine
+    /// writes it into caBundle. Without ca.crt, another tool must.
     #[arg(long)]
     pub tls_dir: Option<PathBuf>,
-    /// How long API servers call one and the same path, which is a secret between them and us.
+    /// Lifetime of the secret URL path that API servers call.
     #[arg(long, default_value = "15m", value_parser = duration)]
     pub secret_path_lifetime: Duration,
-    /// How many reviews one connection of an API server carries before it is asked to make a new one.
+    /// Reviews on one connection before Pristine asks the API server to open a new one.
     #[arg(long, default_value_t = 1000)]
     pub requests_per_connection: usize,
-    /// How long requests are still answered after SIGTERM.
+    /// How long Pristine answers requests after SIGTERM.
     #[arg(long, default_value = "25s", value_parser = duration)]
     pub drain: Duration,
-    /// How log lines are written.
+    /// Format of log lines.
     #[arg(long, default_value = "json", value_enum)]
     pub log_format: LogFormat,
-    /// Which log lines are written, for example `info` or `info,pristine=debug`.
+    /// Filter of log lines, for example `info` or `info,pristine=debug`.
     #[arg(long, default_value = "info")]
     pub log_level: String,
 }
@@ -148,7 +149,7 @@ impl Serve {
     }
 }
 
-/// As Go writes durations, within reason.
+/// A duration in Go's notation, of at most a century.
 fn duration(text: &str) -> Result<Duration, String> {
     const CENTURY: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
     let duration = crate::duration::parse(text)?;

@@ -1,5 +1,5 @@
-//! The subcommands that only read and print.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "the answer to a person at a terminal")]
+//! The subcommands that only read files and print.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "the output of a command")]
 
 use std::{fs, path::Path};
 
@@ -23,19 +23,19 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// Runs one of them.
+/// Runs one of these subcommands.
 ///
 /// # Errors
-/// What was tried, and what was wrong.
+/// What failed, and why.
 pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Serve(_) => unreachable!("it does not only print"),
+        Command::Serve(_) => unreachable!("serve is not a command that only prints"),
         Command::Schema => print!("{}", config::schema()),
-        Command::Reference { page: Page::Configuration } => print!("{}", docgen::configuration(&config::schema())),
-        Command::Reference { page: Page::Metrics } => {
+        Command::Docs { page: Page::Configuration } => print!("{}", docgen::configuration(&config::schema())),
+        Command::Docs { page: Page::Metrics } => {
             print!("{}", docgen::metrics(&Metrics::complete(&PHASES, &STEPS).render()));
         }
-        Command::Reference { page: Page::Flags } => {
+        Command::Docs { page: Page::Flags } => {
             print!("{}", docgen::flags(&mut Cli::command(), &mut plugin::Cli::command()));
         }
         Command::CheckConfig { file } => {

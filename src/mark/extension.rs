@@ -1,5 +1,5 @@
-//! What users ask for on a marked pod: more time, or to be left alone. Read off the pod; a policy in the API server has
-//! seen to it that whoever wrote it may `extend`, and under their own name. Pure.
+//! The annotations with which a user extends the deadline of a marked pod, or holds the pod. A policy in the API server
+//! admits them only from users who may `extend`, and under their own name. Pure.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::{Mark, USERS_KEYS, shorten};
 
-/// The users' keys of a pod.
+/// The extension annotations of a pod.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Extension {
-    /// `pristine/extend-to`, as it is.
+    /// `pristine/extend-to`, unparsed.
     to: Option<String>,
     /// `pristine/hold`: why.
     hold: Option<String>,
@@ -21,26 +21,26 @@ pub struct Extension {
     reason: Option<String>,
 }
 
-/// What Pristine grants of what a user asked for.
+/// What Pristine grants of a requested extension.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Granted {
     /// When the pod is evicted; none if it is only recorded.
     pub deadline: Option<Timestamp>,
     /// Whether that is later than without the extension.
     pub is_extended: bool,
-    /// Why the user does not get all of what was asked for.
+    /// Why the extension is not granted, or not in full.
     pub problem: Option<String>,
 }
 
 impl Extension {
-    /// Reads the users' keys.
+    /// Reads the annotations.
     #[must_use]
     pub fn on(pod: &Pod) -> Self {
         let [to, hold, by, reason] = USERS_KEYS.map(|key| pod.metadata.annotations.as_ref()?.get(key).cloned());
         Self { to, hold, by, reason }
     }
 
-    /// Whether anything is asked for.
+    /// Whether an extension is requested.
     #[must_use]
     pub const fn asks(&self) -> bool {
         self.hold.is_some() || self.to.is_some()
@@ -52,7 +52,7 @@ impl Extension {
         self.hold.is_some()
     }
 
-    /// Who extended the deadline, and why, for people; until when is for the caller to add.
+    /// Who extended the deadline, until when (if the caller says it), and why; for people.
     #[must_use]
     pub fn summary(&self, until: Option<Timestamp>) -> String {
         let (verb, why) = match &self.hold {
@@ -72,7 +72,7 @@ impl Extension {
         let Some(own) = mark.evict_at else { return Granted::default() };
         let longest = SignedDuration::try_from(longest).unwrap_or(SignedDuration::MAX);
         let latest = mark.first.at.checked_add(longest).unwrap_or(Timestamp::MAX);
-        // Whole seconds, as everywhere.
+        // Whole seconds, like every deadline.
         let latest = Timestamp::from_second(latest.as_second()).unwrap_or(latest).max(own);
         let until = |deadline, problem| Granted { deadline: Some(deadline), is_extended: deadline > own, problem };
         if self.hold.is_some() {
@@ -94,10 +94,10 @@ impl Extension {
 
 const EXTEND_TO: &str = USERS_KEYS[0];
 const HOLD: &str = USERS_KEYS[1];
-/// What ends every extension.
+/// The limit of every extension.
 const LIMIT: &str = "the limit is eviction.maxExtension after the first interaction";
 
-/// Without line breaks, so that what a user wrote cannot look like another line; and bounded.
+/// Bounded, and without line breaks: a text from a user must not look like a line of its own.
 fn one_line(text: &str) -> String {
     let line = text.split(|c: char| c.is_control() || c.is_whitespace()).filter(|word| !word.is_empty());
     shorten(&line.collect::<Vec<_>>().join(" "), 256)

@@ -1,4 +1,4 @@
-//! Who did what to which container. Pure.
+//! One interaction: which user did what to which container. Pure.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{FOLD, shorten};
 
-/// How somebody got at a running container.
+/// How a user reached a running container.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Operation {
@@ -40,7 +40,7 @@ impl Operation {
     /// Every one.
     pub const ALL: [Self; 5] = [Self::Attach, Self::Debug, Self::Exec, Self::PortForward, Self::Proxy];
 
-    /// Whether it starts something inside a container. The others reach a port that the container offers.
+    /// Whether it starts a process inside a container. The others reach a port that the container serves.
     #[must_use]
     pub const fn enters(self) -> bool {
         matches!(self, Self::Attach | Self::Debug | Self::Exec)
@@ -68,7 +68,7 @@ pub struct User {
 pub struct Interaction {
     /// When it was admitted.
     pub at: Timestamp,
-    /// What was asked of the API server.
+    /// The operation.
     pub operation: Operation,
     /// The container, by name.
     pub container: String,
@@ -81,7 +81,7 @@ pub struct Interaction {
     /// Whether a terminal was asked for.
     #[serde(default, skip_serializing_if = "is_false")]
     pub tty: bool,
-    /// Who.
+    /// The user.
     pub user: User,
     /// UID of the admission review, also in the API server's audit log.
     pub review: String,
@@ -103,10 +103,10 @@ impl Interaction {
         format!("{}{into} by {:?}", operation.as_str(), shorten(&user.name, 256))
     }
 
-    /// Whether `other` reports the same act: same user, operation, container, command and streams, within [`FOLD`].
+    /// Whether `other` is the same interaction: same user, operation, container, command and streams, within [`FOLD`].
     ///
-    /// Every HTTP request through `pods/proxy` is reviewed. One record of a user's visits is enough, else a dashboard
-    /// would push everything else off the pod.
+    /// Every HTTP request through `pods/proxy` is reviewed. One record for each user is enough, or a dashboard would push
+    /// everything else off the pod.
     pub(super) fn same(&self, other: &Self) -> bool {
         let is_same = self.user.name == other.user.name && self.operation == other.operation;
         if !self.operation.enters() {
@@ -116,7 +116,7 @@ impl Interaction {
             && self.container == other.container
             && self.command == other.command
             && (self.stdin, self.tty) == (other.stdin, other.tty)
-            // Absolute, because two replicas report with two clocks.
+            // Absolute, because two replicas have two clocks.
             && self.at.duration_since(other.at).abs() <= FOLD
     }
 }

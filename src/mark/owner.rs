@@ -1,39 +1,39 @@
-//! Whose a pod is. Pure.
+//! Pod ownership: the controller that manages a pod. Pure.
 
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::OwnerReference};
 
-/// How many pods a controller wants, and how many of them are Ready.
+/// The replicas of a workload: wanted and Ready.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Counts {
     /// Wanted.
     pub wanted: i32,
-    /// Ready; but for a DaemonSet, not counting those that terminate and still answer.
+    /// Ready. Except for a DaemonSet, without those that are terminating and still answer.
     pub ready: i32,
-    /// Whether they stand in for each other, and not each for its own node.
+    /// Whether one replica can replace another. The pods of a DaemonSet cannot: each serves its own node.
     pub is_shared: bool,
 }
 
 impl Counts {
-    /// Whether nothing is missing.
+    /// Whether no replica is missing.
     #[must_use]
     pub const fn is_fully_ready(self) -> bool {
         self.ready >= self.wanted
     }
 
-    /// Whether a Ready pod is the last one of several that are wanted: without it, nothing serves.
+    /// Whether only one of several wanted replicas is Ready: without it, the workload is down.
     #[must_use]
     pub const fn is_last_ready(self) -> bool {
         self.is_shared && self.wanted > 1 && self.ready <= 1
     }
 }
 
-/// The pod's controller, which makes it anew; a bare pod has none.
+/// The controller of the pod, which recreates it. A bare pod has none.
 #[must_use]
 pub fn controller(pod: &Pod) -> Option<&OwnerReference> {
     pod.metadata.owner_references.iter().flatten().find(|owner| is_controller(owner))
 }
 
-/// Whether this is the one owner of an object that makes it anew.
+/// Whether this owner is the controller of the object.
 #[must_use]
 pub fn is_controller(owner: &OwnerReference) -> bool {
     owner.controller == Some(true)

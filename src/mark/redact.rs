@@ -1,12 +1,12 @@
 //! What is recorded of a command and of a user: bounded, and without secrets, because every `view` can read it.
 //!
-//! Pure. The masking is a speed bump against the common shapes (`--password=…`, `TOKEN=…`, `--token …`, `https://user:pass@…`), not
-//! a proof: whoever types a secret as a plain word has it recorded, as in the API server's own audit log.
+//! Pure. Masking covers the common shapes (`--password=…`, `TOKEN=…`, `--token …`, `https://user:pass@…`) and is not a proof: a
+//! secret that a user types as a plain word is recorded, as it is in the API server's own audit log.
 
 use crate::mark::{User, shorten};
 
 const MASK: &str = "•••";
-/// Words of a command that are kept; what `sh -c` runs is one word.
+/// Words of a command that are kept. The script of `sh -c` is one word.
 const MAX_WORDS: usize = 32;
 /// Bytes of one word.
 const MAX_WORD: usize = 256;
@@ -16,12 +16,12 @@ const MAX_BYTES: usize = 1024;
 const SECRET: [&str; 9] =
     ["password", "passwd", "secret", "token", "apikey", "api-key", "api_key", "credential", "private"];
 
-/// Bytes of a user name. Cloud roles have some 100; 1 kB was seen.
+/// Bytes of a user name. Names of cloud roles have about 100, and 1 kB was seen.
 const MAX_NAME: usize = 2048;
 /// Groups that are recorded, and bytes of each.
 const MAX_GROUPS: (usize, usize) = (32, 128);
-/// The `extra` that says more about who it was: the reason given with `--as-user-extra reason=…`, and from which pod,
-/// node and credential a ServiceAccount came.
+/// The keys of `extra` that are kept: the reason given with `--as-user-extra reason=…`, and the pod, node and credential of
+/// a ServiceAccount.
 const EXTRA: [&str; 4] = [
     "reason",
     "authentication.kubernetes.io/credential-id",

@@ -37,7 +37,7 @@ fn deadline_is_the_first_interaction_plus_ttl() {
 
 #[test]
 fn a_pod_that_was_bare_at_the_exec_is_due_once_it_has_a_controller() {
-    // As when somebody takes a label off, execs, and puts it back.
+    // A user removes the label, execs, and restores the label.
     let mark =
         Mark::after(None, "u1", interaction("a", "2026-01-01T00:00:00Z"), Disposition::EvictIfOwned(TTL.unwrap()));
     let mut pod = pod_with(&mark.unwrap().patch("1", true), "u1");
@@ -47,7 +47,7 @@ fn a_pod_that_was_bare_at_the_exec_is_due_once_it_has_a_controller() {
         pod.metadata.owner_references = serde_json::from_value(owner).unwrap();
         assert_eq!(Found::on(&pod).mark().unwrap().evict_at, deadline, "{kind}");
     }
-    // What is recorded later takes nothing back, and the deadline gets its annotation.
+    // A later Record changes nothing, and the deadline gets its annotation.
     let next = interaction("b", "2026-01-01T00:01:00Z");
     let after = Mark::after(Found::on(&pod).mark(), "u1", next, Disposition::Record).unwrap();
     assert_eq!(after.patch("2", false)["metadata"]["annotations"][EVICT_AT], "2026-01-01T00:10:00Z");
@@ -82,7 +82,7 @@ fn the_same_interaction_within_seconds_writes_nothing() {
 }
 
 #[test]
-fn a_stricter_verdict_or_a_terminal_is_never_folded() {
+fn an_interaction_with_a_stricter_verdict_or_a_terminal_is_never_folded() {
     let recorded = Mark::after(None, "u1", interaction("a", "2026-01-01T00:00:00Z"), None);
     let strict = Mark::after(recorded.clone(), "u1", interaction("a", "2026-01-01T00:00:01Z"), TTL).unwrap();
     assert_eq!(strict.evict_at, Some("2026-01-01T00:10:01Z".parse().unwrap()));
@@ -92,7 +92,7 @@ fn a_stricter_verdict_or_a_terminal_is_never_folded() {
 }
 
 #[test]
-fn a_mark_of_another_uid_is_no_mark() {
+fn a_mark_with_another_uid_is_not_a_mark() {
     let mark = Mark::after(None, "u1", interaction("a", "2026-01-01T00:00:00Z"), TTL).unwrap();
     assert_eq!(Found::on(&pod_with(&mark.patch("1", true), "u1")), Found::Mark(mark.clone()));
     assert!(matches!(Found::on(&pod_with(&mark.patch("1", true), "u2")), Found::NotAMark(_)));
@@ -109,12 +109,12 @@ fn the_patch_is_guarded_by_uid_and_resource_version() {
     assert_eq!((&condition["type"], &condition["status"]), (&json!("pristine/Pristine"), &json!("False")));
     assert_eq!(
         condition["message"],
-        "exec into container app by \"a\" at 2026-01-01T00:00:00Z; to be evicted at 2026-01-01T00:10:00Z"
+        "exec into container app by \"a\" at 2026-01-01T00:00:00Z; due for eviction at 2026-01-01T00:10:00Z"
     );
 }
 
 #[test]
-fn a_loop_of_interactions_stays_within_its_bytes_and_keeps_first_last_and_total() {
+fn a_loop_of_interactions_keeps_first_latest_and_total_within_16_kib() {
     let mut mark = None;
     let start: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
     for n in 0..2_000 {
