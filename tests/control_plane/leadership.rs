@@ -110,8 +110,8 @@ async fn gets(client: &Client) -> usize {
 }
 
 /// What a replica logs when it begins to lead, and for each eviction.
-const LEADS: &str = "leading: this replica evicts";
-const EVICTED: &str = " evicted ";
+const LEADS: &str = "this replica holds the Lease and evicts";
+const EVICTED: &str = "the pod was evicted ";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs two API servers: hack/test"]
