@@ -362,9 +362,10 @@ impl Controller {
             }
             (_, None) => self.ready.set_missing("no serving certificate is issued yet".to_owned()),
             (Some(bundles), Some(serving)) if may_be_ready(bundles, serving, store, now) => {
-                if self.ready.set_ready() {
+                if self.ready.get().is_err() {
                     tracing::info!(serial = serving.leaf.serial, "caBundle trusts the serving certificate");
                 }
+                self.ready.set_ready();
             }
             (Some(bundles), _) if bundles.is_empty() => self.ready.set_missing(format!(
                 "no entry of the ValidatingWebhookConfiguration {} calls the Service {}/{}",

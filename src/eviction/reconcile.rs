@@ -327,15 +327,23 @@ impl Reconcile<'_> {
             }
             Ok(Outcome::Refused { message, retry_after }) => {
                 self.count("blocked");
+                tracing::info!(
+                    namespace,
+                    pod = name,
+                    uid = self.uid,
+                    why = message,
+                    "the eviction was refused, retrying"
+                );
                 (message, Some(retry_after.unwrap_or_default()))
             }
             Err(error @ pods::Error::Api { .. }) if error.is_answer() => {
                 self.count("error");
-                (chain(&error), None)
+                let why = chain(&error);
+                tracing::warn!(namespace, pod = name, uid = self.uid, why, "the eviction failed, retrying");
+                (why, None)
             }
             Err(error) => return Err(error),
         };
-        tracing::info!(namespace, pod = name, uid = self.uid, why, "the eviction was refused, retrying");
         let message = format!("{}. The eviction was refused and is retried: {why}", mark.summary());
         if *refusals == 0 {
             self.context.events.pod(pod, EventType::Warning, "EvictionBlocked", "Evict", &message);

@@ -102,8 +102,9 @@ impl Connection {
     /// # Errors
     /// If the kubeconfig is missing, cannot be read, or is invalid.
     pub async fn new(global: &Global) -> Result<Self, Failure> {
-        let invalid =
-            |error: &dyn std::error::Error| Failure::new(format!("cannot use the kubeconfig: {}", chain(error)));
+        let invalid = |error: &(dyn std::error::Error + 'static)| {
+            Failure::new(format!("cannot use the kubeconfig: {}", chain(error)))
+        };
         let kubeconfig = match &global.kubeconfig {
             Some(path) => Some(Kubeconfig::read_from(path).map_err(|error| invalid(&error))?),
             None => match Kubeconfig::read() {

@@ -94,16 +94,11 @@ impl<'a> Change<'a> {
     /// The same, with its deadline.
     async fn find_due(&self, name: &str) -> Result<(Pod, Row, Timestamp), Failure> {
         let (pod, row) = self.find(name).await?;
-        match row.deadline {
-            Some(deadline) => Ok((pod, row, deadline)),
-            None => {
-                let why = if row.reason.is_empty() { String::new() } else { format!(" ({})", row.reason) };
-                Err(Failure::new(format!(
-                    "pod/{} has no deadline to extend: its state is {}{why}",
-                    row.name, row.state
-                )))
-            }
+        if let Some(deadline) = row.deadline {
+            return Ok((pod, row, deadline));
         }
+        let why = if row.reason.is_empty() { String::new() } else { format!(" ({})", row.reason) };
+        Err(Failure::new(format!("pod/{} has no deadline to extend: its state is {}{why}", row.name, row.state)))
     }
 
     /// Sets the keys under the user's own name; `None` removes a key.
@@ -128,8 +123,7 @@ impl<'a> Change<'a> {
     /// Waits until a replica has granted the request, or has written into the status why not. None if no replica did so in
     /// time.
     ///
-    /// A cause that was there before (`before`) may be the answer to an earlier request, or why an eviction was refused. It
-    /// counts only once the time is up.
+    /// The status that was there before (`before`) may be the answer to an earlier request. It counts only once the time is up.
     async fn answer(
         &self,
         row: &Row,
@@ -147,7 +141,7 @@ impl<'a> Change<'a> {
             let cause =
                 status.filter(|status| matches!(status.state, State::Marked | State::Extended)).and_then(|it| it.cause);
             let is_over = Instant::now() >= end;
-            if is_granted(&after) || (cause.is_some() && (is_news || is_over)) {
+            if (is_granted(&after) || cause.is_some()) && (is_news || is_over) {
                 return Ok(Some(Answer { row: after, cause }));
             }
             if is_over {

@@ -15,9 +15,9 @@ impl Default for Readiness {
 }
 
 impl Readiness {
-    /// Sets it ready. Returns whether it was not ready before.
-    pub fn set_ready(&self) -> bool {
-        self.0.send_replace(Ok(())).is_err()
+    /// Nothing is missing.
+    pub fn set_ready(&self) {
+        drop(self.0.send_replace(Ok(())));
     }
 
     /// Sets it not ready, even if it was ready before.
@@ -38,7 +38,9 @@ impl Readiness {
     }
 
     /// Returns ready, or the reason why not.
-    #[must_use]
+    ///
+    /// # Errors
+    /// What is missing.
     pub fn get(&self) -> Result<(), String> {
         self.0.borrow().clone()
     }

@@ -181,13 +181,11 @@ fn paths<'a>(before: String, code: &'a str, found: &mut BTreeSet<String>) -> &'a
     let end = code.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(code.len());
     let (name, rest) = code.split_at(end);
     let path = if before.is_empty() { name.to_owned() } else { format!("{before}::{name}") };
-    match rest.strip_prefix("::") {
-        Some(rest) => paths(path, rest, found),
-        None => {
-            found.insert(if name == "self" || name.is_empty() { before } else { path });
-            rest
-        }
+    if let Some(rest) = rest.strip_prefix("::") {
+        return paths(path, rest, found);
     }
+    found.insert(if name == "self" || name.is_empty() { before } else { path });
+    rest
 }
 
 #[test]

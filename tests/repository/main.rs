@@ -20,17 +20,17 @@ mod negative_controls;
 mod sizes;
 mod test_names;
 
-pub fn root() -> &'static Path {
+fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// The text of a file, by its path in the repository.
-pub fn read(file: &str) -> String {
+fn read(file: &str) -> String {
     fs::read_to_string(root().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
 }
 
 /// Every file below a folder, by its path in the repository.
-pub fn files(folder: &str) -> Vec<PathBuf> {
+fn files(folder: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![root().join(folder)];
     while let Some(folder) = folders.pop() {

@@ -30,7 +30,7 @@ fn every_negative_control_of_evictions_names_the_test_that_notices_it() {
     for patch in patches().iter().filter(|patch| patch.starts_with("hack/negative-controls/eviction")) {
         let text = read(patch.to_str().unwrap());
         let line = text.lines().nth(1).and_then(|line| line.strip_prefix("red: ")?.split_once(' '));
-        let (ring, test) = line.unwrap_or_else(|| panic!("{}: no second line `red: RING TEST`", patch.display()));
-        assert!(has_test(ring, test), "{}: no test {test} is run by hack/test {ring}", patch.display());
+        let (binary, name) = line.unwrap_or_else(|| panic!("{}: no second line `red: RING TEST`", patch.display()));
+        assert!(has_test(binary, name), "{}: no test {name} is run by hack/test {binary}", patch.display());
     }
 }

@@ -48,7 +48,10 @@ fn cells(pod: &Pod, now: &str) -> [String; HEADER] {
     Row::of(pod, at(now)).unwrap().cells(true, at(now))
 }
 
-fn statuses() -> Vec<(Status, Vec<(&'static str, &'static str)>, &'static str)> {
+/// A status, the annotations of users, and the time.
+type Case = (Status, Vec<(&'static str, &'static str)>, &'static str);
+
+fn statuses() -> Vec<Case> {
     let (own, later) = (Some(at("00:10:00")), Some(at("00:40:00")));
     let extended = vec![
         ("pristine/extend-to", "2026-01-01T00:40:00Z"),

@@ -12,8 +12,8 @@ const ACCOUNT: &str = "system:serviceaccount:pristine-system:pristine";
 
 /// A JSON patch of the webhook configuration `pristine`, sent as Pristine's own account.
 async fn patch(client: &Client, patch: Value) -> Result<ValidatingWebhookConfiguration, Box<Status>> {
-    let path = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/pristine?dryRun=All";
-    let request = http::Request::patch(path)
+    let uri = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/pristine?dryRun=All";
+    let request = http::Request::patch(uri)
         .header("Impersonate-User", ACCOUNT)
         .header("Content-Type", "application/json-patch+json")
         .body(serde_json::to_vec(&patch).unwrap())
