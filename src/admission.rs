@@ -1,4 +1,4 @@
-//! The admission room: bytes → review → decision → mark → answer.
+//! The answer to one admission review: bytes → review → decision → mark → answer.
 
 pub mod handler;
 pub mod http;

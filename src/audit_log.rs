@@ -1,5 +1,5 @@
-//! The journal: one JSON line on stdout for each interaction and each refusal, for whoever keeps logs. What the process
-//! says about itself goes to stderr.
+//! The audit log of a replica: one JSON line on stdout for each interaction and each denial. The log of the process
+//! itself is on stderr.
 
 use std::{io::Write as _, sync::Arc};
 
@@ -12,40 +12,41 @@ use crate::mark::Interaction;
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Line<'a> {
-    /// `marked`, `exempt`, `denied`, or `unrecorded` for what was let through without a mark because it must not be held up.
+    /// `marked`, `exempt`, `denied`, or `unrecorded` for an interaction that was admitted without a mark because it is
+    /// never denied.
     pub decision: &'static str,
     /// Namespace of the pod.
     pub namespace: &'a str,
     /// Name of the pod.
     pub pod: &'a str,
-    /// UID of the pod, if there was one.
+    /// UID of the pod, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod_uid: Option<&'a str>,
-    /// When the pod will be evicted.
+    /// When the pod is evicted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evict_at: Option<Timestamp>,
-    /// Interactions with this pod so far.
+    /// Number of interactions with this pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
-    /// What the user was told, or why nothing was recorded.
+    /// The message for the user, or why nothing was recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<&'a str>,
     /// Who did what, as it is on the pod.
     pub interaction: &'a Interaction,
 }
 
-/// Where the lines go.
+/// The destination of the lines.
 #[derive(Clone)]
 pub struct AuditLog(Arc<dyn Fn(&str) + Send + Sync>);
 
 impl AuditLog {
-    /// To stdout. A line that cannot be written is not worth a user's exec: the record is on the pod.
+    /// Writes to stdout. A line that cannot be written does not fail the exec, because the record is on the pod.
     #[must_use]
     pub fn stdout() -> Self {
         Self::of(|line| drop(writeln!(std::io::stdout().lock(), "{line}")))
     }
 
-    /// To whoever wants them.
+    /// Passes the lines to this function.
     pub fn of(write: impl Fn(&str) + Send + Sync + 'static) -> Self {
         Self(Arc::new(write))
     }

@@ -1,7 +1,7 @@
-//! The configuration file: one versioned kind, read strictly, refused with file, line and field.
+//! The configuration file: one versioned kind, parsed strictly, rejected with file, line and field.
 //!
-//! Every value is checked while it is read, so that an error can point at its line; what comes out needs no further
-//! checks.
+//! Every value is checked while it is parsed, so that an error can name its line. A parsed configuration needs no
+//! further checks. Pure, except [`read`] and [`load`].
 
 use std::{fs, path::Path, time::Duration};
 
@@ -20,10 +20,10 @@ pub const API_VERSION: &str = "pristine/v1alpha1";
 /// `kind` of the file.
 pub const KIND: &str = "PristineConfiguration";
 
-/// The longest time to live: a year. Past that a rule means to record, and should say so.
-const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+/// The longest duration: a leap year. `Record` is the action of a rule that never evicts.
+const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
-/// Why a configuration was refused.
+/// Why a configuration was rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
@@ -31,29 +31,32 @@ pub enum Error {
     Read {
         /// The file.
         path: String,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The file does not say what it should; the text has file, line, column and field.
+    /// The file is invalid. The text has file, line, column and field.
     #[error("{0}")]
     Invalid(String),
 }
 
-/// What happens to a pod that somebody interacts with.
+/// Which interactions with pods Pristine exempts, records or denies, and which pods it evicts afterwards.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[schemars(rename = "PristineConfiguration")]
 struct File {
+    /// The version of the format.
     #[serde(rename = "apiVersion", deserialize_with = "api_version")]
     #[schemars(with = "String", extend("const" = API_VERSION))]
     _api_version: (),
+    /// The kind of the file.
     #[serde(rename = "kind", deserialize_with = "kind")]
     #[schemars(with = "String", extend("const" = KIND))]
     _kind: (),
-    /// When no rule matches. Bare pods and what runs to its end, as pods of Jobs do, are recorded by it where it says Evict.
+    /// The action if no rule matches. It is weaker than in a rule: Evict only records bare pods and pods that run to
+    /// completion (of a Job, for example), and Evict and Deny only record port-forward and proxy.
     #[schemars(with = "RawAction")]
     default: Verdict,
-    /// The first rule that matches decides.
+    /// Checked in the order of the file: the first rule that matches decides.
     #[serde(default)]
     #[schemars(with = "Vec<RawRule>")]
     rules: Vec<Rule>,
@@ -67,24 +70,26 @@ struct File {
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 #[schemars(rename = "Eviction")]
 struct RawEviction {
-    /// From the first interaction to the latest deadline that users can ask for. 24h if absent.
+    /// The longest time from the first interaction to a deadline that a user extends. Default: 24h.
     max_extension: Option<Ttl>,
-    /// A longer grace period of a pod is cut to this.
+    /// The longest grace period of an eviction. It replaces a longer `terminationGracePeriodSeconds` of the pod.
+    /// Default: no limit.
     max_grace_period: Option<Ttl>,
-    /// An Event is told this long before the deadline.
+    /// How long before the deadline Pristine publishes the Event `EvictionSoon`. Default: no such Event.
     warn_before: Option<Ttl>,
-    /// Evictions of a minute, a tenth of them at once. 600 if absent.
+    /// The most evictions per minute in the cluster. Up to a tenth of them can happen at once. Default: 600.
     #[schemars(range(min = 1, max = 60000))]
     per_minute: Option<u32>,
-    /// Whether a pod of a ReplicaSet loses the labels that its ReplicaSet and its Services select it by, so that a fresh
-    /// one takes its place at once, and stays until its deadline. Needs the component `quarantine`. false if absent.
+    /// Whether Pristine removes from a ReplicaSet's marked pod the labels by which the ReplicaSet and Services select it.
+    /// The ReplicaSet creates a replacement at once, and the marked pod remains until its deadline. Requires the
+    /// component `quarantine`. Default: false.
     quarantine: bool,
 }
 
-/// What the file says.
+/// A parsed configuration.
 #[derive(Clone, Debug)]
 pub struct Configuration {
-    /// What is done about an interaction.
+    /// The rules.
     pub policy: Policy,
     /// How pods are evicted.
     pub eviction: Settings,
@@ -94,10 +99,11 @@ pub struct Configuration {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Default")]
 struct RawAction {
+    /// What Pristine does.
     action: ActionName,
-    /// With Evict: from the interaction to the eviction.
+    /// With Evict, required: the time from the interaction to the eviction. A later interaction never postpones it.
     ttl: Option<Ttl>,
-    /// With Deny: what the user is told.
+    /// With Deny: what the user reads. Default: `the rules of this cluster do not allow it`.
     message: Option<String>,
 }
 
@@ -105,28 +111,30 @@ struct RawAction {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Rule")]
 struct RawRule {
-    /// Unique; it is in every record that the rule causes.
+    /// Unique, not `default`, and part of every record that the rule causes.
     #[schemars(length(min = 1, max = 63))]
     name: String,
+    /// The interactions that the rule applies to: every field must match. If absent: every exec, attach and debug.
     #[serde(default, rename = "match")]
     matches: Match,
+    /// What Pristine does.
     action: ActionName,
-    /// With Evict: from the interaction to the eviction.
+    /// With Evict, required: the time from the interaction to the eviction. A later interaction never postpones it.
     ttl: Option<Ttl>,
-    /// With Deny: what the user is told.
+    /// With Deny: what the user reads. Default: `the rules of this cluster do not allow it`.
     message: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "Action")]
 enum ActionName {
-    /// Admit and write nothing.
+    /// Admit the interaction and write nothing.
     Exempt,
-    /// Admit and mark, never evict.
+    /// Admit the interaction and record it on the pod, without an eviction.
     Record,
-    /// Admit, mark, and evict after `ttl`.
+    /// Admit the interaction, record it on the pod, and evict the pod after `ttl`.
     Evict,
-    /// Refuse with `message`.
+    /// Deny the interaction with `message`. Break-glass users are admitted and recorded instead.
     Deny,
 }
 
@@ -138,8 +146,9 @@ impl JsonSchema for Ttl {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let description = "As Go writes durations: 90s, 10m, 1h30m. From 1s to 8784h.";
-        json_schema!({ "type": "string", "pattern": r"^([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+$", "description": description })
+        let description = "A duration in Go's notation (90s, 10m, 1h30m), from 1s to 8784h.";
+        let pattern = r"^([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+$";
+        json_schema!({ "type": "string", "pattern": pattern, "description": description })
     }
 }
 
@@ -150,36 +159,38 @@ impl<'de> Deserialize<'de> for Ttl {
     }
 }
 
-/// Parses a duration as Go does (`10m`, `1h30m`, `90s`), within the bounds of a time to live.
+/// Parses a duration of the file, in Go's notation (`10m`, `1h30m`, `90s`) and within the bounds.
 ///
 /// # Errors
-/// A sentence with the value and what to write instead.
+/// A sentence with the value, and what to write instead.
 pub fn parse_ttl(text: &str) -> Result<Duration, String> {
-    let ttl = duration::parse(text).map_err(|error| format!("ttl {text:?} {error}"))?;
-    if ttl < Duration::from_secs(1) {
-        return Err(format!("ttl {text:?} is too short; the shortest is 1s"));
+    let parsed = duration::parse(text).map_err(|error| format!("duration {text:?} {error}"))?;
+    if parsed < Duration::from_secs(1) {
+        return Err(format!("duration {text:?} is too short; the shortest is 1s"));
     }
-    if ttl > MAX_TTL {
-        return Err(format!("ttl {text:?} is too long; the longest is 8784h, and `action: Record` never evicts"));
+    if parsed > MAX_DURATION {
+        return Err(format!(
+            "duration {text:?} is too long; the longest is 8784h; use `action: Record` to never evict"
+        ));
     }
-    Ok(ttl)
+    Ok(parsed)
 }
 
-fn expect<'de, D: Deserializer<'de>>(deserializer: D, expected: &str) -> Result<(), D::Error> {
+fn require<'de, D: Deserializer<'de>>(deserializer: D, field: &str, expected: &str) -> Result<(), D::Error> {
     let found = String::deserialize(deserializer)?;
     if found == expected {
         Ok(())
     } else {
-        Err(de::Error::custom(format!("{found:?} is not known here; write {expected}")))
+        Err(de::Error::custom(format!("{field} {found:?} is not supported; use {expected}")))
     }
 }
 
 fn api_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
-    expect(deserializer, API_VERSION)
+    require(deserializer, "apiVersion", API_VERSION)
 }
 
 fn kind<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
-    expect(deserializer, KIND)
+    require(deserializer, "kind", KIND)
 }
 
 fn action(name: ActionName, ttl: Option<Ttl>, message: Option<String>) -> Result<Verdict, String> {
@@ -189,7 +200,7 @@ fn action(name: ActionName, ttl: Option<Ttl>, message: Option<String>) -> Result
         (ActionName::Evict, Some(Ttl(ttl)), None) => Ok(Verdict::Mark(Disposition::Evict(ttl))),
         (ActionName::Evict, None, _) => Err("action Evict needs a ttl, for example `ttl: 10m`".to_owned()),
         (ActionName::Deny, None, message) => Ok(Verdict::Deny {
-            message: message.unwrap_or_else(|| "the policy of this cluster does not allow it".to_owned()),
+            message: message.unwrap_or_else(|| "the rules of this cluster do not allow it".to_owned()),
         }),
         (name, Some(_), _) => Err(format!("action {name:?} takes no ttl; only Evict does")),
         (name, _, Some(_)) => Err(format!("action {name:?} takes no message; only Deny does")),
@@ -205,17 +216,19 @@ impl<'de> Deserialize<'de> for Verdict {
 
 impl<'de> Deserialize<'de> for Rule {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let RawRule { name, matches, action: word, ttl, message } = RawRule::deserialize(deserializer)?;
+        let RawRule { name, matches, action: action_name, ttl, message } = RawRule::deserialize(deserializer)?;
         if name.is_empty() || name.len() > 63 || name == "default" {
-            return Err(de::Error::custom(format!("rule name {name:?}: use 1 to 63 characters, and not `default`")));
+            return Err(de::Error::custom(format!(
+                "rule name {name:?} is invalid: use 1 to 63 characters, and not `default`"
+            )));
         }
         let action =
-            action(word, ttl, message).map_err(|error| de::Error::custom(format!("rule {name:?}: {error}")))?;
+            action(action_name, ttl, message).map_err(|error| de::Error::custom(format!("rule {name:?}: {error}")))?;
         Ok(Self { name, matches, action })
     }
 }
 
-/// Reads a configuration from text; `name` is what errors call it.
+/// Parses a configuration. `name` is the file in errors.
 ///
 /// # Errors
 /// [`Error::Invalid`] with name, line, column and field.
@@ -223,24 +236,29 @@ pub fn parse(name: &str, text: &str) -> Result<Configuration, Error> {
     let file: File = serde_saphyr::from_str(text).map_err(|error| {
         let message = error.without_snippet().to_string();
         let Some(at) = error.location() else { return Error::Invalid(format!("{name}: {message}")) };
-        // The library ends with the place; it belongs in front, where editors and people look for it.
+        // The library appends the position. Editors expect it before the message.
         let message =
             message.strip_suffix(&format!(" at line {}, column {}", at.line(), at.column())).unwrap_or(&message);
         Error::Invalid(format!("{name}:{}:{}: {message}", at.line(), at.column()))
     })?;
     for (n, rule) in file.rules.iter().enumerate() {
         if file.rules[..n].iter().any(|earlier| earlier.name == rule.name) {
-            return Err(Error::Invalid(format!("{name}: rules[{n}].name: {:?} names two rules", rule.name)));
+            return Err(Error::Invalid(format!(
+                "{name}: rules[{n}].name: an earlier rule has the name {:?}",
+                rule.name
+            )));
         }
     }
     let raw = file.eviction;
-    let standard = Settings::default();
-    let per_minute = raw.per_minute.unwrap_or(standard.per_minute);
+    let defaults = Settings::default();
+    let per_minute = raw.per_minute.unwrap_or(defaults.per_minute);
     if !(1..=60_000).contains(&per_minute) {
-        return Err(Error::Invalid(format!("{name}: eviction.perMinute: {per_minute} is not between 1 and 60000")));
+        return Err(Error::Invalid(format!(
+            "{name}: eviction.perMinute: {per_minute} is out of range; use 1 to 60000"
+        )));
     }
     let eviction = Settings {
-        max_extension: raw.max_extension.map_or(standard.max_extension, |Ttl(longest)| longest),
+        max_extension: raw.max_extension.map_or(defaults.max_extension, |Ttl(longest)| longest),
         max_grace_period: raw.max_grace_period.map(|Ttl(longest)| longest),
         warn_before: raw.warn_before.map(|Ttl(before)| before),
         per_minute,
@@ -249,7 +267,7 @@ pub fn parse(name: &str, text: &str) -> Result<Configuration, Error> {
     Ok(Configuration { policy: Policy { default: file.default, rules: file.rules }, eviction })
 }
 
-/// The JSON Schema of the file, for editors and for policies about ConfigMaps.
+/// The JSON Schema of the file, for editors and for policies that check the ConfigMap.
 #[must_use]
 pub fn schema() -> String {
     let schema = schemars::schema_for!(File);
@@ -267,7 +285,7 @@ pub fn read(path: &Path) -> Result<String, Error> {
 /// Reads a configuration file.
 ///
 /// # Errors
-/// When it cannot be read, or does not say what it should.
+/// When it cannot be read, or is invalid.
 pub fn load(path: &Path) -> Result<Configuration, Error> {
     parse(&path.display().to_string(), &read(path)?)
 }

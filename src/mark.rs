@@ -1,8 +1,9 @@
 //! The mark: what Pristine writes on a pod after an interaction, and how it is read back.
 //!
-//! Pure. The pod is the only store, so the mark holds everything that the eviction needs, and everything that a person sees is
-//! derived from it. The surprise: a mark names the UID of its pod. A copied pod, a template or a restore carries the
-//! annotation too, but cannot know the UID that the API server assigns, so a mark with another UID is not a mark.
+//! Pure. The pod is the only store, so the mark holds everything that the eviction needs, and everything that a person
+//! sees is derived from it. The surprise: a mark names the UID of its pod. A copied pod, a template or a restore
+//! carries the annotation too, but cannot know the UID that the API server assigns, so a mark with another UID is not a
+//! mark.
 
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
@@ -34,14 +35,16 @@ pub const USERS_KEYS: [&str; 4] =
 /// The annotation with the labels that quarantine removed from a pod, JSON, for an operator who wants to restore them.
 pub const QUARANTINED: &str = "pristine/quarantined";
 
-/// Two reviews of one interaction arrive within this time: kubectl falls back from WebSocket to SPDY after a denial, and
-/// the API server reviews `kubectl debug` again after each write of Pristine to the pod. Writing on each of those reviews
-/// made it retry 574 times into a 504, so the second review must find the first one on the pod and write nothing.
+/// Two reviews of one interaction arrive within this time: kubectl falls back from WebSocket to SPDY after a denial,
+/// and the API server reviews `kubectl debug` again after each write of Pristine to the pod. Writing on each of those
+/// reviews made it retry 574 times into a 504, so the second review must find the first one on the pod and write
+/// nothing.
 pub const FOLD: SignedDuration = SignedDuration::from_secs(10);
 
 /// Latest interactions that are kept, besides the first.
 const MAX_RECENT: usize = 10;
-/// Bytes of the annotation, however many execs a loop sends. Kubernetes allows 256 KiB for all annotations of an object.
+/// Bytes of the annotation, however many execs a loop sends. Kubernetes allows 256 KiB for all annotations of an
+/// object.
 const MAX_BYTES: usize = 16 * 1024;
 
 /// The interactions with one pod, and when the pod is evicted because of them.
@@ -59,8 +62,8 @@ pub struct Mark {
     /// The deadline; none if a rule only records. It has an annotation of its own.
     #[serde(skip)]
     pub evict_at: Option<Timestamp>,
-    /// The deadline of a pod that was bare at the interaction, if a controller owns it by then. Without this, a user could remove
-    /// the label by which a ReplicaSet selects the pod before an exec, and restore it afterwards.
+    /// The deadline of a pod that was bare at the interaction, if a controller owns it by then. Without this, a user
+    /// could remove the label by which a ReplicaSet selects the pod before an exec, and restore it afterwards.
     #[serde(default, rename = "evictIfOwnedAt", skip_serializing_if = "Option::is_none")]
     evict_if_owned_at: Option<Timestamp>,
 }
@@ -87,7 +90,8 @@ impl From<Option<Duration>> for Disposition {
 pub enum Found {
     /// The pod has no mark.
     None,
-    /// The pod has annotations of Pristine that are not a mark of this pod, and why. The next interaction overwrites them.
+    /// The pod has annotations of Pristine that are not a mark of this pod, and why. The next interaction overwrites
+    /// them.
     NotAMark(String),
     /// The mark.
     Mark(Mark),
@@ -134,9 +138,9 @@ impl Found {
     }
 }
 
-/// Whether a controller recreates the pod after eviction. A Job counts an eviction as a failure, and so do other controllers that
-/// run pods to completion (Tekton, Argo Workflows, Spark, …). Pods that serve have the restart policy Always: the API server
-/// accepts no other in the template of a ReplicaSet, a StatefulSet or a DaemonSet.
+/// Whether a controller recreates the pod after eviction. A Job counts an eviction as a failure, and so do other
+/// controllers that run pods to completion (Tekton, Argo Workflows, Spark, …). Pods that serve have the restart policy
+/// Always: the API server accepts no other in the template of a ReplicaSet, a StatefulSet or a DaemonSet.
 #[must_use]
 pub fn is_recreated(pod: &Pod) -> bool {
     let policy = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
@@ -254,11 +258,11 @@ impl Mark {
 
     /// The strategic merge PATCH of `pods/status` that writes this mark.
     ///
-    /// `uid` protects a new pod of the same name. `resourceVersion` protects the mark that another replica writes at the same
-    /// moment (without it, 20 of 20 concurrent marks lost one).
+    /// `uid` protects a new pod of the same name. `resourceVersion` protects the mark that another replica writes at
+    /// the same moment (without it, 20 of 20 concurrent marks lost one).
     ///
-    /// The first mark clears the annotations of users and of quarantine: no policy guards the creation of pods, so a template may
-    /// have carried them.
+    /// The first mark clears the annotations of users and of quarantine: no policy guards the creation of pods, so a
+    /// template may have carried them.
     #[must_use]
     pub fn patch(&self, resource_version: &str, is_first: bool) -> Value {
         let status = Status::due(State::Marked, self.evict_at, None);

@@ -1,7 +1,7 @@
-//! Decides about an interaction, writes the mark, answers. The edge of the admission room.
+//! Decides about an interaction, writes the mark, and answers. I/O.
 //!
-//! The order is the promise: the mark is on the pod before "allowed" leaves. It cannot be turned round, because
-//! [`Admitted`] asks for a [`Marked`].
+//! The order is the promise: the mark is on the pod before the answer "allowed" is sent. The types enforce it, because
+//! [`Admitted`] contains a [`Marked`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,48 +26,48 @@ use crate::{
     telemetry::{Admission, AdmissionOutcome},
 };
 
-/// Subtracted from the API server's timeout, so that the user reads our reason and not "context deadline exceeded",
-/// which also shows the URL that was called.
+/// Subtracted from the API server's timeout, so that the user reads Pristine's reason and not "context deadline
+/// exceeded", which also shows the URL of the webhook.
 const RESERVE: Duration = Duration::from_millis(500);
 
 /// Answers admission reviews.
 pub struct Handler {
     /// Reads and marks pods.
     pub pods: Pods,
-    /// The rules in force.
+    /// The configured rules.
     pub policy: watch::Receiver<Arc<Policy>>,
-    /// The clock, and where what is done is reported.
+    /// The clock, Events, audit log and metrics.
     pub context: Context,
-    /// One writer a pod.
+    /// One writer for each pod.
     pub locks: PodLocks,
 }
 
-/// Why an interaction is let through.
+/// Why an interaction is admitted.
 enum Admitted {
-    /// The mark is on the pod, as it was read before.
+    /// The mark is on the pod; with the pod as it was read before.
     Marked(Box<Pod>, Marked),
-    /// A rule exempts it.
+    /// A rule exempts the interaction.
     Exempt(Interaction),
-    /// Nothing may be written, or no container is touched.
+    /// A dry run, or a request that reaches no container.
     NothingToMark,
 }
 
-/// What the rules decided about the interactions of one review.
+/// The decision of the rules about the interactions of one review.
 #[derive(Default)]
 struct Decided {
-    /// To be written on the pod.
+    /// The interactions to write on the pod.
     to_mark: Vec<(Interaction, Disposition)>,
     /// The last interaction that a rule exempts, for the audit log.
     exempt: Option<Interaction>,
 }
 
-/// Why it is not.
+/// Why an interaction is denied.
 enum Refused {
-    /// A rule says so.
+    /// By a rule.
     Rule(Denial),
-    /// The API server would say so after admission.
-    Target(Denial),
-    /// The mark cannot be written.
+    /// By a check that the API server repeats after admission.
+    Validation(Denial),
+    /// Because the mark cannot be written.
     Unavailable(String),
 }
 
@@ -78,10 +78,10 @@ impl From<pods::Error> for Refused {
 }
 
 impl Handler {
-    /// Answers one review within `timeout`, the API server's own.
+    /// Answers one review within `timeout`, which is the API server's.
     ///
     /// # Errors
-    /// When the body is no review.
+    /// When the body is not a review.
     pub async fn answer(&self, body: &[u8], timeout: Duration) -> Result<Vec<u8>, review::Error> {
         let request = review::parse(body)?;
         let start = tokio::time::Instant::now();
@@ -90,7 +90,7 @@ impl Handler {
         if request.breaks_glass() && !request.dry_run {
             self.context.metrics.break_glass.inc();
         }
-        let late = || Err(Refused::Unavailable("the API server did not answer in time".to_owned()));
+        let late = || Err(Refused::Unavailable("the API server did not answer Pristine in time".to_owned()));
         let (answer, decision) = match outcome.unwrap_or_else(|_| late()) {
             Ok(admitted) => self.admitted(&request, &admitted),
             Err(refused) => self.refused(&request, refused),
@@ -102,18 +102,18 @@ impl Handler {
 
     async fn admit(&self, request: &Request) -> Result<Admitted, Refused> {
         let Some(first) = request.acts.first() else { return Ok(Admitted::NothingToMark) };
-        // Both at once: neither needs the other, and the user waits.
+        // Both at once: neither needs the other, and the user is waiting.
         let read = || self.pods.get(&request.namespace, &request.pod);
-        let in_turn = async {
-            let turn = self.locks.lock(&request.namespace, &request.pod).await;
-            (turn, read().await)
+        let locked = async {
+            let lock = self.locks.lock(&request.namespace, &request.pod).await;
+            (lock, read().await)
         };
-        let (permitted, (_turn, mut pod)) = tokio::join!(self.permitted(request, first.operation), in_turn);
-        permitted?;
+        let (authorized, (_lock, mut pod)) = tokio::join!(self.authorize(request, first.operation), locked);
+        authorized?;
         loop {
             let found = match pod {
                 Ok(pod) => pod,
-                Err(pods::Error::Gone) => return Err(Refused::Target(validate::not_found(&request.pod))),
+                Err(pods::Error::Gone) => return Err(Refused::Validation(validate::not_found(&request.pod))),
                 Err(error) => return Err(error.into()),
             };
             let Decided { to_mark, exempt } = self.decide(request, &found)?;
@@ -125,19 +125,19 @@ impl Handler {
             }
             match self.pods.mark(&found, to_mark).await {
                 Ok(marked) => return Ok(Admitted::Marked(Box::new(found), marked)),
-                // Somebody wrote to the pod since it was read, or it was replaced: look again, within the timeout.
+                // The pod was changed or replaced since it was read: read it again, within the timeout.
                 Err(pods::Error::Conflict | pods::Error::Gone) => pod = read().await,
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// Asks the rules about each interaction of the review with this pod.
+    /// Applies the rules to each interaction of the review with this pod.
     fn decide(&self, request: &Request, pod: &Pod) -> Result<Decided, Refused> {
         let policy = self.policy.borrow().clone();
         let mut decided = Decided::default();
         for act in &request.acts {
-            let container = validate::container(act, pod).map_err(Refused::Target)?;
+            let container = validate::container(act, pod).map_err(Refused::Validation)?;
             let mut interaction = validate::interaction(request, act, container, self.context.clock.now());
             let Decision { verdict, rule } = policy.decide(&interaction, &request.user, &act.command, pod);
             interaction.rule = rule;
@@ -156,14 +156,14 @@ impl Handler {
         Ok(decided)
     }
 
-    async fn permitted(&self, request: &Request, operation: Operation) -> Result<(), Refused> {
+    async fn authorize(&self, request: &Request, operation: Operation) -> Result<(), Refused> {
         let (verbs, subresource) = validate::needed(operation);
         for verb in verbs {
             if self.pods.can_i(&request.user, verb, subresource, &request.namespace, &request.pod).await? {
                 return Ok(());
             }
         }
-        Err(Refused::Target(validate::forbidden(request, operation)))
+        Err(Refused::Validation(validate::forbidden(request, operation)))
     }
 
     fn admitted(&self, request: &Request, admitted: &Admitted) -> (Answer, AdmissionOutcome) {
@@ -189,7 +189,7 @@ impl Handler {
                     answer.audit.insert("evict-at", at.to_string());
                 }
                 if marked.written {
-                    self.tell(request, pod, marked);
+                    self.report(request, pod, marked);
                 }
                 if marked.written { AdmissionOutcome::Marked } else { AdmissionOutcome::Folded }
             }
@@ -197,7 +197,7 @@ impl Handler {
         (answer, decision)
     }
 
-    fn tell(&self, request: &Request, pod: &Pod, marked: &Marked) {
+    fn report(&self, request: &Request, pod: &Pod, marked: &Marked) {
         let (mark, interaction) = (&marked.mark, marked.mark.last());
         self.context.audit_log.write(&Line {
             decision: "marked",
@@ -211,8 +211,8 @@ impl Handler {
         });
         let what = interaction.summary();
         let note = match mark.evict_at {
-            Some(at) => format!("{what}; to be evicted at {at}"),
-            None => format!("{what}; recorded"),
+            Some(at) => format!("{what}; due for eviction at {at}"),
+            None => format!("{what}; recorded only"),
         };
         let reason = if request.breaks_glass() { "BreakGlass" } else { "PodInteraction" };
         let kind = if request.breaks_glass() { EventType::Warning } else { EventType::Normal };
@@ -222,23 +222,24 @@ impl Handler {
 
     fn refused(&self, request: &Request, refused: Refused) -> (Answer, AdmissionOutcome) {
         let Request { namespace, pod, user, .. } = request;
-        let opens = match &refused {
+        let is_admitted = match &refused {
             Refused::Rule(_) => false,
-            // The API server will say so itself.
-            Refused::Target(_) | Refused::Unavailable(_) => request.fails_open(),
+            // The API server denies it itself.
+            Refused::Validation(_) | Refused::Unavailable(_) => request.fails_open(),
         };
         let (denial, decision) = match refused {
-            Refused::Rule(denial) | Refused::Target(denial) => (denial, AdmissionOutcome::Denied),
+            Refused::Rule(denial) | Refused::Validation(denial) => (denial, AdmissionOutcome::Denied),
             Refused::Unavailable(why) => {
-                tracing::error!(namespace, pod, user = user.name, error = why, "the mark could not be written");
+                tracing::error!(namespace, pod, user = user.name, error = why, "cannot write the mark");
                 let message = format!(
-                    "the interaction could not be recorded on pod {namespace}/{pod}, and nobody enters a container unrecorded: {why}. \
-                     Try again; if it lasts, see the log of the deployment pristine in its namespace"
+                    "pristine could not record this session on pod {namespace}/{pod}: {why}. \
+                     Retry; if it persists, see `kubectl -n pristine-system logs deploy/pristine`"
                 );
                 (Denial { code: 503, reason: "ServiceUnavailable", message }, AdmissionOutcome::Failed)
             }
         };
-        let (word, decision) = if opens { ("unrecorded", AdmissionOutcome::Unrecorded) } else { ("denied", decision) };
+        let (word, decision) =
+            if is_admitted { ("unrecorded", AdmissionOutcome::Unrecorded) } else { ("denied", decision) };
         if let Some(act) = request.acts.first() {
             let interaction = &validate::interaction(request, act, act.container.clone(), self.context.clock.now());
             let (pod_uid, evict_at, total, message) = (None, None, None, Some(denial.message.as_str()));
@@ -246,6 +247,6 @@ impl Handler {
             self.context.audit_log.write(&entry);
         }
         let audit = [("decision", decision.as_str().to_owned())].into();
-        (Answer { denial: Some(denial).filter(|_| !opens), audit }, decision)
+        (Answer { denial: Some(denial).filter(|_| !is_admitted), audit }, decision)
     }
 }

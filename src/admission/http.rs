@@ -1,4 +1,5 @@
-//! HTTP in front of the handler: method, size, time; bad requests get a clear answer and cost little.
+//! HTTP in front of the handler: path, method, size and time limits. A bad request gets a clear answer and costs
+//! little. I/O.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -15,19 +16,20 @@ use crate::{
     telemetry::{Metrics, Reason},
 };
 
-/// The largest review: an update carries the object twice, and the API server takes objects of 1.5 MiB.
+/// Bytes of the largest review: an update contains the object twice, and the API server accepts objects of 1.5 MiB.
 pub const MAX_BODY: usize = 3 * 1024 * 1024;
-/// A larger body is read and thrown away up to here, so that the refusal is an HTTP answer and not a closed connection.
+/// A larger body is read and discarded up to this size, so that the client gets an HTTP answer and not a closed
+/// connection.
 const MAX_DISCARDED: usize = 64 * 1024 * 1024;
-/// For the whole body to arrive.
+/// Until the whole body has arrived.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// `timeoutSeconds` of the shipped webhook entries; the API server says the one in force in the query.
+/// `timeoutSeconds` of the shipped webhook entries. API servers send the value in force in the query.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// KiB of reviews in memory at once. A review of 3 MiB takes some twice its size while it is read, and the container
-/// has 128 MiB.
-const BUDGET: u32 = 24 * 1024;
-/// For room in the budget; long enough for the reviews before, and well within the API server's timeout.
+/// KiB of reviews in memory at once. A review of 3 MiB needs about twice its size while it is read, and the memory
+/// limit of the container is 128 MiB.
+const MEMORY_BUDGET: u32 = 24 * 1024;
+/// How long a review waits for the budget: enough for the reviews before it, and well within the API server's timeout.
 const BUDGET_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The webhook as an HTTP service.
@@ -50,7 +52,7 @@ fn problem(status: StatusCode, reason: &'static str, text: impl Into<String>) ->
 
 impl server::Service for Endpoint {
     async fn call(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        // One request must never end the process, nor leave its caller without an answer.
+        // A panic must not end the process, and its caller gets an answer.
         let outcome = AssertUnwindSafe(self.review(request)).catch_unwind().await;
         let outcome =
             outcome.unwrap_or_else(|_| Err(problem(StatusCode::INTERNAL_SERVER_ERROR, "panic", "internal error")));
@@ -73,40 +75,41 @@ impl server::Service for Endpoint {
 }
 
 impl Endpoint {
-    /// Hands reviews that come through this gate to this handler.
+    /// Passes the reviews that `guard` admits to `handler`.
     #[must_use]
     pub fn new(handler: Handler, guard: PathGuard, metrics: Arc<Metrics>) -> Self {
-        Self { handler, guard, metrics, budget: Semaphore::new(BUDGET as usize) }
+        Self { handler, guard, metrics, budget: Semaphore::new(MEMORY_BUDGET as usize) }
     }
 
-    /// Room for a body of this size, kept until it is dropped.
-    async fn room(&self, size: u64) -> Option<SemaphorePermit<'_>> {
-        // An announced length is only a claim, but hyper holds the sender to it.
-        let kib = u32::try_from(size.min(MAX_BODY as u64).div_ceil(1024)).unwrap_or(BUDGET).max(1);
+    /// Reserves memory for a body of this size, until the permit is dropped.
+    async fn reserve(&self, size: u64) -> Option<SemaphorePermit<'_>> {
+        // The length is only what the client claims, but hyper enforces it.
+        let kib = u32::try_from(size.min(MAX_BODY as u64).div_ceil(1024)).unwrap_or(MEMORY_BUDGET).max(1);
         tokio::time::timeout(BUDGET_TIMEOUT, self.budget.acquire_many(kib)).await.ok()?.ok()
     }
 
     async fn review(&self, request: Request<Incoming>) -> Result<Vec<u8>, Problem> {
         let (head, body) = request.into_parts();
         let timeout = timeout(head.uri.query());
-        // Room in memory is for who knows the path: eight slow bodies of anybody else would keep every exec out.
+        // Memory is reserved only for clients that know the path: otherwise eight slow bodies would block every exec.
         let is_known = self.guard.admits(head.uri.path()).await;
-        let room = if is_known { self.room(body.size_hint().upper().unwrap_or(u64::MAX)).await } else { None };
-        // The body first, whatever else is wrong: an answer before its end would be a broken connection to the sender.
-        let keep = if room.is_some() { MAX_BODY } else { 0 };
+        let reserved = if is_known { self.reserve(body.size_hint().upper().unwrap_or(u64::MAX)).await } else { None };
+        // The body is read first, whatever else is wrong: to the client, an answer before its end is a broken
+        // connection.
+        let keep = if reserved.is_some() { MAX_BODY } else { 0 };
         let body = tokio::time::timeout(BODY_TIMEOUT, read(body, keep)).await;
         if head.method != Method::POST {
             return Err(problem(StatusCode::METHOD_NOT_ALLOWED, "method", "POST an AdmissionReview"));
         }
         if !is_known {
-            let text = "the path is not the one that the webhook configuration gives to the API server";
+            let text = "unknown path: only API servers know the path of this webhook";
             return Err(problem(StatusCode::FORBIDDEN, "path", text));
         }
-        if room.is_none() {
-            return Err(problem(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many reviews at once; try again"));
+        if reserved.is_none() {
+            return Err(problem(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many reviews at once; retry"));
         }
         let body =
-            body.map_err(|_| problem(StatusCode::REQUEST_TIMEOUT, "slow", "the body did not arrive in time"))??;
+            body.map_err(|_| problem(StatusCode::REQUEST_TIMEOUT, "slow", "the body did not arrive within 10 s"))??;
         let bad = |error: super::review::Error| problem(StatusCode::BAD_REQUEST, "not_a_review", error.to_string());
         self.handler.answer(&body, timeout).await.map_err(bad)
     }
@@ -133,13 +136,13 @@ async fn read(mut body: Incoming, keep: usize) -> Result<Vec<u8>, Problem> {
         return Err(problem(
             StatusCode::PAYLOAD_TOO_LARGE,
             "too_large",
-            format!("a review has at most {MAX_BODY} bytes"),
+            format!("the body is larger than {MAX_BODY} bytes"),
         ));
     }
     Ok(kept)
 }
 
-/// `?timeout=5s`, in Go's notation.
+/// The timeout in the query, `?timeout=5s` in Go's notation, between 1 s and 30 s.
 fn timeout(query: Option<&str>) -> Duration {
     let value = query.into_iter().flat_map(|query| query.split('&')).find_map(|pair| pair.strip_prefix("timeout="));
     let parsed = value.and_then(|text| duration::parse(text).ok());

@@ -1,29 +1,29 @@
-//! One at a time for each pod. Every mark is a compare-and-swap: of eight writers at once, seven would lose and ask the
-//! API server again, and a flood of execs into one pod would be ten times the work.
+//! One writer at a time for each pod. Every mark is a compare-and-swap: of eight concurrent writers, seven would lose
+//! and read the pod again, so a flood of execs into one pod would cause ten times the requests.
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
+use tokio::sync::{Mutex as Lock, OwnedMutexGuard};
 
-/// Whose turn it is, by pod.
+/// A lock for each pod that has a writer.
 #[derive(Default)]
-pub struct PodLocks(Mutex<HashMap<String, Weak<Turn<()>>>>);
+pub struct PodLocks(Mutex<HashMap<String, Weak<Lock<()>>>>);
 
 impl PodLocks {
-    /// Waits for this pod's turn, and holds it until the guard is dropped.
+    /// Waits for the lock of this pod, which is held until the guard is dropped.
     pub async fn lock(&self, namespace: &str, pod: &str) -> OwnedMutexGuard<()> {
-        let turn = {
+        let lock = {
             let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            all.retain(|_, turn| turn.strong_count() > 0);
+            all.retain(|_, lock| lock.strong_count() > 0);
             let key = format!("{namespace}/{pod}");
-            let turn = all.get(&key).and_then(Weak::upgrade).unwrap_or_default();
-            all.insert(key, Arc::downgrade(&turn));
-            turn
+            let lock = all.get(&key).and_then(Weak::upgrade).unwrap_or_default();
+            all.insert(key, Arc::downgrade(&lock));
+            lock
         };
-        turn.lock_owned().await
+        lock.lock_owned().await
     }
 }
 
@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn one_pod_waits_for_itself_and_for_no_other_and_nothing_is_left_behind() {
+    async fn a_lock_blocks_only_writers_of_the_same_pod_and_is_removed_when_it_is_free() {
         let locks = PodLocks::default();
         let first = locks.lock("n", "a").await;
         let other = locks.lock("n", "b").await;
@@ -41,6 +41,6 @@ mod tests {
         drop(locks.lock("n", "a").await);
         drop(other);
         drop(locks.lock("n", "c").await);
-        assert_eq!(locks.0.lock().unwrap().len(), 1, "only the last one asked for");
+        assert_eq!(locks.0.lock().unwrap().len(), 1, "only the last lock");
     }
 }

@@ -1,7 +1,7 @@
 //! `AdmissionReview` (`admission.k8s.io/v1`) bytes ⇄ [`Request`] and [`Answer`].
 //!
-//! Pure. Only the fields that decide are read, so that a review of a future Kubernetes, or of a pod with a field that
-//! this version does not know, is understood. What cannot be understood is an error for HTTP, never a panic.
+//! Pure. Only the fields that matter for the decision are read, so a review from a later Kubernetes, or of a pod with a
+//! field that this version does not know, is understood. A body that is not understood is an HTTP error, never a panic.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -10,18 +10,18 @@ use serde_json::{json, value::RawValue};
 
 use crate::mark::{Operation, User};
 
-/// Why a body is not a review that this webhook answers.
+/// Why a body is not a review for this webhook.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not JSON, or not an `AdmissionReview`.
+    /// The body is not JSON, or not an `AdmissionReview`.
     #[error("not an AdmissionReview: {0}")]
     NotAReview(#[from] serde_json::Error),
-    /// An `AdmissionReview`, but of another version or without a request.
-    #[error("not an AdmissionReview of admission.k8s.io/v1 with a request, but {0}")]
-    Unknown(String),
+    /// The body is an `AdmissionReview` of another version, without a request, or of another resource.
+    #[error("not an AdmissionReview that Pristine supports: {0}")]
+    Unsupported(String),
 }
 
-/// What the API server asks.
+/// One admission request.
 #[derive(Debug, Eq, PartialEq)]
 pub struct Request {
     /// UID of the review; the answer repeats it.
@@ -30,56 +30,57 @@ pub struct Request {
     pub namespace: String,
     /// Name of the pod.
     pub pod: String,
-    /// Who asks.
+    /// The user who sent the request.
     pub user: User,
-    /// Nothing may be written.
+    /// A dry run: nothing may be written.
     pub dry_run: bool,
-    /// What they want to do; empty if the request touches no container.
+    /// The interactions; empty if the request reaches no container.
     pub acts: Vec<Act>,
 }
 
-/// The user and the group of whoever breaks the glass.
+/// User and group of break-glass.
 pub const BREAK_GLASS: &str = "pristine:break-glass";
 
 impl Request {
-    /// Whether somebody breaks the glass: recorded as well as can be, and never held up.
+    /// Whether this is break-glass: recorded if possible, and never denied.
     #[must_use]
     pub fn breaks_glass(&self) -> bool {
         self.user.groups.iter().any(|group| group == BREAK_GLASS)
     }
 
-    /// Whether the shipped entry admits it when nobody answers. Then nobody may be kept out for want of a record either.
+    /// Whether the shipped webhook entry admits the request while no replica answers. Then it is not denied for lack of
+    /// a record either.
     #[must_use]
     pub fn fails_open(&self) -> bool {
         self.breaks_glass() || self.acts.iter().all(|act| !act.operation.enters())
     }
 }
 
-/// One container and what is to be run in it.
+/// One interaction: a container, and what is run in it.
 #[derive(Debug, Eq, PartialEq)]
 pub struct Act {
-    /// What was asked of the API server.
+    /// The operation.
     pub operation: Operation,
-    /// The container, if named.
+    /// The container, if the request names one.
     pub container: String,
-    /// The command, as typed. Attach has none.
+    /// The command, as the client sent it. Attach has none.
     pub command: Vec<String>,
-    /// Standard input is connected.
+    /// Whether standard input is connected.
     pub stdin: bool,
-    /// A terminal is asked for.
+    /// Whether a terminal is requested.
     pub tty: bool,
 }
 
-/// What the API server is told.
+/// The answer to the API server.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Answer {
-    /// `None` admits.
+    /// `None` admits the request.
     pub denial: Option<Denial>,
     /// Entries for the API server's audit log, under `<webhook entry>/<key>`.
     pub audit: BTreeMap<&'static str, String>,
 }
 
-/// A refusal in the API server's terms.
+/// A denial in the API server's terms.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Denial {
     /// HTTP status code for the user.
@@ -137,7 +138,7 @@ struct UserInfo {
     extra: Option<BTreeMap<String, Vec<String>>>,
 }
 
-/// `PodExecOptions` and `PodAttachOptions`: the second has no command, and Go writes an absent list as `null`.
+/// `PodExecOptions` or `PodAttachOptions`. The second has no command, and Go writes an absent list as `null`.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Options {
@@ -149,7 +150,7 @@ struct Options {
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Reach {
+struct PortOptions {
     ports: Option<Vec<i64>>,
     path: String,
 }
@@ -168,7 +169,7 @@ struct PodSpec<'a> {
     ephemeral_containers: Option<Vec<&'a RawValue>>,
 }
 
-/// Containers added by one update. kubectl adds one; more than this is nobody's debugging.
+/// Containers that one update may add. kubectl adds one.
 const MAX_ADDED: usize = 32;
 
 #[derive(Default, Deserialize)]
@@ -190,23 +191,23 @@ fn object<'a, T: Default + Deserialize<'a>>(raw: Option<&'a RawValue>) -> Result
 /// Reads a review.
 ///
 /// # Errors
-/// When the body is no review, or of something that this webhook is not asked about by its own manifest.
+/// If the body is not a review, or reviews a request that the shipped webhook configuration does not select.
 pub fn parse(body: &[u8]) -> Result<Request, Error> {
     let envelope: Envelope<'_> = serde_json::from_slice(body)?;
     let Envelope { api_version, kind, request: Some(raw) } = envelope else {
-        return Err(Error::Unknown(format!("{:?} {:?} without a request", envelope.api_version, envelope.kind)));
+        return Err(Error::Unsupported(format!("{:?} {:?} without a request", envelope.api_version, envelope.kind)));
     };
     if (api_version.as_str(), kind.as_str()) != ("admission.k8s.io/v1", "AdmissionReview") {
-        return Err(Error::Unknown(format!("{api_version:?} {kind:?}")));
+        return Err(Error::Unsupported(format!("{api_version:?} {kind:?}, expected \"admission.k8s.io/v1\"")));
     }
     let acts = match (raw.operation.as_str(), raw.resource.resource.as_str(), raw.sub_resource.as_str()) {
         ("CONNECT", "pods", "exec") => vec![connect(Operation::Exec, object(raw.object)?)],
         ("CONNECT", "pods", "attach") => vec![connect(Operation::Attach, object(raw.object)?)],
-        ("CONNECT", "pods", "portforward") => vec![reach(Operation::PortForward, &object(raw.object)?)],
-        ("CONNECT", "pods", "proxy") => vec![reach(Operation::Proxy, &object(raw.object)?)],
+        ("CONNECT", "pods", "portforward") => vec![connect_port(Operation::PortForward, &object(raw.object)?)],
+        ("CONNECT", "pods", "proxy") => vec![connect_port(Operation::Proxy, &object(raw.object)?)],
         ("UPDATE", "pods", "ephemeralcontainers") => added(&object(raw.old_object)?, &object(raw.object)?)?,
         (operation, resource, subresource) => {
-            return Err(Error::Unknown(format!("a review of {operation} {resource}/{subresource}")));
+            return Err(Error::Unsupported(format!("a review of {operation} {resource}/{subresource}")));
         }
     };
     let pod = if raw.sub_resource == "proxy" { proxied(&raw.name).to_owned() } else { raw.name };
@@ -234,23 +235,26 @@ fn connect(operation: Operation, options: Options) -> Act {
     Act { operation, container, command: command.unwrap_or_default(), stdin, tty }
 }
 
-/// `PodPortForwardOptions` and `PodProxyOptions`. The ports are there if the client asked for them in the URL.
-fn reach(operation: Operation, options: &Reach) -> Act {
+/// `PodPortForwardOptions` and `PodProxyOptions`. Ports are present if the client named them in the URL.
+fn connect_port(operation: Operation, options: &PortOptions) -> Act {
     let ports = options.ports.iter().flatten().map(ToString::to_string);
     let path = Some(&options.path).filter(|path| !path.is_empty()).cloned();
     let command = ports.chain(path).collect();
     Act { operation, container: String::new(), command, stdin: false, tty: false }
 }
 
-/// The ephemeral containers that the update adds or changes. Compared as text, which one API server wrote for both, so
-/// that three megabytes of containers cost three megabytes of hashing and no more.
+/// The ephemeral containers that the update adds or changes. They are compared as text, because one API server wrote
+/// both, so three megabytes of containers cost three megabytes of hashing.
 fn added(old: &PodObject<'_>, new: &PodObject<'_>) -> Result<Vec<Act>, Error> {
     let before = old.spec.ephemeral_containers.iter().flatten().map(|container| container.get());
     let before: HashSet<&str> = before.collect();
     let after = new.spec.ephemeral_containers.iter().flatten();
     let fresh: Vec<&RawValue> = after.copied().filter(|container| !before.contains(container.get())).collect();
-    if fresh.len() > MAX_ADDED {
-        return Err(Error::Unknown(format!("an update that adds {} ephemeral containers", fresh.len())));
+    let count = fresh.len();
+    if count > MAX_ADDED {
+        return Err(Error::Unsupported(format!(
+            "an update that adds {count} ephemeral containers, the limit is {MAX_ADDED}"
+        )));
     }
     let act = |container: &RawValue| {
         let EphemeralContainer { name, command, args, stdin, tty } = serde_json::from_str(container.get())?;

@@ -1,9 +1,9 @@
-//! The path that API servers call, a secret shared with them through the webhook configuration: whoever does not know it
-//! cannot post a made-up review. Pure.
+//! The secret URL path of the webhook. Replicas share it with API servers through the webhook configuration, and a
+//! client that does not know it cannot post a forged review. Pure.
 //!
-//! It is a speed bump and not a proof: an API server shows the URL to the user when a call fails below HTTP, so it is
-//! renewed by the clock, when a replica starts, and after a connection that broke. It is kept nowhere but in the webhook
-//! configuration: API servers read it there, so a Secret would only be a second copy that can differ.
+//! It is a speed bump and not a proof: an API server shows the URL to the user when a call fails below HTTP. So the
+//! path is renewed after its lifetime, when a replica starts, and after a broken connection. It is stored only in the
+//! webhook configuration, where API servers read it: a Secret would be a second copy that can differ.
 
 use std::time::Duration;
 
@@ -11,34 +11,35 @@ use jiff::{SignedDuration, Timestamp};
 
 pub mod renewer;
 
-/// For how long the last path is still answered: API servers hear of a new one within 60 ms, and later when they are busy.
+/// How long the previous path is still accepted. API servers learn a new path within 60 ms, and later when they are
+/// busy.
 pub const GRACE: SignedDuration = SignedDuration::from_secs(60);
 
-/// What the webhook configuration says.
+/// The paths in the webhook configuration.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Paths {
-    /// Of each of our entries.
+    /// The path of each entry that calls Pristine.
     pub live: Vec<String>,
-    /// The one before.
+    /// The previous path.
     pub previous: Option<String>,
 }
 
 /// What to write into the webhook configuration.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Renewal {
-    /// Into each of our entries.
+    /// The path for each entry that calls Pristine.
     pub path: String,
-    /// Beside them.
+    /// The annotation with the previous path.
     pub previous: Option<String>,
 }
 
-/// A path made at this time. Lower-case letters, digits and dashes are all that the API server takes in a segment.
-fn made(random: u128, now: Timestamp) -> String {
+/// A path created at this time. The API server accepts only lower-case letters, digits and dashes in a segment.
+fn create(random: u128, now: Timestamp) -> String {
     format!("/review/{:x}-{random:032x}", now.as_second())
 }
 
-/// When a path was made; none for one that is not ours.
-fn made_at(path: &str) -> Option<Timestamp> {
+/// When a path was created; none if Pristine did not create it.
+fn created_at(path: &str) -> Option<Timestamp> {
     let (time, random) = path.strip_prefix("/review/")?.split_once('-')?;
     let is_random = random.len() == 32 && random.bytes().all(|byte| byte.is_ascii_hexdigit());
     let second = i64::from_str_radix(time, 16).ok().filter(|_| is_random)?;
@@ -46,30 +47,31 @@ fn made_at(path: &str) -> Option<Timestamp> {
 }
 
 impl Paths {
-    /// The newest path of ours, and when it was made.
+    /// The newest path, and when it was created.
     fn newest(&self) -> Option<(Timestamp, &String)> {
-        self.live.iter().filter_map(|path| made_at(path).map(|at| (at, path))).max()
+        self.live.iter().filter_map(|path| created_at(path).map(|at| (at, path))).max()
     }
 
-    /// Whether a request to this path comes from somebody who may read the webhook configuration.
+    /// Whether the client of a request to this path can read the webhook configuration.
     #[must_use]
     pub fn accepts(&self, path: &str, now: Timestamp) -> bool {
         let recent = self.newest().is_none_or(|(at, _)| now.duration_since(at) < GRACE);
         let previous = self.previous.iter().filter(|_| recent);
-        // All of them, so that the time tells nothing.
+        // All of them are compared, so that the response time reveals nothing.
         self.live.iter().chain(previous).fold(false, |found, known| found | equal(known, path))
     }
 
-    /// The write that is due, if any. `leaked` is whether a user may have been shown the path.
+    /// The write that is due, if any. `leaked` is whether an error may have shown the path to a user.
     #[must_use]
     pub fn renewal(&self, leaked: bool, lifetime: Duration, random: u128, now: Timestamp) -> Option<Renewal> {
         let lifetime = SignedDuration::try_from(lifetime).unwrap_or(SignedDuration::MAX);
-        let fresh = |previous: Option<&String>| Some(Renewal { path: made(random, now), previous: previous.cloned() });
+        let fresh =
+            |previous: Option<&String>| Some(Renewal { path: create(random, now), previous: previous.cloned() });
         let Some((at, newest)) = self.newest() else {
             return fresh(None).filter(|_| !self.live.is_empty());
         };
         let age = now.duration_since(at);
-        // One of the future is a clock's mistake and would never be renewed.
+        // A path from the future was created by a wrong clock and would never be renewed.
         if age >= lifetime || age < -GRACE || (leaked && age >= GRACE) {
             return fresh(Some(newest));
         }
@@ -77,7 +79,7 @@ impl Paths {
         differs.then(|| Renewal { path: newest.clone(), previous: self.previous.clone() })
     }
 
-    /// When to look again.
+    /// How long until the next renewal.
     #[must_use]
     pub fn next(&self, leaked: bool, lifetime: Duration, now: Timestamp) -> Duration {
         let lifetime = SignedDuration::try_from(lifetime).unwrap_or(SignedDuration::MAX);
@@ -87,9 +89,9 @@ impl Paths {
     }
 }
 
-/// In the same time whatever differs.
+/// Compares in constant time.
 fn equal(known: &str, path: &str) -> bool {
-    // No path at all is how the API server spells the root.
+    // The API server calls the root if an entry has no path.
     let known = if known.is_empty() { "/" } else { known };
     known.len() == path.len() && known.bytes().zip(path.bytes()).fold(0, |all, (a, b)| all | (a ^ b)) == 0
 }
@@ -109,18 +111,18 @@ mod tests {
     }
 
     #[test]
-    fn a_fresh_install_is_called_at_the_root_until_a_path_is_written() {
+    fn the_root_is_accepted_until_the_first_path_is_written() {
         let paths = Paths { live: vec![String::new(); 3], previous: None };
         assert!(paths.accepts("/", at(0)) && !paths.accepts("/x", at(0)));
         let renewed = after(paths.renewal(false, LIFETIME, 7, at(0)).unwrap());
-        assert!(!renewed.accepts("/", at(0)), "the root is nobody's secret");
+        assert!(!renewed.accepts("/", at(0)), "the root is not secret");
         assert_eq!(renewed.renewal(false, LIFETIME, 8, at(1)), None);
-        assert_eq!(Paths::default().renewal(true, LIFETIME, 8, at(1)), None, "no entry of ours");
+        assert_eq!(Paths::default().renewal(true, LIFETIME, 8, at(1)), None, "no entry calls Pristine");
         assert!(!Paths::default().accepts("/", at(0)));
     }
 
     #[test]
-    fn the_last_path_counts_for_a_minute_after_a_renewal_and_no_longer() {
+    fn the_previous_path_is_accepted_for_one_minute_after_a_renewal() {
         let first =
             after(Paths { live: vec![String::new()], previous: None }.renewal(false, LIFETIME, 1, at(0)).unwrap());
         let old = first.live[0].clone();
@@ -131,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leak_renews_but_never_one_that_is_younger_than_the_grace_of_its_predecessor() {
+    fn a_leaked_path_is_renewed_once_it_is_one_minute_old() {
         let first =
             after(Paths { live: vec![String::new()], previous: None }.renewal(false, LIFETIME, 1, at(0)).unwrap());
         assert_eq!(first.renewal(true, LIFETIME, 2, at(59)), None);
@@ -140,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_lost_its_path_gets_the_same_again() {
+    fn an_entry_that_lost_its_path_gets_the_same_path_back() {
         let mut paths =
             after(Paths { live: vec![String::new()], previous: None }.renewal(false, LIFETIME, 1, at(0)).unwrap());
         paths.live[1] = String::new();
@@ -149,13 +151,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_and_what_is_of_the_future_is_replaced() {
+    fn foreign_paths_and_paths_from_the_future_are_replaced() {
         for path in ["/review/", "/review/zz-00", "/validate", "/review/6b49d200-123", "review/1-1"] {
             let paths = Paths { live: vec![path.to_owned()], previous: None };
             assert!(paths.renewal(false, LIFETIME, 1, at(0)).is_some(), "{path}");
         }
-        let future = Paths { live: vec![made(1, at(100))], previous: None };
+        let future = Paths { live: vec![create(1, at(100))], previous: None };
         assert!(future.renewal(false, LIFETIME, 1, at(0)).is_some());
-        assert_eq!(future.renewal(false, LIFETIME, 1, at(50)), None, "another replica's clock may be ahead a little");
+        assert_eq!(future.renewal(false, LIFETIME, 1, at(50)), None, "another replica's clock may be a little ahead");
     }
 }

@@ -1,6 +1,6 @@
-//! What is to be recorded, and what the API server checks only after admission, in its own words. Pure.
+//! Checks that the API server makes only after admission, with the API server's own messages. Pure.
 //!
-//! A mark on a pod that the API server then refuses to connect to would be a mark without an interaction.
+//! Without them, Pristine would mark a pod to which the API server then denies the connection.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -8,11 +8,11 @@ use k8s_openapi::api::core::v1::Pod;
 use super::review::{Act, Denial, Request};
 use crate::mark::{Interaction, Operation, redact};
 
-/// What is recorded of one act, before a rule has decided about it.
+/// What is recorded of one interaction, before a rule decides about it.
 #[must_use]
 pub fn interaction(request: &Request, act: &Act, container: String, now: Timestamp) -> Interaction {
     Interaction {
-        // Records need no finer time, and every byte of them counts.
+        // Milliseconds are enough, and every byte of the annotation counts.
         at: Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now),
         operation: act.operation,
         container,
@@ -25,48 +25,49 @@ pub fn interaction(request: &Request, act: &Act, container: String, now: Timesta
     }
 }
 
-/// No such pod.
+/// The denial for a pod that does not exist.
 #[must_use]
 pub fn not_found(pod: &str) -> Denial {
     Denial { code: 404, reason: "NotFound", message: format!("pods {pod:?} not found") }
 }
 
-/// The verbs, any of which is enough, and the subresource that the user needs.
+/// The verbs of which the user needs one, and the subresource.
 #[must_use]
 pub const fn needed(operation: Operation) -> (&'static [&'static str], &'static str) {
     match operation {
-        // By WebSocket it is a GET, but a user who may only get must not reach a container. The API server sees it so
-        // itself since 1.35.
+        // Over WebSocket it is a GET, but a user who may only get must not reach a container. The API server itself
+        // requires create since 1.35.
         Operation::Attach => (&["create"], "attach"),
         Operation::Exec => (&["create"], "exec"),
         Operation::PortForward => (&["create"], "portforward"),
-        // The verb is that of the HTTP method, which a review does not tell.
+        // The verb is that of the HTTP method, which a review does not contain.
         Operation::Proxy => (&["get", "create", "update", "patch", "delete"], "proxy"),
-        // A review does not tell PATCH, which kubectl sends, from PUT.
+        // A review does not distinguish PATCH, which kubectl sends, from PUT.
         Operation::Debug => (&["patch", "update"], "ephemeralcontainers"),
     }
 }
 
-/// None of the verbs is allowed.
+/// The denial for a user who has none of the verbs.
 #[must_use]
 pub fn forbidden(request: &Request, operation: Operation) -> Denial {
     let (verbs, subresource) = needed(operation);
     let Request { namespace, pod, user, .. } = request;
     let message = format!(
-        "pods {pod:?} is forbidden: User {:?} cannot {} resource \"pods/{subresource}\" in API group \"\" in the namespace {namespace:?}",
+        "pods {pod:?} is forbidden: User {:?} cannot {} resource \"pods/{subresource}\" in API group \"\" \
+         in the namespace {namespace:?}",
         user.name, verbs[0]
     );
     Denial { code: 403, reason: "Forbidden", message }
 }
 
-/// The container that the API server will connect to; its own rules and words (`validateContainer` and
-/// `streamLocation` in `pkg/registry/core/pod/strategy.go` of Kubernetes 1.37).
+/// The container that the API server will connect to, by its own rules (`validateContainer` and `streamLocation` in
+/// `pkg/registry/core/pod/strategy.go` of Kubernetes 1.37).
 ///
 /// # Errors
-/// What it would say.
+/// The error that the API server would return.
 pub fn container(act: &Act, pod: &Pod) -> Result<String, Denial> {
     match act.operation {
-        // The API server has validated the update; the container is not in the pod yet.
+        // The API server has validated the update. The container is not in the pod yet.
         Operation::Debug => return Ok(act.container.clone()),
         Operation::PortForward | Operation::Proxy => return Ok(String::new()),
         Operation::Attach | Operation::Exec => {}

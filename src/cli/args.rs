@@ -42,7 +42,8 @@ pub enum Command {
     },
     /// Print a patch of the webhook configuration with which the API server itself exempts users and groups.
     ///
-    /// It contains the rules at the top of the file that exempt by user or group alone, and works even while no replica runs.
+    /// It contains the rules at the top of the file that exempt by user or group alone, and works even while no replica
+    /// runs.
     MatchConditions {
         /// The configuration file.
         file: PathBuf,
@@ -74,7 +75,8 @@ pub struct Serve {
     /// The configuration file.
     #[arg(long, default_value = "/etc/pristine/pristine.yaml")]
     pub config: PathBuf,
-    /// Address of the webhook, which API servers call. The firewalls of private clusters admit port 10250 and one other.
+    /// Address of the webhook, which API servers call. The firewalls of private clusters admit port 10250 and one
+    /// other.
     #[arg(long, default_value = "[::]:10250")]
     pub listen: SocketAddr,
     /// Address of /livez, /readyz and /metrics, without TLS.
@@ -107,8 +109,8 @@ pub struct Serve {
     /// How long API servers trust the next CA before it signs.
     #[arg(long, default_value = "1m", value_parser = duration)]
     pub hold: Duration,
-    /// A directory with tls.crt, tls.key and optionally ca.crt, to use instead of Pristine's own CA. With ca.crt, Pristine
-    /// writes it into caBundle. Without ca.crt, another tool must.
+    /// A directory with tls.crt, tls.key and optionally ca.crt, to use instead of Pristine's own CA. With ca.crt,
+    /// Pristine writes it into caBundle. Without ca.crt, another tool must.
     #[arg(long)]
     pub tls_dir: Option<PathBuf>,
     /// Lifetime of the secret URL path that API servers call.

@@ -1,4 +1,5 @@
-//! The generated pages of docs/: made from the program's own schema, metrics and help, so that they cannot differ from it. Pure.
+//! The generated pages of docs/: made from the program's own schema, metrics and help, so that they cannot differ from
+//! it. Pure.
 
 use std::fmt::Write as _;
 
@@ -13,10 +14,10 @@ fn begin(title: &str, about: &str) -> String {
 #[must_use]
 pub fn configuration(schema: &str) -> String {
     let schema: Value = serde_json::from_str(schema).unwrap_or_default();
-    let about = "The file `pristine.yaml` of the ConfigMap `pristine`. Pristine reloads it when it changes. An invalid file is rejected \
-                 as a whole, with line and field, and the rules before it stay in force. `pristine check-config FILE` checks a \
-                 file, `pristine explain` prints which rule decides, and editors read \
-                 [the JSON Schema](../manifests/configuration.schema.json). [The guide](configure.md) has examples.";
+    let about = "The file `pristine.yaml` of the ConfigMap `pristine`. Pristine reloads it when it changes. An invalid \
+                 file is rejected as a whole, with line and field, and the previous configuration stays in force. \
+                 `pristine check-config FILE` checks a file, `pristine explain` prints which rule decides, and editors \
+                 read [the JSON Schema](../manifests/configuration.schema.json). [The guide](configure.md) has examples.";
     let mut page = begin("Configuration", about);
     page.push_str("\n| field | type | meaning |\n|---|---|---|\n");
     fields(&schema, &schema, "", &mut page);
@@ -55,7 +56,7 @@ fn fields(root: &Value, object: &Value, before: &str, page: &mut String) {
         };
         let kind = if required.contains(&name.as_str()) { format!("{kind}, required") } else { kind };
         let (own, of_type) = (text(&field["description"]), text(&inner["description"]));
-        let says_it_all = own == of_type || inner["properties"].is_object();
+        let says_it_all = own == of_type || inner["properties"].is_object() || inner["oneOf"].is_array();
         let meaning = if says_it_all { own } else { format!("{own} {of_type}") };
         let _ = writeln!(page, "| `{path}` | {kind} | {} |", meaning.trim().replace('|', "\\|"));
         fields(root, inner, &format!("{path}."), page);
@@ -65,8 +66,9 @@ fn fields(root: &Value, object: &Value, before: &str, page: &mut String) {
 /// The metrics, from the output of a process that has just started.
 #[must_use]
 pub fn metrics(rendered: &str) -> String {
-    let about = "Each replica serves them on the port `probes` (8080), path `/metrics`, in the OpenMetrics text format. No label has a \
-                 value from a request, so the number of series is bounded. Counters with listed label values start at zero. \
+    let about = "Each replica serves them on the port `probes` (8080), path `/metrics`, in the OpenMetrics text format. \
+                 No label has a value from a request, so the number of series is bounded. Counters with listed label \
+                 values start at zero. \
                  [The monitoring component](../manifests/components/monitoring) has alerts, each with a section in \
                  [the runbook](runbook.md), and a dashboard.";
     let mut page = begin("Metrics", about);
@@ -113,8 +115,9 @@ fn labels(lines: &[&str], name: &str) -> String {
 /// Commands and flags, from the programs' own help. The global flags of a program are printed once, as kubectl does.
 #[must_use]
 pub fn flags(pristine: &mut clap::Command, plugin: &mut clap::Command) -> String {
-    let about = "The commands and flags of `pristine` and of `kubectl pristine`. Durations are in Go's notation: `90s`, `10m`, `1h30m`. \
-                 The exit code is 0 for success and 1 for a failure. For an unknown command or flag, `pristine` exits with 2, and \
+    let about = "The commands and flags of `pristine` and of `kubectl pristine`. Durations are in Go's notation: `90s`, \
+                 `10m`, `1h30m`. The exit code is 0 for success and 1 for a failure. For an unknown command or flag, \
+                 `pristine` exits with 2, and \
                  `kubectl pristine` with 1, like kubectl.";
     let mut page = begin("Commands and flags", about);
     for program in [pristine, plugin] {

@@ -1,4 +1,4 @@
-//! Which rule decides about a review, and why the ones before it do not. Pure; for `pristine explain`.
+//! Which rule decides about a review, and why the rules before it do not match: `pristine explain`. Pure.
 
 use std::fmt::Write as _;
 
@@ -15,29 +15,32 @@ use crate::{
     mark::{Disposition, before_quarantine},
 };
 
-/// Explains the decision about the review in `text`, on this pod or on one of a `ReplicaSet` without labels.
+/// Explains the decision about the review in `text`, for this pod or for a pod of a `ReplicaSet` without labels.
 ///
 /// # Errors
-/// When the text is no review.
+/// When the text is not a review.
 pub fn explain(policy: &Policy, text: &[u8], pod: Option<&Pod>, now: Timestamp) -> Result<String, review::Error> {
     let request = review::parse(text)?;
     let mut out = String::new();
     let assumed = assumed(&request.namespace, &request.pod);
     if pod.is_none() {
-        out.push_str("without --pod, a pod of a ReplicaSet without labels is assumed\n");
+        out.push_str("no --pod: assuming a pod of a ReplicaSet, without labels\n");
     }
     let given = &*before_quarantine(pod.unwrap_or(&assumed));
     for act in &request.acts {
         let container = match (pod, validate::container(act, given)) {
             (Some(_), Err(Denial { code, message, .. })) => {
-                let _ = writeln!(out, "refused before any rule, as the API server would: {code} {message}");
+                let _ = writeln!(
+                    out,
+                    "denied before any rule is checked, with the API server's own error: {code} {message}"
+                );
                 continue;
             }
             (_, Ok(container)) => container,
             (None, Err(_)) => act.container.clone(),
         };
         let interaction = validate::interaction(&request, act, container, now);
-        let _ = writeln!(out, "{} of pod {}/{}", interaction.summary(), request.namespace, request.pod);
+        let _ = writeln!(out, "pod {}/{}: {}", request.namespace, request.pod, interaction.summary());
         let decided = policy.decide(&interaction, &request.user, &act.command, given);
         for rule in &policy.rules {
             if let Some(field) = rule.matches.misses(&interaction, &request.user, &act.command, given) {
@@ -57,7 +60,7 @@ pub fn explain(policy: &Policy, text: &[u8], pod: Option<&Pod>, now: Timestamp) 
                 format!("Evict: admitted and marked, and the pod is evicted {ttl:?} later")
             }
             Verdict::Deny { .. } if request.breaks_glass() => {
-                "break-glass: admitted and marked in spite of the rule".to_owned()
+                "Record: break-glass overrides Deny, admitted and marked, never evicted".to_owned()
             }
             Verdict::Deny { message } => format!("Deny: {message}"),
         };
@@ -65,10 +68,10 @@ pub fn explain(policy: &Policy, text: &[u8], pod: Option<&Pod>, now: Timestamp) 
         let _ = writeln!(out, "  {by} decides: {what}");
     }
     if request.acts.is_empty() {
-        out.push_str("it touches no container: admitted, and nothing is written\n");
+        out.push_str("the request reaches no container: admitted, nothing is written\n");
     }
     if request.dry_run {
-        out.push_str("it is a dry run: nothing is written\n");
+        out.push_str("dry run: nothing is written\n");
     }
     Ok(out)
 }
@@ -76,5 +79,5 @@ pub fn explain(policy: &Policy, text: &[u8], pod: Option<&Pod>, now: Timestamp) 
 fn assumed(namespace: &str, name: &str) -> Pod {
     let owner = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r", "controller": true}]);
     let metadata = json!({"namespace": namespace, "name": name, "ownerReferences": owner});
-    serde_json::from_value(json!({ "metadata": metadata })).expect("a pod has no field that is required")
+    serde_json::from_value(json!({ "metadata": metadata })).expect("no field of a pod is required")
 }

@@ -1,7 +1,7 @@
-//! Rules → verdict: what happens to a pod that somebody interacts with.
+//! The rules: which verdict an interaction with a pod gets.
 //!
-//! Pure. The first rule that matches decides; the default decides when none does. A list that is empty or absent in a
-//! rule matches everything, as in Kubernetes' own webhook rules.
+//! Pure. The first rule that matches decides, and the default if none does. A list that is empty or absent in a rule
+//! matches everything, as an empty selector of a Kubernetes webhook does. The exception is `operations`.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ mod glob;
 pub mod overlap;
 pub use glob::Glob;
 
-/// What a rule does about an interaction. It is the one form of the decision from the configuration file to the answer.
+/// What a rule does about an interaction: one type, from the configuration file to the answer.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Verdict {
     /// The interaction is admitted and nothing is written.
@@ -30,10 +30,10 @@ pub enum Verdict {
     },
 }
 
-/// A verdict and the rule that gave it.
+/// A verdict, and the rule that decided.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Decision {
-    /// What to do.
+    /// The verdict.
     pub verdict: Verdict,
     /// The rule's name, or `default`.
     pub rule: String,
@@ -42,64 +42,65 @@ pub struct Decision {
 /// The rules in force.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// When no rule matches.
+    /// The verdict if no rule matches.
     pub default: Verdict,
-    /// In order; the first that matches decides.
+    /// In the order of the file: the first that matches decides.
     pub rules: Vec<Rule>,
 }
 
 /// One named rule.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    /// Unique in the file; it is in every record that the rule causes.
+    /// Unique in the file, and part of every record that the rule causes.
     pub name: String,
-    /// To which interactions it applies.
+    /// The interactions to which it applies.
     pub matches: Match,
-    /// What it does.
+    /// Its verdict.
     pub action: Verdict,
 }
 
-/// All the lists must match; within one list, any entry.
+/// Every field must match: of a list, one entry. An absent or empty field matches everything, except `operations`.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Match {
-    /// Namespaces, `*` and `?` allowed.
+    /// Namespaces of the pod.
     pub namespaces: Vec<Glob>,
-    /// User names, exactly. Never prefixes: `system:serviceaccount:` would be a trap.
+    /// Exact user names. Prefixes are not supported: `system:serviceaccount:` would match every service account.
     pub users: Vec<String>,
-    /// Groups, exactly; one of the user's must be listed.
+    /// Exact group names. The user must be in one of them.
     pub groups: Vec<String>,
-    /// `exec`, `attach`, `debug`; these three if there is none. And `port-forward`, `proxy`.
+    /// `exec` (also `kubectl cp`), `attach`, `debug` (ephemeral containers), `port-forward`, `proxy`. If absent: the
+    /// first three.
     pub operations: Vec<Operation>,
-    /// Container names, exactly.
+    /// Exact container names. port-forward and proxy have no container.
     pub containers: Vec<String>,
-    /// `true` for a terminal or standard input, `false` for neither.
+    /// `true`: only with a terminal or standard input. `false`: only with neither. If absent: both.
     pub interactive: Option<bool>,
-    /// The first words of the command.
+    /// The first words of the command, each compared exactly. attach has no command.
     pub command_prefix: Vec<String>,
-    /// Labels of the pod.
+    /// Labels of the pod. A quarantined pod matches by the labels it had before.
     pub pod_selector: Selector,
-    /// Kinds of the pod's controller (`ReplicaSet`, `StatefulSet`, `DaemonSet`, `Job`, …), or `None` for a bare pod.
+    /// The kind of the pod's controller (`ReplicaSet`, `StatefulSet`, `DaemonSet`, `Job`, …), or `None` for a bare pod.
     pub owner_kinds: Vec<String>,
 }
 
-/// As in Kubernetes, `matchLabels` alone.
+/// A label selector as in Kubernetes, with `matchLabels` only.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Selector {
-    /// All of these labels with these values.
+    /// The labels that the pod must have, with exact values.
     pub match_labels: BTreeMap<String, String>,
 }
 
-/// Kind of the pod's controller.
+/// The kind of the pod's controller.
 #[must_use]
 pub fn owner_kind(pod: &Pod) -> Option<&str> {
     controller(pod).map(|owner| owner.kind.as_str())
 }
 
 impl Policy {
-    /// What to do about this interaction with this pod. User and command are given as the API server sent them: those
-    /// in the interaction are bounded and redacted, and a rule must not be escaped by a 33rd group.
+    /// The verdict on this interaction with this pod. `user` and `argv` are as the API server sent them: those in the
+    /// interaction are bounded and redacted, and a user must not escape a rule by a 33rd group.
     #[must_use]
     pub fn decide(&self, interaction: &Interaction, user: &User, argv: &[String], pod: &Pod) -> Decision {
         let pod = &*before_quarantine(pod);
@@ -108,8 +109,8 @@ impl Policy {
         let verdict = match action {
             Verdict::Exempt | Verdict::Mark(Disposition::Record) => action.clone(),
             _ if matching.is_none() && !interaction.operation.enters() => Verdict::Mark(Disposition::Record),
-            // Nothing recreates a bare pod, and evicting a pod that runs to completion counts as a failure. Only a named
-            // rule may evict these.
+            // Nothing recreates a bare pod, and evicting a pod that runs to completion counts as a failure. Only a rule
+            // may evict these.
             Verdict::Mark(Disposition::Evict(ttl)) if matching.is_none() && !is_recreated(pod) => {
                 Verdict::Mark(Disposition::EvictIfOwned(*ttl))
             }
@@ -131,7 +132,7 @@ impl Match {
         let labels = pod.metadata.labels.as_ref();
         let labelled = |(key, value)| labels.and_then(|all| all.get(key)) == Some(value);
         let interactive = interaction.stdin || interaction.tty;
-        // In order of cost: most rules of a long file are about other namespaces.
+        // In the order of cost: most rules of a long file are for other namespaces.
         if !any(&self.namespaces, |glob| glob.matches(namespace)) {
             Some("namespaces")
         } else if !any(&self.users, |name| *name == user.name) {
@@ -155,7 +156,7 @@ impl Match {
         }
     }
 
-    /// Ports are reached all the time by tools; a rule is about them only if it names them.
+    /// Tools use port-forward and proxy all the time, so a rule applies to them only if it names them.
     fn covers_operation(&self, operation: Operation) -> bool {
         if self.operations.is_empty() { operation.enters() } else { self.operations.contains(&operation) }
     }

@@ -1,5 +1,5 @@
-//! Reads the configuration again when its file changes; what is wrong is refused, and the old rules stay. What wakes it
-//! is a hint; the text decides.
+//! Reloads the configuration when its file changes. An invalid file is rejected, and the previous configuration stays
+//! in force. A notification is only a hint: the text decides whether anything changed. I/O.
 
 use std::{
     path::{Path, PathBuf},
@@ -21,30 +21,30 @@ use crate::{
     telemetry::Outcome,
 };
 
-/// Keeps the rules in force those of the file.
+/// Reloads the configuration.
 pub struct Reload {
     /// The file.
     pub path: PathBuf,
-    /// Its text when it was read first.
+    /// The text with which the process started.
     pub text: String,
-    /// Gets the new rules.
+    /// Receives the new rules.
     pub policy: watch::Sender<Arc<Policy>>,
-    /// Gets how to evict.
+    /// Receives the new eviction settings.
     pub eviction: watch::Sender<Settings>,
-    /// The clock, and where what is done is reported.
+    /// The metrics and Events.
     pub context: Context,
-    /// Our own pod, which the Events are about.
+    /// This replica's pod, for Events.
     pub about: ObjectReference,
 }
 
 impl Reload {
     /// Runs until the process ends.
     pub async fn run(self) {
-        let folder = DirWatch::watch(self.path.parent().unwrap_or_else(|| Path::new("/")));
+        let dir = DirWatch::watch(self.path.parent().unwrap_or_else(|| Path::new("/")));
         let mut known = Ok(self.text);
         self.context.metrics.configuration_valid.set(1);
         loop {
-            folder.changed().await;
+            dir.changed().await;
             let text = config::read(&self.path).map_err(|error| chain(&error));
             if text == known {
                 continue;
@@ -52,7 +52,7 @@ impl Reload {
             let parsed = text.as_ref().map_err(Clone::clone).and_then(|text| {
                 config::parse(&self.path.display().to_string(), text).map_err(|error| error.to_string())
             });
-            // What was refused is known too: it is said once, not at every look.
+            // A rejected text is remembered too, so that it is reported once.
             known = text;
             let (result, type_, event, note) = match parsed {
                 Ok(Configuration { policy, eviction }) => {
@@ -61,16 +61,20 @@ impl Reload {
                     let dead = dead.map(|dead| format!("rule {:?} never decides: {}", dead.rule, dead.why));
                     let note = dead.fold(note, |note, dead| format!("{note}; {dead}"));
                     self.policy.send_replace(Arc::new(policy));
-                    // Who is told of it looks at every marked pod anew.
+                    // The receiver reconciles every marked pod after a change, so only a change is sent.
                     self.eviction.send_if_modified(|old| std::mem::replace(old, eviction) != eviction);
                     ("accepted", EventType::Normal, "ConfigurationReloaded", note)
                 }
                 Err(error) => {
-                    let note = format!("{error}; the rules before it stay in force");
+                    let note = format!("{error}; the previous configuration stays in force");
                     ("refused", EventType::Warning, "ConfigurationRefused", note)
                 }
             };
-            tracing::info!(result, note, "the configuration changed");
+            if result == "accepted" {
+                tracing::info!(note, "the configuration was reloaded");
+            } else {
+                tracing::warn!(note, "the configuration was rejected");
+            }
             self.context.metrics.reloads.get_or_create(&Outcome { result }).inc();
             self.context.metrics.configuration_valid.set(i64::from(result == "accepted"));
             self.context.events.publish(self.about.clone(), type_, event, "Reload", &note);

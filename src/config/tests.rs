@@ -7,7 +7,7 @@ fn error(body: &str) -> String {
 }
 
 #[test]
-fn the_shipped_example_is_understood() {
+fn a_configuration_with_rules_is_parsed() {
     let policy = parse(
         "f",
         &format!(
@@ -30,7 +30,7 @@ rules:
 }
 
 #[test]
-fn errors_say_file_line_field_and_what_to_do() {
+fn errors_name_file_line_field_and_remedy() {
     let ttl = |value: &str| error(&format!("default: {{action: Evict, ttl: {value}}}\n"));
     let rule = |text: &str| error(&format!("default: {{action: Record}}\nrules:\n- name: a\n  {text}\n"));
     for (found, expected) in [
@@ -46,32 +46,36 @@ fn errors_say_file_line_field_and_what_to_do() {
         (error("default: {action: Evict}\n"), "3:10: action Evict needs a ttl, for example `ttl: 10m`"),
         (error("default: {action: Record, ttl: 1m}\n"), "3:10: action Record takes no ttl; only Evict does"),
         (error("default: [\n"), "3:10: expected mapping start"),
-        (ttl("-5m"), "3:31: ttl \"-5m\" is negative"),
+        (ttl("-5m"), "3:31: duration \"-5m\" is negative"),
         (
             ttl("99999999999999999999h"),
-            "3:31: ttl \"99999999999999999999h\" is out of range, or not a duration such as 10m or 1h30m",
+            "3:31: duration \"99999999999999999999h\" is out of range, or not a duration such as 10m or 1h30m",
         ),
         (
             ttl("9999999h"),
-            "3:31: ttl \"9999999h\" is too long; the longest is 8784h, and `action: Record` never evicts",
+            "3:31: duration \"9999999h\" is too long; the longest is 8784h; use `action: Record` to never evict",
         ),
         (
             ttl("10"),
-            "3:31: ttl \"10\" is not a duration such as 10m or 1h30m: missing a unit: expected one of 'ns', 'us', 'µs', 'ms', 's', 'm', or 'h'",
+            "3:31: duration \"10\" is not a duration such as 10m or 1h30m: missing a unit: \
+             expected one of 'ns', 'us', 'µs', 'ms', 's', 'm', or 'h'",
         ),
         (
             ttl("1d"),
-            "3:31: ttl \"1d\" is not a duration such as 10m or 1h30m: invalid unit: expected one of 'ns', 'us', 'µs', 'ms', 's', 'm', or 'h'",
+            "3:31: duration \"1d\" is not a duration such as 10m or 1h30m: invalid unit: \
+             expected one of 'ns', 'us', 'µs', 'ms', 's', 'm', or 'h'",
         ),
         (
             rule("match: {namespaces: [Prod-*]}\n  action: Record"),
-            "6:24: namespace pattern \"Prod-*\": 'P' cannot be part of a name; use lower-case letters, digits, `-`, `.`, `*` and `?`",
+            "6:24: namespace pattern \"Prod-*\": 'P' is not allowed in a namespace name; \
+             use lower-case letters, digits, `-`, `.`, `*` and `?`",
         ),
         (
             rule("match: {operation: [exec]}\n  action: Record"),
-            "6:11: unknown field `operation`, expected one of namespaces, users, groups, operations, containers, interactive, commandPrefix, podSelector, ownerKinds",
+            "6:11: unknown field `operation`, expected one of namespaces, users, groups, operations, containers, \
+             interactive, commandPrefix, podSelector, ownerKinds",
         ),
-        (rule("action: Record\n- name: a\n  action: Record"), " rules[1].name: \"a\" names two rules"),
+        (rule("action: Record\n- name: a\n  action: Record"), " rules[1].name: an earlier rule has the name \"a\""),
         (rule("action: Deny\n  ttl: 1m"), "5:3: rule \"a\": action Deny takes no ttl; only Evict does"),
     ] {
         assert_eq!(found, format!("pristine.yaml:{expected}"));
@@ -79,15 +83,15 @@ fn errors_say_file_line_field_and_what_to_do() {
 }
 
 #[test]
-fn another_kind_or_version_is_refused() {
+fn another_kind_or_version_is_rejected() {
     let found =
         parse("f", "apiVersion: pristine/v2\nkind: PristineConfiguration\ndefault: {action: Record}\n").unwrap_err();
-    assert_eq!(found.to_string(), "f:1:13: \"pristine/v2\" is not known here; write pristine/v1alpha1");
+    assert_eq!(found.to_string(), "f:1:13: apiVersion \"pristine/v2\" is not supported; use pristine/v1alpha1");
 }
 
 proptest::proptest! {
     #[test]
-    fn no_text_panics(text in proptest::prelude::any::<String>(), digits in "[0-9.]{0,80}(h|m|s|ms|ns)") {
+    fn no_text_causes_a_panic(text in proptest::prelude::any::<String>(), digits in "[0-9.]{0,80}(h|m|s|ms|ns)") {
         let _ = parse("f", &text);
         let _ = parse("f", &format!("{HEAD}default: {{action: Evict, ttl: {text}}}"));
         let _ = parse_ttl(&text);

@@ -97,7 +97,7 @@ const HOLD: &str = USERS_KEYS[1];
 /// The limit of every extension.
 const LIMIT: &str = "the limit is eviction.maxExtension after the first interaction";
 
-/// Bounded, and without line breaks: a text from a user must not look like a line of its own.
+/// Bounded, and without line breaks: a text from a user must not pass for a line of Pristine.
 fn one_line(text: &str) -> String {
     let line = text.split(|c: char| c.is_control() || c.is_whitespace()).filter(|word| !word.is_empty());
     shorten(&line.collect::<Vec<_>>().join(" "), 256)
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn more_time_is_granted_up_to_the_longest() {
+    fn an_extension_is_granted_up_to_the_longest() {
         let granted = ask(Some("2026-01-01T00:30:00Z"), None);
         assert_eq!(granted.deadline.unwrap().to_string(), "2026-01-01T00:30:00Z");
         assert!(granted.is_extended && granted.problem.is_none());
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_granted_changes_nothing_and_is_said() {
+    fn a_request_that_cannot_be_granted_changes_nothing_and_has_a_reason() {
         for (to, word) in
             [("tomorrow", "write a time"), ("2026-01-01T00:05:00Z", "not after the deadline"), ("", "write")]
         {
@@ -153,7 +153,7 @@ mod tests {
             assert!(!granted.is_extended && granted.problem.as_ref().unwrap().contains(word), "{to}: {granted:?}");
         }
         assert_eq!(ask(None, None), Granted { deadline: mark(Some(600)).evict_at, is_extended: false, problem: None });
-        assert_eq!(Extension::default().grant(&mark(None), HOUR), Granted::default(), "nothing to put off");
+        assert_eq!(Extension::default().grant(&mark(None), HOUR), Granted::default(), "no deadline to extend");
     }
 
     #[test]
@@ -179,7 +179,8 @@ mod tests {
             let deadline = Extension { to, hold, by: None, reason: None }.grant(&mark, longest).deadline.unwrap();
             let own = mark.evict_at.unwrap();
             prop_assert!(deadline >= own);
-            prop_assert!(deadline <= own.max(mark.first.at.checked_add(SignedDuration::try_from(longest).unwrap()).unwrap()));
+            let latest = mark.first.at.checked_add(SignedDuration::try_from(longest).unwrap()).unwrap();
+            prop_assert!(deadline <= own.max(latest));
         }
     }
 }

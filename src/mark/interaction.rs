@@ -37,7 +37,7 @@ impl Operation {
         }
     }
 
-    /// Every one.
+    /// All operations.
     pub const ALL: [Self; 5] = [Self::Attach, Self::Debug, Self::Exec, Self::PortForward, Self::Proxy];
 
     /// Whether it starts a process inside a container. The others reach a port that the container serves.
@@ -78,7 +78,7 @@ pub struct Interaction {
     /// Whether standard input was connected.
     #[serde(default, skip_serializing_if = "is_false")]
     pub stdin: bool,
-    /// Whether a terminal was asked for.
+    /// Whether a terminal was requested.
     #[serde(default, skip_serializing_if = "is_false")]
     pub tty: bool,
     /// The user.
@@ -105,8 +105,8 @@ impl Interaction {
 
     /// Whether `other` is the same interaction: same user, operation, container, command and streams, within [`FOLD`].
     ///
-    /// Every HTTP request through `pods/proxy` is reviewed. One record for each user is enough, or a dashboard would push
-    /// everything else off the pod.
+    /// Every HTTP request through `pods/proxy` is reviewed. One record for each user is enough, or a dashboard would
+    /// push everything else off the pod.
     pub(super) fn same(&self, other: &Self) -> bool {
         let is_same = self.user.name == other.user.name && self.operation == other.operation;
         if !self.operation.enters() {

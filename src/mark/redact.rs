@@ -1,7 +1,7 @@
 //! What is recorded of a command and of a user: bounded, and without secrets, because every `view` can read it.
 //!
-//! Pure. Masking covers the common shapes (`--password=…`, `TOKEN=…`, `--token …`, `https://user:pass@…`) and is not a proof: a
-//! secret that a user types as a plain word is recorded, as it is in the API server's own audit log.
+//! Pure. Masking covers the common shapes (`--password=…`, `TOKEN=…`, `--token …`, `https://user:pass@…`) and is not a
+//! proof: a secret that a user types as a plain word is recorded, as it is in the API server's own audit log.
 
 use crate::mark::{User, shorten};
 
@@ -20,8 +20,8 @@ const SECRET: [&str; 9] =
 const MAX_NAME: usize = 2048;
 /// Groups that are recorded, and bytes of each.
 const MAX_GROUPS: (usize, usize) = (32, 128);
-/// The keys of `extra` that are kept: the reason given with `--as-user-extra reason=…`, and the pod, node and credential of
-/// a ServiceAccount.
+/// The keys of `extra` that are kept: the reason given with `--as-user-extra reason=…`, and the pod, node and
+/// credential of a ServiceAccount.
 const EXTRA: [&str; 4] = [
     "reason",
     "authentication.kubernetes.io/credential-id",
@@ -91,8 +91,8 @@ fn word(word: &str) -> String {
 
 fn without_userinfo(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
-    let ca = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    match ca.rsplit_once('@') {
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    match authority.rsplit_once('@') {
         Some((userinfo, _)) if userinfo.contains(':') => format!("{scheme}://{MASK}{}", &rest[userinfo.len()..]),
         _ => text.to_owned(),
     }

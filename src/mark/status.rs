@@ -71,7 +71,8 @@ pub struct Status {
     /// The deadline in force, with an extension that was granted; none if the pod is not evicted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evict_at: Option<Timestamp>,
-    /// Why the pod is in this state, if the state alone does not say it: what the API server answered, or which limit holds.
+    /// Why the pod is in this state, if the state alone does not say it: what the API server answered, or which limit
+    /// holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
 }
@@ -89,7 +90,7 @@ impl Status {
         Self { state, evict_at, cause: cause.into() }
     }
 
-    /// Reads it off a pod that carries a mark; none if there is no readable one.
+    /// Reads the status of a marked pod; none if there is no valid one.
     #[must_use]
     pub fn on(pod: &Pod) -> Option<Self> {
         serde_json::from_str(pod.metadata.annotations.as_ref()?.get(STATUS)?).ok()
@@ -102,7 +103,7 @@ impl Status {
         serde_json::to_string(&Self { cause, ..self.clone() }).expect("a status has string keys only")
     }
 
-    /// Whether the pod says so already, in both places.
+    /// Whether the pod has this status already, in both places.
     #[must_use]
     pub fn is_on(&self, pod: &Pod, message: &str) -> bool {
         let annotated = pod.metadata.annotations.as_ref().and_then(|all| all.get(STATUS));
@@ -160,7 +161,7 @@ mod tests {
         pod.metadata.annotations = Some([(STATUS.to_owned(), text)].into());
         let read = Status::on(&pod).unwrap();
         assert_eq!((read.state, read.evict_at), (State::EvictionBlocked, at));
-        pod.metadata.annotations = Some([(STATUS.to_owned(), "{\"state\":\"Unheard\"}".to_owned())].into());
+        pod.metadata.annotations = Some([(STATUS.to_owned(), "{\"state\":\"Unknown\"}".to_owned())].into());
         assert_eq!(Status::on(&pod), None, "of a later version");
     }
 

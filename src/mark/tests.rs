@@ -30,7 +30,7 @@ fn pod_with(patch: &Value, uid: &str) -> Pod {
 const TTL: Option<Duration> = Some(Duration::from_secs(600));
 
 #[test]
-fn deadline_is_the_first_interaction_plus_ttl() {
+fn the_deadline_is_the_first_interaction_plus_the_ttl() {
     let mark = Mark::after(None, "u1", interaction("a", "2026-01-01T00:00:00Z"), TTL).unwrap();
     assert_eq!(mark.evict_at, Some("2026-01-01T00:10:00Z".parse().unwrap()));
 }
@@ -132,7 +132,10 @@ fn a_loop_of_interactions_keeps_first_latest_and_total_within_16_kib() {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_back(name in any::<String>(), command in proptest::collection::vec(any::<String>(), 0..4)) {
+    fn what_is_written_is_read_back(
+        name in any::<String>(),
+        command in proptest::collection::vec(any::<String>(), 0..4),
+    ) {
         let mut i = interaction(&name, "2026-01-01T00:00:00.123456789Z");
         i.command = command;
         let mark = Mark::after(None, "u1", i, TTL).unwrap();
@@ -141,7 +144,8 @@ proptest! {
 
     #[test]
     fn any_annotation_is_read_without_panic(text in any::<String>(), at in any::<String>()) {
-        let pod = serde_json::from_value(json!({"metadata": {"uid": "u", "annotations": {INTERACTIONS: text, EVICT_AT: at}}})).unwrap();
+        let annotations = json!({INTERACTIONS: text, EVICT_AT: at});
+        let pod = serde_json::from_value(json!({"metadata": {"uid": "u", "annotations": annotations}})).unwrap();
         prop_assert!(Found::on(&pod).mark().is_none());
     }
 

@@ -21,7 +21,7 @@ fn check_config_prints_file_line_and_field() {
 
     let bad = file("apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\ndefault: {action: Evict, ttl: -10m}\n");
     let path = bad.path().to_str().unwrap();
-    let expected = format!("pristine: {path}:3:31: ttl \"-10m\" is negative\n");
+    let expected = format!("pristine: {path}:3:31: duration \"-10m\" is negative\n");
     assert_eq!(pristine(&["check-config", path]), (false, expected.clone()));
     // The same at the start of the webhook, before it asks anybody for anything.
     assert_eq!(pristine(&["serve", "--config", path]), (false, expected));
@@ -56,7 +56,7 @@ rules:
 fn check_config_warns_of_a_rule_that_never_decides() {
     let rules = file(RULES);
     let path = rules.path().to_str().unwrap();
-    let warning = "warning: rule \"eu\" never decides: rule \"prod\" before it matches everything that it matches, and does something else";
+    let warning = "warning: rule \"eu\" never decides: the earlier rule \"prod\" matches everything that it matches, with another action";
     let expected = format!("{path}: ok, 4 rules and a default\n{path}: {warning}\n");
     assert_eq!(pristine(&["check-config", path]), (true, expected));
 }
@@ -77,18 +77,18 @@ fn explain_prints_which_rule_decides_and_why_the_others_do_not() {
         let arguments = ["explain", "--config", rules.path().to_str().unwrap(), "--review", review];
         pristine(&[&arguments, more].concat())
     };
-    let expected = "exec into container app by \"alice\" of pod prod-us/web-0
+    let expected = "pod prod-us/web-0: exec into container app by \"alice\"
   rule \"backups\" does not match: users
   rule \"databases\" matches
-  rule \"databases\" decides: denied: use the read replica
+  rule \"databases\" decides: Deny: use the read replica
 ";
     assert_eq!(explain(&["--pod", pod]), (true, expected.to_owned()));
-    let expected = "without --pod, a pod of a ReplicaSet without labels is assumed
-exec into container app by \"alice\" of pod prod-us/web-0
+    let expected = "no --pod: assuming a pod of a ReplicaSet, without labels
+pod prod-us/web-0: exec into container app by \"alice\"
   rule \"backups\" does not match: users
   rule \"databases\" does not match: podSelector
   rule \"prod\" matches
-  rule \"prod\" decides: recorded: admitted and marked, never evicted
+  rule \"prod\" decides: Record: admitted and marked, never evicted
 ";
     assert_eq!(explain(&[]), (true, expected.to_owned()));
 

@@ -136,14 +136,14 @@ async fn an_interaction_that_cannot_be_recorded_is_denied_with_advice() {
     let (allowed, code, message) = denial(&response);
     assert_eq!((allowed, code), (false, 503));
     assert!(
-        message.starts_with("the interaction could not be recorded on pod n/p")
+        message.starts_with("pristine could not record this session on pod n/p: ")
             && message.contains("patch pods/status"),
         "{message}"
     );
     webhook.fake.state().refuse_writes = None;
     webhook.fake.state().slow = Duration::from_secs(60);
     let response = webhook.review(&exec("a", &["sh"])).await;
-    assert!(denial(&response).2.contains("did not answer in time"), "{response}");
+    assert!(denial(&response).2.contains("did not answer Pristine in time"), "{response}");
 }
 
 #[tokio::test]

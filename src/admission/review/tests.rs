@@ -17,7 +17,7 @@ fn review(operation: &str, subresource: &str, object: Value, old: Value) -> Vec<
 }
 
 #[test]
-fn exec_is_read() {
+fn an_exec_review_is_parsed() {
     let body = review(
         "CONNECT",
         "exec",
@@ -48,8 +48,9 @@ fn attach_has_no_command_and_container_may_be_absent() {
 }
 
 #[test]
-fn debug_is_what_an_update_adds_or_changes() {
-    let pod = |containers: Value| json!({"metadata": {"name": "p"}, "spec": {"containers": [], "ephemeralContainers": containers}});
+fn debug_is_each_ephemeral_container_that_an_update_adds_or_changes() {
+    let spec = |ephemeral: Value| json!({"containers": [], "ephemeralContainers": ephemeral});
+    let pod = |ephemeral: Value| json!({"metadata": {"name": "p"}, "spec": spec(ephemeral)});
     let a = json!({"name": "a", "image": "i", "command": ["sh"], "args": ["-c", "id"], "tty": true});
     let b = json!({"name": "b", "image": "i"});
     let acts =
@@ -74,24 +75,24 @@ fn three_megabytes_of_containers_are_not_compared_pair_by_pair() {
     };
     let body = String::from_utf8(review("UPDATE", "ephemeralcontainers", json!("NEW"), json!("OLD"))).unwrap();
     let body = body.replace(r#""NEW""#, &object("{}", 500_000)).replace(r#""OLD""#, &object("0", 700_000));
-    // Pair by pair it would take minutes.
+    // A comparison pair by pair would take minutes.
     assert!(parse(body.as_bytes()).is_err());
 }
 
 #[test]
-fn what_is_no_review_is_an_error_with_the_reason() {
+fn a_body_that_is_not_a_review_is_an_error_with_the_reason() {
     for (body, expected) in [
         (&b""[..], "not an AdmissionReview: EOF"),
         (b"hello", "not an AdmissionReview: expected value"),
         (b"[]", "not an AdmissionReview: "),
-        (b"{}", "not an AdmissionReview of admission.k8s.io/v1 with a request, but \"\" \"\" without a request"),
+        (b"{}", "not an AdmissionReview that Pristine supports: \"\" \"\" without a request"),
         (br#"{"apiVersion":"v1","kind":"Pod"}"#, "without a request"),
     ] {
         let error = parse(body).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
     let error = parse(&review("CREATE", "", Value::Null, Value::Null)).unwrap_err();
-    assert!(error.to_string().ends_with("but a review of CREATE pods/"), "{error}");
+    assert!(error.to_string().ends_with(": a review of CREATE pods/"), "{error}");
 }
 
 #[test]
@@ -143,7 +144,7 @@ fn arbitrary_json() -> impl Strategy<Value = Value> {
 }
 
 #[test]
-fn more_than_anybody_sends_is_read_in_bounded_time() {
+fn the_largest_review_is_read_in_bounded_time() {
     let groups: Vec<String> = (0..10_000).map(|n| format!("group-{n}")).collect();
     let review = json!({
         "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "future": {"field": [1]},
@@ -155,16 +156,18 @@ fn more_than_anybody_sends_is_read_in_bounded_time() {
     });
     let request = parse(review.to_string().as_bytes()).unwrap();
     assert_eq!((request.user.groups.len(), request.acts[0].command[0].len()), (10_000, 1024 * 1024));
-    // What is recorded of it is bounded by redact, and what is on the pod by the mark.
+    // `redact` bounds the record, and the mark bounds the annotation.
     let recorded = serde_json::to_string(&crate::mark::redact::user(&request.user)).unwrap();
     assert!(recorded.len() < 8 * 1024 && crate::mark::redact::command(&request.acts[0].command).concat().len() <= 1024);
 }
 
 #[test]
-fn a_review_without_user_info_is_of_nobody_and_a_future_kind_is_refused_by_name() {
+fn a_review_without_user_info_has_an_empty_user_and_an_unknown_kind_is_rejected_by_name() {
     let mut review = json!({
         "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
-        "request": {"uid": "r", "operation": "CONNECT", "resource": {"resource": "pods"}, "subResource": "exec", "object": {}},
+        "request": {
+            "uid": "r", "operation": "CONNECT", "resource": {"resource": "pods"}, "subResource": "exec", "object": {},
+        },
     });
     assert_eq!(parse(review.to_string().as_bytes()).unwrap().user, User::default());
     review["request"]["subResource"] = json!("teleport");

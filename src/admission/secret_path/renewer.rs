@@ -1,5 +1,4 @@
-//! Keeps the path in the webhook configuration fresh, and tells requests that know it from those that do not. The edge
-//! of this room.
+//! Renews the secret path in the webhook configuration, and checks the path of each request. I/O.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,71 +19,72 @@ use tokio::{
 use super::{Paths, Renewal};
 use crate::{clock::Clock, error::chain};
 
-/// The annotation of the webhook configuration with the path that was called before.
+/// The annotation of the webhook configuration with the previous path.
 const PREVIOUS: &str = "pristine/previous-path";
-/// The wall clock is looked at this often.
-const TICK: Duration = Duration::from_secs(30);
-/// Between two looks: strangers can ask for one, and must not make us ask the API server more often than this.
-const PAUSE: Duration = Duration::from_millis(50);
-/// For one call to the API server.
-const CALL: Duration = Duration::from_secs(10);
-/// For a look on behalf of a request. A user waits.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The longest pause between two checks of the wall clock.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(30);
+/// The shortest pause between two reads of the webhook configuration: any client can cause one, and must not cause
+/// more.
+const READ_INTERVAL: Duration = Duration::from_millis(50);
+/// For one request to the API server.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a read on behalf of a review, because a user is waiting.
+const READ_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What was seen, and when.
+/// The paths that were read, and when.
 #[derive(Clone, Debug)]
-struct Seen {
+struct Observed {
     paths: Paths,
     at: Option<Instant>,
 }
 
-/// Lets requests through that know the path.
+/// Checks whether a request knows the secret path.
 #[derive(Clone)]
 pub struct PathGuard {
-    seen: watch::Receiver<Seen>,
-    look: Arc<Notify>,
+    seen: watch::Receiver<Observed>,
+    wake: Arc<Notify>,
     clock: Clock,
 }
 
-/// Renews the path.
+/// Renews the secret path.
 pub struct PathRenewer {
     client: Client,
     configuration: String,
-    /// Name and namespace of the Service that our entries name.
+    /// Name and namespace of the Service that the entries call.
     service: (String, String),
     lifetime: Duration,
     clock: Clock,
-    seen: watch::Sender<Seen>,
-    look: Arc<Notify>,
-    /// Somebody may have been shown the path.
+    seen: watch::Sender<Observed>,
+    wake: Arc<Notify>,
+    /// An error may have shown the path to a user.
     leaked: Arc<Notify>,
 }
 
 impl PathGuard {
-    /// Whether the request knows the path. An API server may hear of a new one before this replica does, so that a
-    /// stranger is looked up once more.
+    /// Whether the path is the secret one. An API server may learn a new path before this replica does, so an unknown
+    /// path causes one more read.
     pub async fn admits(&self, path: &str) -> bool {
         let mut seen = self.seen.clone();
-        let accepts = |seen: &Seen| seen.paths.accepts(path, self.clock.now());
+        let accepts = |seen: &Observed| seen.paths.accepts(path, self.clock.now());
         if accepts(&seen.borrow_and_update()) {
             return true;
         }
         let asked = Instant::now();
-        self.look.notify_one();
+        self.wake.notify_one();
         let fresh = seen.wait_for(|seen| seen.at.is_some_and(|at| at >= asked));
-        timeout(PATIENCE, fresh).await.is_ok_and(|seen| seen.is_ok_and(|seen| accepts(&seen)))
+        timeout(READ_TIMEOUT, fresh).await.is_ok_and(|seen| seen.is_ok_and(|seen| accepts(&seen)))
     }
 
-    /// A gate that knows these paths and no others, for tests and benchmarks.
+    /// A guard that accepts only these paths, for tests and benchmarks.
     #[must_use]
     pub fn of(paths: Paths, clock: Clock) -> Self {
-        let (_, seen) = watch::channel(Seen { paths, at: None });
-        Self { seen, look: Arc::default(), clock }
+        let (_, seen) = watch::channel(Observed { paths, at: None });
+        Self { seen, wake: Arc::default(), clock }
     }
 }
 
 impl PathRenewer {
-    /// Keeps the path of the entries that name this Service in this webhook configuration.
+    /// Renews the path of the entries that call this Service in this webhook configuration.
     #[must_use]
     pub fn new(
         client: Client,
@@ -94,10 +94,10 @@ impl PathRenewer {
         clock: Clock,
         leaked: Arc<Notify>,
     ) -> (Self, PathGuard) {
-        let (sender, seen) = watch::channel(Seen { paths: Paths::default(), at: None });
-        let look = Arc::new(Notify::new());
-        let guard = PathGuard { seen, look: look.clone(), clock: clock.clone() };
-        (Self { client, configuration, service, lifetime, clock, seen: sender, look, leaked }, guard)
+        let (sender, seen) = watch::channel(Observed { paths: Paths::default(), at: None });
+        let wake = Arc::new(Notify::new());
+        let guard = PathGuard { seen, wake: wake.clone(), clock: clock.clone() };
+        (Self { client, configuration, service, lifetime, clock, seen: sender, wake, leaked }, guard)
     }
 
     fn api(&self) -> Api<ValidatingWebhookConfiguration> {
@@ -109,45 +109,47 @@ impl PathRenewer {
         let named = watcher::Config::default().timeout(60).fields(&format!("metadata.name={}", self.configuration));
         let api: Api<PartialObjectMeta<ValidatingWebhookConfiguration>> = Api::all(self.client.clone());
         let mut changes = watcher(api, named).default_backoff().boxed();
-        // Requests that this replica was killed over have shown it.
+        // If the previous process was killed during a request, the error of the client contained the path: treat it as
+        // leaked.
         let mut leaked = true;
         loop {
-            let wait = match self.keep(&mut leaked).await {
-                Ok(wait) => wait.min(TICK),
+            let wait = match self.reconcile(&mut leaked).await {
+                Ok(wait) => wait.min(CLOCK_INTERVAL),
                 Err(error) => {
-                    tracing::warn!(error = %chain(&error), "cannot keep the path of the webhook configuration, will try again");
+                    let error = chain(&error);
+                    tracing::warn!(error, "cannot renew the secret path in the webhook configuration, retrying");
                     Duration::from_secs(1)
                 }
             };
             tokio::select! {
                 () = sleep(wait) => {}
                 _ = changes.next() => {}
-                () = self.look.notified() => {}
+                () = self.wake.notified() => {}
                 () = self.leaked.notified() => leaked = true,
             }
-            sleep(PAUSE).await;
+            sleep(READ_INTERVAL).await;
         }
     }
 
-    /// Looks, and renews if it is due; how long to wait then.
-    async fn keep(&self, leaked: &mut bool) -> Result<Duration, kube::Error> {
+    /// Reads the paths, and renews them if that is due. Returns how long to wait then.
+    async fn reconcile(&self, leaked: &mut bool) -> Result<Duration, kube::Error> {
         let at = Instant::now();
         let live = within(self.api().get_opt(&self.configuration)).await?;
         let now = self.clock.now();
-        let Some(live) = live else { return Ok(TICK) };
+        let Some(live) = live else { return Ok(CLOCK_INTERVAL) };
         let paths = self.paths(&live);
         let due = paths.renewal(*leaked, self.lifetime, rand::random(), now);
         let wait = paths.next(*leaked, self.lifetime, now);
-        drop(self.seen.send_replace(Seen { paths, at: Some(at) }));
+        drop(self.seen.send_replace(Observed { paths, at: Some(at) }));
         let Some(renewal) = due else { return Ok(wait) };
         match within(self.publish(&live, &renewal)).await {
             Ok(live) => {
                 *leaked = false;
-                drop(self.seen.send_replace(Seen { paths: self.paths(&live), at: Some(at) }));
-                tracing::info!("the API server calls a new path");
+                drop(self.seen.send_replace(Observed { paths: self.paths(&live), at: Some(at) }));
+                tracing::info!("the secret path of the webhook was renewed");
                 Ok(self.lifetime)
             }
-            // Another replica was faster, or the certificates were.
+            // Another replica wrote first, or the certificate controller.
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(Duration::ZERO),
             Err(error) => Err(error),
         }
@@ -165,7 +167,7 @@ impl PathRenewer {
         Paths { live: path.map(|service| service.path.clone().unwrap_or_default()).collect(), previous }
     }
 
-    /// As caBundle is written: a strategic PATCH over the live entries, with the resourceVersion they were read with.
+    /// Like caBundle: a strategic PATCH of the live entries, with the resourceVersion that was read.
     async fn publish(
         &self,
         live: &ValidatingWebhookConfiguration,
@@ -190,5 +192,5 @@ impl PathRenewer {
 }
 
 async fn within<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
-    timeout(CALL, call).await.unwrap_or_else(|elapsed| Err(kube::Error::Service(elapsed.into())))
+    timeout(CALL_TIMEOUT, call).await.unwrap_or_else(|elapsed| Err(kube::Error::Service(elapsed.into())))
 }

@@ -1,5 +1,5 @@
-//! Rules that the API server can decide alone, as `matchConditions` of our webhook entries: whom the first rules exempt
-//! by user or group is let through also when every replica is dead. Pure.
+//! Rules that the API server can evaluate itself, as `matchConditions` of the webhook entries: users and groups that
+//! the first rules exempt are admitted even while no replica runs. Pure.
 
 use serde_json::json;
 
@@ -8,24 +8,24 @@ use super::{Match, Policy, Rule, Verdict};
 /// The name of the condition.
 pub const NAME: &str = "not-exempt";
 
-/// The CEL expression that is true for what must be reviewed; none if every interaction must be.
+/// The CEL expression that is true for interactions that Pristine must review; none if it must review all.
 ///
-/// Only the rules before the first one that does something else, or asks for more than the user: what comes later is
-/// decided by a rule that the API server cannot know.
+/// It covers only the rules before the first rule with another action, or with a field other than user and group. The
+/// API server cannot evaluate that rule, so it cannot evaluate the rules after it either.
 #[must_use]
 pub fn expression(policy: &Policy) -> Option<String> {
-    let leading = policy.rules.iter().take_while(|rule| is_by_user_alone(rule));
-    let exempt: Vec<String> = leading.map(|rule| is_of(&rule.matches)).collect();
+    let leading = policy.rules.iter().take_while(|rule| exempts_by_user_alone(rule));
+    let exempt: Vec<String> = leading.map(|rule| condition(&rule.matches)).collect();
     (!exempt.is_empty()).then(|| format!("!({})", exempt.join(" || ")))
 }
 
-fn is_by_user_alone(rule: &Rule) -> bool {
+fn exempts_by_user_alone(rule: &Rule) -> bool {
     let Match { users, groups, .. } = &rule.matches;
     let rest = Match { users: Vec::new(), groups: Vec::new(), ..rule.matches.clone() };
     rule.action == Verdict::Exempt && rest == Match::default() && !(users.is_empty() && groups.is_empty())
 }
 
-fn is_of(matches: &Match) -> String {
+fn condition(matches: &Match) -> String {
     // A JSON string is a CEL string.
     let list = |names: &[String]| json!(names).to_string();
     let users = Some(&matches.users).filter(|users| !users.is_empty());
@@ -38,8 +38,8 @@ fn is_of(matches: &Match) -> String {
     format!("({})", both.join(" && "))
 }
 
-/// The strategic merge PATCH of the webhook configuration that puts the condition into the entries that fail closed, or
-/// takes it out.
+/// The strategic merge patch of the webhook configuration that adds the condition to the entries that fail closed, or
+/// removes it.
 #[must_use]
 pub fn patch(policy: &Policy) -> serde_json::Value {
     let condition = match expression(policy) {
@@ -73,12 +73,13 @@ mod tests {
             (json!({"users": ["late"]}), Verdict::Exempt),
         ]));
         let first = r#"((request.userInfo.username in ["system:serviceaccount:velero:velero","a\"b"]))"#;
-        let second = r#"((request.userInfo.username in ["c"]) && (has(request.userInfo.groups) && request.userInfo.groups.exists(g, g in ["g"])))"#;
+        let groups = r#"has(request.userInfo.groups) && request.userInfo.groups.exists(g, g in ["g"])"#;
+        let second = format!(r#"((request.userInfo.username in ["c"]) && ({groups}))"#);
         assert_eq!(text.unwrap(), format!("!({first} || {second})"));
     }
 
     #[test]
-    fn what_asks_for_more_than_the_user_is_left_to_us() {
+    fn rules_with_other_fields_are_not_in_the_condition() {
         for matches in
             [json!({}), json!({"users": ["a"], "containers": ["c"]}), json!({"users": ["a"], "operations": ["exec"]})]
         {

@@ -1,26 +1,27 @@
-//! Patterns for namespaces: `*` is any text, `?` one character, everything else itself.
+//! Patterns for namespaces: `*` matches any text, `?` one character, every other character itself. Pure.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
-/// A checked pattern.
+/// `*` matches any text, `?` one character.
 #[derive(Clone, Debug, Eq, JsonSchema, PartialEq)]
 pub struct Glob(#[schemars(with = "String", regex(pattern = r"^[a-z0-9.*?-]+$"))] Vec<char>);
 
 impl Glob {
-    /// Refuses what cannot match a Kubernetes name: a typo such as `Prod-*` would otherwise be a rule that silently
-    /// never applies.
+    /// Rejects a pattern that cannot match a Kubernetes name: otherwise a typo such as `Prod-*` would be a rule that
+    /// never applies, without an error.
     ///
     /// # Errors
     /// A sentence that names the character.
     pub fn new(pattern: &str) -> Result<Self, String> {
         if pattern.is_empty() {
-            return Err("namespace pattern: must not be empty; use `*` for every name".to_owned());
+            return Err("namespace pattern: must not be empty; use `*` for every namespace".to_owned());
         }
         let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.' | '*' | '?');
         match pattern.chars().find(|&c| !allowed(c)) {
             Some(bad) => Err(format!(
-                "namespace pattern {pattern:?}: {bad:?} cannot be part of a name; use lower-case letters, digits, `-`, `.`, `*` and `?`"
+                "namespace pattern {pattern:?}: {bad:?} is not allowed in a namespace name; use lower-case letters, \
+                 digits, `-`, `.`, `*` and `?`"
             )),
             None => Ok(Self(pattern.chars().collect())),
         }
@@ -36,7 +37,7 @@ impl Glob {
         self.0.iter().collect()
     }
 
-    /// Linear in the name for each `*`: no pattern can make it exponential.
+    /// Whether the name matches. Each `*` costs at most the length of the name, so no pattern is exponential.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
         let (pattern, name) = (&self.0, name.chars().collect::<Vec<_>>());
@@ -53,7 +54,7 @@ impl Glob {
                     n += 1;
                 }
                 _ => match star {
-                    // The last star takes one character more, and the rest is tried again.
+                    // The last `*` matches one more character, and the rest is matched again.
                     Some((at, taken)) => {
                         star = Some((at, taken + 1));
                         p = at + 1;

@@ -1,7 +1,7 @@
-//! Rules that can never decide, because one before them decides everything they match, or because nothing can match
-//! them. Pure.
+//! Rules that can never decide, because an earlier rule matches everything that they match, or because no interaction
+//! can match them. Pure.
 //!
-//! Only what is certain is said: a rule that is named here is dead. One that is not may still be.
+//! Only certain cases are reported: every reported rule is dead, and an unreported rule may be dead too.
 
 use super::{Glob, Match, Rule};
 use crate::mark::Operation;
@@ -23,8 +23,8 @@ pub fn dead(rules: &[Rule]) -> Vec<Dead> {
         let why = match impossible(&rule.matches) {
             Some(why) => Some(why.to_owned()),
             None => rules[..n].iter().find(|earlier| earlier.matches.contains(&rule.matches)).map(|earlier| {
-                let differs = if earlier.action == rule.action { "" } else { ", and does something else" };
-                format!("rule {:?} before it matches everything that it matches{differs}", earlier.name)
+                let differs = if earlier.action == rule.action { "" } else { ", with another action" };
+                format!("the earlier rule {:?} matches everything that it matches{differs}", earlier.name)
             }),
         };
         found.extend(why.map(|why| Dead { rule: rule.name.clone(), why }));
@@ -32,25 +32,25 @@ pub fn dead(rules: &[Rule]) -> Vec<Dead> {
     found
 }
 
-/// Fields that no interaction can meet at once.
+/// Why no interaction can match these fields together.
 fn impossible(matches: &Match) -> Option<&'static str> {
     let operations = &matches.operations;
     if !operations.is_empty() && operations.iter().all(|operation| !operation.enters()) {
         if !matches.containers.is_empty() {
-            return Some("nothing matches it: port-forward and proxy name no container");
+            return Some("no interaction matches it: port-forward and proxy name no container");
         }
         if matches.interactive == Some(true) {
-            return Some("nothing matches it: port-forward and proxy have no terminal and no standard input");
+            return Some("no interaction matches it: port-forward and proxy have no terminal and no standard input");
         }
     }
     if operations.as_slice() == [Operation::Attach] && !matches.command_prefix.is_empty() {
-        return Some("nothing matches it: attach has no command");
+        return Some("no interaction matches it: attach has no command");
     }
     None
 }
 
 impl Match {
-    /// Whether everything that `other` matches is matched by this one too.
+    /// Whether this one matches everything that `other` matches.
     fn contains(&self, other: &Self) -> bool {
         let all = |wide: &[String], narrow: &[String]| {
             wide.is_empty() || (!narrow.is_empty() && narrow.iter().all(|value| wide.contains(value)))
@@ -72,10 +72,10 @@ impl Match {
 }
 
 impl Glob {
-    /// Whether every name that `other` matches is matched by this one too, as far as can be told simply.
+    /// Whether this one matches every name that `other` matches, as far as a simple check can decide.
     fn contains(&self, other: &Self) -> bool {
-        // A `*` of this one also swallows the `*` and `?` of the other, read as characters. A `?` of this one would
-        // take a `*` for one character.
+        // A `*` of this one also matches the characters `*` and `?` of the other. A `?` of this one matches only one
+        // character, and a `*` of the other matches many.
         self == other || (!self.has('?') && self.matches(&other.text()))
     }
 }

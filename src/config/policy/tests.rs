@@ -68,15 +68,15 @@ fn the_first_matching_rule_decides() {
 }
 
 #[test]
-fn bare_and_job_pods_are_evicted_by_a_rule_only() {
+fn bare_pods_and_job_pods_are_evicted_only_by_a_named_rule() {
     let by_default = Policy { default: EVICT, rules: vec![] };
     let by_rule = Policy {
         default: Verdict::Mark(Disposition::Record),
         rules: vec![Rule { name: "r".into(), matches: Match::default(), action: EVICT }],
     };
     for owner in [None, Some("Job")] {
-        let spared = by_default.decide(&interaction(), &interaction().user, &[], &pod(owner)).verdict;
-        assert_eq!(spared, Verdict::Mark(Disposition::EvictIfOwned(Duration::from_secs(60))));
+        let unnamed = by_default.decide(&interaction(), &interaction().user, &[], &pod(owner)).verdict;
+        assert_eq!(unnamed, Verdict::Mark(Disposition::EvictIfOwned(Duration::from_secs(60))));
         assert_eq!(
             by_rule.decide(&interaction(), &interaction().user, &[], &pod(owner)).verdict,
             Verdict::Mark(Disposition::Evict(Duration::from_secs(60)))
@@ -89,7 +89,7 @@ fn bare_and_job_pods_are_evicted_by_a_rule_only() {
 }
 
 #[test]
-fn what_runs_to_its_end_is_evicted_by_a_rule_only_whatever_its_controller_is_called() {
+fn pods_that_run_to_completion_are_evicted_only_by_a_named_rule() {
     let by_default = Policy { default: EVICT, rules: vec![] };
     for (policy, evicted) in [("Never", false), ("OnFailure", false), ("Always", true)] {
         let mut task = pod(Some("TaskRun"));
@@ -100,27 +100,27 @@ fn what_runs_to_its_end_is_evicted_by_a_rule_only_whatever_its_controller_is_cal
 }
 
 #[test]
-fn a_quarantine_does_not_take_a_pod_out_of_the_rules() {
+fn rules_see_a_quarantined_pod_as_it_was_before() {
     let database: Match = serde_json::from_value(json!({"podSelector": {"matchLabels": {"tier": "db"}}})).unwrap();
     let deny = Rule { name: "db".into(), matches: database, action: Verdict::Deny { message: "no".into() } };
     let policy = Policy { default: EVICT, rules: vec![deny] };
     let decide = |pod: &Pod| policy.decide(&interaction(), &interaction().user, &[], pod).verdict;
     let first = serde_json::to_value(interaction()).unwrap();
-    let mut touched = pod(None);
-    touched.metadata.labels = None;
-    touched.metadata.annotations = Some(
+    let mut marked = pod(None);
+    marked.metadata.labels = None;
+    marked.metadata.annotations = Some(
         [
             ("pristine/interactions".to_owned(), json!({"pod": "u", "total": 1, "first": first}).to_string()),
             ("pristine/quarantined".to_owned(), json!({"tier": "db"}).to_string()),
         ]
         .into(),
     );
-    assert_eq!(decide(&touched), Verdict::Deny { message: "no".into() });
-    touched.metadata.annotations.as_mut().unwrap().insert("pristine/quarantined".into(), json!({"a": "b"}).to_string());
-    assert!(matches!(decide(&touched), Verdict::Mark(Disposition::Evict(_))), "it had a controller");
+    assert_eq!(decide(&marked), Verdict::Deny { message: "no".into() });
+    marked.metadata.annotations.as_mut().unwrap().insert("pristine/quarantined".into(), json!({"a": "b"}).to_string());
+    assert!(matches!(decide(&marked), Verdict::Mark(Disposition::Evict(_))), "it had a controller");
     // Without a mark of this pod, somebody else wrote it.
-    touched.metadata.uid = Some("other".into());
-    assert!(matches!(decide(&touched), Verdict::Mark(Disposition::EvictIfOwned(_))));
+    marked.metadata.uid = Some("other".into());
+    assert!(matches!(decide(&marked), Verdict::Mark(Disposition::EvictIfOwned(_))));
 }
 
 #[test]

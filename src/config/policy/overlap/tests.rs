@@ -11,7 +11,7 @@ fn rule(name: &str, matches: Value, action: Verdict) -> Rule {
     Rule { name: name.into(), matches: serde_json::from_value(matches).unwrap(), action }
 }
 
-fn whys(rules: &[(Value, Verdict)]) -> Vec<(String, String)> {
+fn reasons(rules: &[(Value, Verdict)]) -> Vec<(String, String)> {
     let rules: Vec<Rule> = rules
         .iter()
         .enumerate()
@@ -21,24 +21,27 @@ fn whys(rules: &[(Value, Verdict)]) -> Vec<(String, String)> {
 }
 
 #[test]
-fn a_rule_behind_a_wider_one_is_named_with_it() {
-    let found = whys(&[
+fn a_rule_after_a_wider_rule_is_reported_with_that_rule() {
+    let found = reasons(&[
         (json!({"namespaces": ["prod-*"]}), Verdict::Mark(Disposition::Record)),
         (json!({"namespaces": ["prod-eu"], "users": ["a"]}), Verdict::Exempt),
         (json!({"namespaces": ["prod-*"]}), Verdict::Mark(Disposition::Record)),
         (json!({"namespaces": ["prod-eu", "dev"]}), Verdict::Exempt),
     ]);
-    let all = "rule \"0\" before it matches everything that it matches";
-    assert_eq!(found, [("1".into(), format!("{all}, and does something else")), ("2".into(), all.into())]);
+    let all = "the earlier rule \"0\" matches everything that it matches";
+    assert_eq!(found, [("1".into(), format!("{all}, with another action")), ("2".into(), all.into())]);
 }
 
 #[test]
-fn a_rule_without_operations_says_nothing_of_ports() {
+fn a_rule_without_operations_does_not_cover_port_forward_and_proxy() {
     assert_eq!(
-        whys(&[(json!({}), Verdict::Mark(Disposition::Record)), (json!({"operations": ["proxy"]}), Verdict::Exempt)]),
+        reasons(&[
+            (json!({}), Verdict::Mark(Disposition::Record)),
+            (json!({"operations": ["proxy"]}), Verdict::Exempt)
+        ]),
         []
     );
-    let found = whys(&[
+    let found = reasons(&[
         (json!({"operations": ["exec", "attach", "debug"]}), Verdict::Mark(Disposition::Record)),
         (json!({}), Verdict::Exempt),
     ]);
@@ -46,13 +49,13 @@ fn a_rule_without_operations_says_nothing_of_ports() {
 }
 
 #[test]
-fn what_nothing_can_match_is_named() {
+fn a_rule_that_no_interaction_can_match_is_reported() {
     for (matches, word) in [
         (json!({"operations": ["proxy"], "containers": ["app"]}), "container"),
         (json!({"operations": ["port-forward"], "interactive": true}), "terminal"),
         (json!({"operations": ["attach"], "commandPrefix": ["sh"]}), "command"),
     ] {
-        let found = whys(&[(matches, Verdict::Mark(Disposition::Record))]);
+        let found = reasons(&[(matches, Verdict::Mark(Disposition::Record))]);
         assert!(found[0].1.contains(word), "{found:?}");
     }
 }
@@ -88,21 +91,27 @@ proptest! {
         rules in proptest::collection::vec(matches(), 2..6),
         (namespace, user, group) in (prop_oneof!["a", "ab", "b", "bc", "c"], "[uvw]", "[ghi]"),
         (operation, container, tty) in (0_usize..5, "[cde]", any::<bool>()),
-        (command, label, owner) in (prop_oneof![Just(vec![]), Just(vec!["sh"]), Just(vec!["sh", "-c", "id"])], "[xyz]", any::<bool>()),
+        command in prop_oneof![Just(vec![]), Just(vec!["sh"]), Just(vec!["sh", "-c", "id"])],
+        (label, owner) in ("[xyz]", any::<bool>()),
     ) {
-        let rules: Vec<Rule> = rules.into_iter().enumerate().map(|(n, matches)| Rule { name: n.to_string(), matches, action: Verdict::Mark(Disposition::Record) }).collect();
+        let action = Verdict::Mark(Disposition::Record);
+        let rules = rules.into_iter().enumerate();
+        let rules = rules.map(|(n, matches)| Rule { name: n.to_string(), matches, action: action.clone() });
+        let rules: Vec<Rule> = rules.collect();
         let owners = json!([{"apiVersion": "batch/v1", "kind": "Job", "name": "o", "uid": "o", "controller": true}]);
         let pod: Pod = serde_json::from_value(json!({"metadata": {
             "namespace": namespace, "name": "p", "labels": {"l": label}, "ownerReferences": owner.then_some(owners),
         }})).unwrap();
         let operation = Operation::ALL[operation];
         let enters = operation.enters();
-        let argv: Vec<String> = if operation == Operation::Attach { vec![] } else { command.into_iter().map(str::to_owned).collect() };
+        let command = if operation == Operation::Attach { vec![] } else { command };
+        let argv: Vec<String> = command.into_iter().map(str::to_owned).collect();
         let user = User { name: user, groups: vec![group], ..User::default() };
         let interaction = Interaction {
             at: jiff::Timestamp::UNIX_EPOCH, operation,
             container: if enters { container } else { String::new() },
-            command: argv.clone(), stdin: false, tty: tty && enters, user: user.clone(), review: String::new(), rule: String::new(),
+            command: argv.clone(), stdin: false, tty: tty && enters, user: user.clone(),
+            review: String::new(), rule: String::new(),
         };
         let dead: Vec<String> = dead(&rules).into_iter().map(|dead| dead.rule).collect();
         let decided = Policy { default: Verdict::Exempt, rules }.decide(&interaction, &user, &argv, &pod).rule;
