@@ -118,7 +118,7 @@ fn rules_see_a_quarantined_pod_as_it_was_before() {
     assert_eq!(decide(&marked), Verdict::Deny { message: "no".into() });
     marked.metadata.annotations.as_mut().unwrap().insert("pristine/quarantined".into(), json!({"a": "b"}).to_string());
     assert!(matches!(decide(&marked), Verdict::Mark(Disposition::Evict(_))), "it had a controller");
-    // Without a mark of this pod, somebody else wrote it.
+    // Without a mark of this pod, another client wrote it.
     marked.metadata.uid = Some("other".into());
     assert!(matches!(decide(&marked), Verdict::Mark(Disposition::EvictIfOwned(_))));
 }
