@@ -352,7 +352,7 @@ async fn users_can_extend_hold_and_release_up_to_the_maximum_extension() {
     let until_then = Timestamp::from_second(own.as_second() + 5).unwrap();
     annotate(&format!("pristine/extend-to={until_then}")).await;
     let message = condition_message(&ns, &name, "Extended").await;
-    assert!(message.ends_with(&format!("extended by {who:?} until {until_then}")), "{message}");
+    assert!(message.ends_with(&format!("extended by {who} until {until_then}")), "{message}");
     event(&ns, "EvictionSoon").await;
     annotate("pristine/hold=looking at it").await;
     let held = condition_message_containing(&ns, &name, "held by").await;
