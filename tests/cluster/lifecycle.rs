@@ -188,8 +188,9 @@ async fn left() -> Vec<String> {
     let names = run(&["get", kinds, "-o", "name"]).await;
     let is_ours = |line: &&str| {
         let name = line.rsplit('/').next().unwrap();
-        // That one is of hack/cluster: with it, the API server reaches the kubelet.
-        (name.starts_with("pristine") || name.ends_with(".pristine")) && name != "pristine:kubelet-api-admin"
+        // Not of the manifest: hack/cluster's way from the API server to the kubelet, and the namespace of hack/demo.
+        let is_other = ["pristine:kubelet-api-admin", "pristine-demo"].contains(&name);
+        (name.starts_with("pristine") || name.ends_with(".pristine")) && !is_other
     };
     names.lines().filter(is_ours).map(str::to_owned).collect()
 }
