@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::mark::Interaction;
 
-/// One line.
+/// One line of the audit log.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Line<'a> {
@@ -22,7 +22,7 @@ pub struct Line<'a> {
     /// UID of the pod, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod_uid: Option<&'a str>,
-    /// When the pod is evicted.
+    /// When the pod is due for eviction.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evict_at: Option<Timestamp>,
     /// Number of interactions with this pod.
@@ -31,7 +31,7 @@ pub struct Line<'a> {
     /// The message for the user, or why nothing was recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<&'a str>,
-    /// Who did what, as it is on the pod.
+    /// The interaction, as it is recorded on the pod.
     pub interaction: &'a Interaction,
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 /// Parses a duration.
 ///
 /// # Errors
-/// What is wrong with the text, as the end of a sentence: `ttl "1d"` is followed by `is not a duration …`.
+/// What is wrong with the text, as the end of a sentence: `duration "1d"` is followed by `is not a duration …`.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let unsigned = text.strip_prefix('-').unwrap_or(text);
     // The library accepts signs anywhere and seconds of any size, and panics on values that std's Duration cannot hold.

@@ -224,7 +224,7 @@ impl Handler {
         let Request { namespace, pod, user, .. } = request;
         let is_admitted = match &refused {
             Refused::Rule(_) => false,
-            // The API server denies it itself.
+            // A request that fails validation is denied by the API server itself, after admission.
             Refused::Validation(_) | Refused::Unavailable(_) => request.fails_open(),
         };
         let (denial, decision) = match refused {

@@ -6,7 +6,6 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use futures_util::FutureExt as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, Response, StatusCode, body::Body as _, body::Bytes, body::Incoming, header};
-
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::handler::Handler;
@@ -32,6 +31,9 @@ const MEMORY_BUDGET: u32 = 24 * 1024;
 /// How long a review waits for the budget: enough for the reviews before it, and well within the API server's timeout.
 const BUDGET_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The API server shows it to the user, who needs to know which component failed.
+const PANIC_TEXT: &str = "internal error in pristine; see `kubectl -n pristine-system logs deploy/pristine`";
+
 /// The webhook as an HTTP service.
 pub struct Endpoint {
     handler: Handler,
@@ -54,8 +56,7 @@ impl server::Service for Endpoint {
     async fn call(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         // A panic must not end the process, and its caller gets an answer.
         let outcome = AssertUnwindSafe(self.review(request)).catch_unwind().await;
-        let outcome =
-            outcome.unwrap_or_else(|_| Err(problem(StatusCode::INTERNAL_SERVER_ERROR, "panic", "internal error")));
+        let outcome = outcome.unwrap_or_else(|_| Err(problem(StatusCode::INTERNAL_SERVER_ERROR, "panic", PANIC_TEXT)));
         match outcome {
             Ok(answer) => {
                 let mut response = Response::new(Full::from(answer));
@@ -96,8 +97,8 @@ impl Endpoint {
         let reserved = if is_known { self.reserve(body.size_hint().upper().unwrap_or(u64::MAX)).await } else { None };
         // The body is read first, whatever else is wrong: to the client, an answer before its end is a broken
         // connection.
-        let keep = if reserved.is_some() { MAX_BODY } else { 0 };
-        let body = tokio::time::timeout(BODY_TIMEOUT, read(body, keep)).await;
+        let limit = if reserved.is_some() { MAX_BODY } else { 0 };
+        let body = tokio::time::timeout(BODY_TIMEOUT, read(body, limit)).await;
         if head.method != Method::POST {
             return Err(problem(StatusCode::METHOD_NOT_ALLOWED, "method", "POST an AdmissionReview"));
         }
@@ -115,18 +116,21 @@ impl Endpoint {
     }
 }
 
-async fn read(mut body: Incoming, keep: usize) -> Result<Vec<u8>, Problem> {
+/// Reads the body to its end, or up to [`MAX_DISCARDED`], and returns it if it has at most `limit` bytes.
+async fn read(mut body: Incoming, limit: usize) -> Result<Vec<u8>, Problem> {
     let expected = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     let mut kept = Vec::with_capacity(expected.min(64 * 1024));
     let mut total = 0;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| problem(StatusCode::BAD_REQUEST, "broken_body", error.to_string()))?;
+        let frame = frame.map_err(|error| {
+            problem(StatusCode::BAD_REQUEST, "broken_body", format!("cannot read the body: {error}"))
+        })?;
         let Ok(data) = frame.into_data() else { continue };
         total += data.len();
         if total > MAX_DISCARDED {
             break;
         }
-        if total <= keep {
+        if total <= limit {
             kept.extend_from_slice(&data);
         } else {
             kept = Vec::new();

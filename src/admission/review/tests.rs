@@ -38,7 +38,7 @@ fn an_exec_review_is_parsed() {
 }
 
 #[test]
-fn attach_has_no_command_and_container_may_be_absent() {
+fn the_command_and_the_container_may_be_absent() {
     for (subresource, object) in
         [("attach", json!({"stdout": true})), ("exec", json!({"command": null})), ("exec", Value::Null)]
     {
@@ -48,7 +48,7 @@ fn attach_has_no_command_and_container_may_be_absent() {
 }
 
 #[test]
-fn debug_is_each_ephemeral_container_that_an_update_adds_or_changes() {
+fn each_ephemeral_container_that_an_update_adds_or_changes_is_a_debug_interaction() {
     let spec = |ephemeral: Value| json!({"containers": [], "ephemeralContainers": ephemeral});
     let pod = |ephemeral: Value| json!({"metadata": {"name": "p"}, "spec": spec(ephemeral)});
     let a = json!({"name": "a", "image": "i", "command": ["sh"], "args": ["-c", "id"], "tty": true});
@@ -96,7 +96,7 @@ fn a_body_that_is_not_a_review_is_an_error_with_the_reason() {
 }
 
 #[test]
-fn the_answer_repeats_the_uid_and_carries_the_denial() {
+fn the_answer_contains_the_uid_and_the_denial() {
     let denial = Denial { code: 403, reason: "Forbidden", message: "no".into() };
     let answer = Answer { denial: Some(denial), audit: [("rule", "r".to_owned())].into() };
     let rendered: Value = serde_json::from_slice(&render("r1", &answer)).unwrap();
@@ -111,12 +111,12 @@ fn the_answer_repeats_the_uid_and_carries_the_denial() {
 
 proptest! {
     #[test]
-    fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn parse_never_panics_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = parse(&bytes);
     }
 
     #[test]
-    fn no_shape_panics(object in arbitrary_json(), old in arbitrary_json(), debug in any::<bool>()) {
+    fn parse_never_panics_on_any_objects(object in arbitrary_json(), old in arbitrary_json(), debug in any::<bool>()) {
         let (operation, subresource) = if debug { ("UPDATE", "ephemeralcontainers") } else { ("CONNECT", "exec") };
         let _ = parse(&review(operation, subresource, object, old));
     }
@@ -144,7 +144,7 @@ fn arbitrary_json() -> impl Strategy<Value = Value> {
 }
 
 #[test]
-fn the_largest_review_is_read_in_bounded_time() {
+fn the_record_of_the_largest_review_is_bounded() {
     let groups: Vec<String> = (0..10_000).map(|n| format!("group-{n}")).collect();
     let review = json!({
         "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "future": {"field": [1]},
@@ -161,15 +161,23 @@ fn the_largest_review_is_read_in_bounded_time() {
     assert!(recorded.len() < 8 * 1024 && crate::mark::redact::command(&request.acts[0].command).concat().len() <= 1024);
 }
 
-#[test]
-fn a_review_without_user_info_has_an_empty_user_and_an_unknown_kind_is_rejected_by_name() {
-    let mut review = json!({
+fn without_user_info() -> Value {
+    json!({
         "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
         "request": {
             "uid": "r", "operation": "CONNECT", "resource": {"resource": "pods"}, "subResource": "exec", "object": {},
         },
-    });
-    assert_eq!(parse(review.to_string().as_bytes()).unwrap().user, User::default());
+    })
+}
+
+#[test]
+fn a_review_without_user_info_has_an_empty_user() {
+    assert_eq!(parse(without_user_info().to_string().as_bytes()).unwrap().user, User::default());
+}
+
+#[test]
+fn the_error_for_an_unsupported_review_names_what_is_unsupported() {
+    let mut review = without_user_info();
     review["request"]["subResource"] = json!("teleport");
     assert!(parse(review.to_string().as_bytes()).unwrap_err().to_string().contains("CONNECT pods/teleport"));
     review["apiVersion"] = json!("admission.k8s.io/v2");

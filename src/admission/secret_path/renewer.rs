@@ -23,8 +23,8 @@ use crate::{clock::Clock, error::chain};
 const PREVIOUS: &str = "pristine/previous-path";
 /// The longest pause between two checks of the wall clock.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(30);
-/// The shortest pause between two reads of the webhook configuration: any client can cause one, and must not cause
-/// more.
+/// The shortest pause between two reads of the webhook configuration: any client can cause a read,
+/// but no more than one per interval.
 const READ_INTERVAL: Duration = Duration::from_millis(50);
 /// For one request to the API server.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -117,7 +117,7 @@ impl PathRenewer {
                 Ok(wait) => wait.min(CLOCK_INTERVAL),
                 Err(error) => {
                     let error = chain(&error);
-                    tracing::warn!(error, "cannot renew the secret path in the webhook configuration, retrying");
+                    tracing::warn!(error, "cannot renew the secret URL path in the webhook configuration, retrying");
                     Duration::from_secs(1)
                 }
             };
@@ -146,10 +146,10 @@ impl PathRenewer {
             Ok(live) => {
                 *leaked = false;
                 drop(self.seen.send_replace(Observed { paths: self.paths(&live), at: Some(at) }));
-                tracing::info!("the secret path of the webhook was renewed");
+                tracing::info!("the secret URL path of the webhook was renewed");
                 Ok(self.lifetime)
             }
-            // Another replica wrote first, or the certificate controller.
+            // Another replica or the certificate controller wrote first.
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(Duration::ZERO),
             Err(error) => Err(error),
         }
