@@ -184,7 +184,7 @@ async fn an_exec_is_marked() {
 
 /// What is in the cluster, and in no namespace, by our names.
 async fn left() -> Vec<String> {
-    let kinds = "validatingwebhookconfigurations,validatingadmissionpolicies,validatingadmissionpolicybindings,clusterroles,clusterrolebindings,namespaces";
+    let kinds = "validatingwebhookconfigurations,validatingadmissionpolicies,validatingadmissionpolicybindings,clusterroles,clusterrolebindings,flowschemas,namespaces";
     let names = run(&["get", kinds, "-o", "name"]).await;
     let is_ours = |line: &&str| {
         let name = line.rsplit('/').next().unwrap();

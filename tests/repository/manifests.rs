@@ -1,6 +1,6 @@
 //! The manifest agrees with the code: versions, paths, numbers that stand in two places.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::read;
 
@@ -73,4 +73,84 @@ fn the_service_account_can_write_only_the_status_and_the_eviction_of_a_pod() {
             assert!(!resources.contains(&"secrets") && !verbs.contains(&"*"), "{rule}");
         }
     }
+}
+
+/// The pods of the Deployment.
+fn template() -> Value {
+    object("Deployment")["spec"]["template"].clone()
+}
+
+#[test]
+fn the_replicas_have_a_system_priority_and_the_quota_that_some_clusters_ask_for() {
+    let class = template()["spec"]["priorityClassName"].clone();
+    assert_eq!(class, "system-cluster-critical");
+    let quota = object("ResourceQuota");
+    let scope = json!([{"scopeName": "PriorityClass", "operator": "In", "values": [class]}]);
+    assert_eq!(quota["spec"]["scopeSelector"]["matchExpressions"], scope);
+    assert_eq!(quota["metadata"]["namespace"], object("Deployment")["metadata"]["namespace"]);
+    let pods: u64 = quota["spec"]["hard"]["pods"].as_str().unwrap().parse().unwrap();
+    // Twice the replicas that anybody would run, for those that drain during a rollout.
+    assert!(pods >= 50, "{pods}: no replica is created beyond it");
+    let kinds: Vec<_> = objects().iter().map(|object| object["kind"].as_str().unwrap().to_owned()).collect();
+    let at = |kind: &str| kinds.iter().position(|found| found == kind).unwrap();
+    assert!(at("Namespace") < at("ResourceQuota") && at("ResourceQuota") < at("Deployment"));
+}
+
+#[test]
+fn the_replicas_spread_over_hosts_and_zones_where_there_are_several() {
+    let spec = template()["spec"].clone();
+    let zones = &spec["topologySpreadConstraints"][0];
+    assert_eq!(zones["topologyKey"], "topology.kubernetes.io/zone");
+    assert_eq!(zones["whenUnsatisfiable"], "ScheduleAnyway", "a cluster with one zone");
+    let rules = &spec["affinity"]["podAntiAffinity"];
+    assert_eq!(rules["requiredDuringSchedulingIgnoredDuringExecution"], Value::Null, "a cluster with one node");
+    let hosts = &rules["preferredDuringSchedulingIgnoredDuringExecution"][0]["podAffinityTerm"];
+    assert_eq!(hosts["topologyKey"], "kubernetes.io/hostname");
+    for selector in [&zones["labelSelector"]["matchLabels"], &hosts["labelSelector"]["matchLabels"]] {
+        assert_eq!(*selector, object("Deployment")["spec"]["selector"]["matchLabels"]);
+    }
+}
+
+#[test]
+fn a_replica_on_a_lost_node_is_replaced_within_half_a_minute_of_its_taint() {
+    let spec = template()["spec"].clone();
+    let tolerations = spec["tolerations"].as_array().unwrap();
+    for taint in ["not-ready", "unreachable"] {
+        let key = format!("node.kubernetes.io/{taint}");
+        let found = tolerations.iter().find(|toleration| toleration["key"] == key).unwrap();
+        assert_eq!((&found["operator"], &found["effect"]), (&json!("Exists"), &json!("NoExecute")), "{found}");
+        assert!((10..=30).contains(&found["tolerationSeconds"].as_u64().unwrap()), "{found}");
+    }
+}
+
+#[test]
+fn no_mesh_adds_a_container_to_a_replica() {
+    let (pod, namespace) = (template()["metadata"].clone(), object("Namespace")["metadata"].clone());
+    for (metadata, field, key, value) in [
+        (&pod, "labels", "sidecar.istio.io/inject", "false"),
+        (&pod, "labels", "kuma.io/sidecar-injection", "disabled"),
+        (&pod, "annotations", "linkerd.io/inject", "disabled"),
+        (&pod, "annotations", "consul.hashicorp.com/connect-inject", "false"),
+        (&namespace, "labels", "istio-injection", "disabled"),
+        (&namespace, "labels", "kuma.io/sidecar-injection", "disabled"),
+        (&namespace, "labels", "config.linkerd.io/admission-webhooks", "disabled"),
+        (&namespace, "annotations", "linkerd.io/inject", "disabled"),
+    ] {
+        assert_eq!(metadata[field][key], value, "{key} in the {field}");
+    }
+}
+
+#[test]
+fn the_api_server_serves_the_replicas_before_the_workloads() {
+    let schema = object("FlowSchema");
+    assert_eq!(schema["apiVersion"], "flowcontrol.apiserver.k8s.io/v1");
+    assert_eq!(schema["spec"]["priorityLevelConfiguration"]["name"], "workload-high");
+    // Kubernetes' own are at 900 and below, except service-accounts (9000) and what matches everybody.
+    let precedence = schema["spec"]["matchingPrecedence"].as_u64().unwrap();
+    assert!(900 < precedence && precedence < 9000, "{precedence}");
+    let account = json!({"name": "pristine", "namespace": "pristine-system"});
+    let rule = &schema["spec"]["rules"][0];
+    assert_eq!(rule["subjects"], json!([{"kind": "ServiceAccount", "serviceAccount": account}]));
+    let every = json!([{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "namespaces": ["*"], "clusterScope": true}]);
+    assert_eq!(rule["resourceRules"], every);
 }
