@@ -28,7 +28,7 @@ use crate::{
         leadership::{LeaderElector, Leadership},
         mark_successor::SuccessorMarker,
     },
-    server::{self, Limits, probes, readiness::Readiness},
+    server::{self, Limits, listen, probes, readiness::Readiness},
     telemetry::{Metrics, init_logs},
 };
 
@@ -70,8 +70,8 @@ async fn client() -> anyhow::Result<Client> {
 
 type Task = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
-async fn listen(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {flag} {address}"))
+fn listen(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    listen::listen(address).with_context(|| format!("cannot listen on {flag} {address}"))
 }
 
 /// This replica's pod, for Events about the replica.
@@ -91,10 +91,11 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let text = config::read(&args.config)?;
     let Configuration { policy, eviction } = config::parse(&args.config.display().to_string(), &text)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), pod = args.pod_name, rules = policy.rules.len(), "starting");
+    listen::raise_file_limit();
     let metrics = Arc::new(Metrics::default());
     // Both ports first: if one is taken, the process fails before it does anything else.
-    let probe_port = listen("--probes", args.probes).await?;
-    let webhook_port = listen("--listen", args.listen).await?;
+    let probe_port = listen("--probes", args.probes)?;
+    let webhook_port = listen("--listen", args.listen)?;
     let client = client().await?;
     let clock = Clock::system();
     let pods = Pods::new(client.clone());

@@ -29,6 +29,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::telemetry::{Metrics, Outcome};
 
+pub mod listen;
 pub mod probes;
 pub mod readiness;
 

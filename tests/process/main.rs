@@ -15,6 +15,7 @@ mod cli;
 mod decisions;
 mod fake;
 mod harness;
+mod listen;
 mod mounted;
 mod openssl;
 mod reload;

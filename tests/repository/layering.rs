@@ -88,6 +88,8 @@ const IMPURE: &[&str] =
 /// Where each outside crate may be used.
 const DOORS: &[(&str, &[&str])] = &[
     ("rcgen", &["certs::ca"]),
+    ("rustix", &["server::listen"]),
+    ("socket2", &["server::listen"]),
     ("notify", &["dir_watch"]),
     ("tokio_rustls", &["server"]),
     ("x509_parser", &["certs", "certs::ca"]),

@@ -151,6 +151,7 @@ fn the_api_server_serves_the_replicas_before_the_workloads() {
     let account = json!({"name": "pristine", "namespace": "pristine-system"});
     let rule = &schema["spec"]["rules"][0];
     assert_eq!(rule["subjects"], json!([{"kind": "ServiceAccount", "serviceAccount": account}]));
-    let every = json!([{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "namespaces": ["*"], "clusterScope": true}]);
+    let every =
+        json!([{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "namespaces": ["*"], "clusterScope": true}]);
     assert_eq!(rule["resourceRules"], every);
 }
