@@ -98,6 +98,16 @@ fn the_soft_limit_of_file_descriptors_is_raised_to_the_hard_one() {
     assert_eq!(replica.limits(), ("4096".to_owned(), "4096".to_owned()));
 }
 
+#[test]
+fn the_probes_are_answered_while_a_stranger_holds_2000_connections_to_their_port() {
+    let replica = Replica::start(&["prlimit", "--nofile=256"], "[::]");
+    let strangers: Vec<_> = (0..2000).map(|_| TcpStream::connect((V4, replica.port)).unwrap()).collect();
+    for path in ["/livez", "/metrics"].repeat(10) {
+        replica.get(V4, path).unwrap();
+    }
+    drop(strangers);
+}
+
 /// As on a host whose kernel does not have this address family.
 fn without(family: &str, address: &str) -> Replica {
     Replica::start(&["python3", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/process/deny_family.py"), family], address)
