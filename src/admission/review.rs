@@ -5,10 +5,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{json, value::RawValue};
 
-use crate::mark::{Operation, User};
+use crate::mark::{EXEC_REQUEST_UID, Operation, User};
 
 /// Why a body is not a review for this webhook.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +63,8 @@ pub struct Act {
     pub operation: Operation,
     /// The container, if the request names one.
     pub container: String,
-    /// The command, as the client sent it. Attach has none.
+    /// The command, as the client sent it, without the words that the Security Profiles Operator prepends. Attach has
+    /// none.
     pub command: Vec<String>,
     /// Whether standard input is connected.
     pub stdin: bool,
@@ -114,7 +115,7 @@ struct RawRequest<'a> {
     name: String,
     #[serde(default)]
     namespace: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     user_info: UserInfo,
     #[serde(default)]
     dry_run: Option<bool>,
@@ -129,23 +130,36 @@ struct Resource {
     resource: String,
 }
 
+/// Go writes an absent list as `null`, also inside of a map.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct UserInfo {
+    #[serde(deserialize_with = "or_default")]
     username: String,
+    #[serde(deserialize_with = "or_default")]
     uid: String,
-    groups: Option<Vec<String>>,
-    extra: Option<BTreeMap<String, Vec<String>>>,
+    #[serde(deserialize_with = "or_default")]
+    groups: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
+    extra: BTreeMap<String, Option<Vec<String>>>,
 }
 
-/// `PodExecOptions` or `PodAttachOptions`. The second has no command, and Go writes an absent list as `null`.
+/// `PodExecOptions` or `PodAttachOptions`. The second has no command.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Options {
+    #[serde(deserialize_with = "or_default")]
     container: String,
-    command: Option<Vec<String>>,
+    #[serde(deserialize_with = "or_default")]
+    command: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
     stdin: bool,
+    #[serde(deserialize_with = "or_default")]
     tty: bool,
+}
+
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(value: D) -> Result<T, D::Error> {
+    Option::deserialize(value).map(Option::unwrap_or_default)
 }
 
 #[derive(Default, Deserialize)]
@@ -200,8 +214,13 @@ pub fn parse(body: &[u8]) -> Result<Request, Error> {
     if (api_version.as_str(), kind.as_str()) != ("admission.k8s.io/v1", "AdmissionReview") {
         return Err(Error::Unsupported(format!("{api_version:?} {kind:?}, expected \"admission.k8s.io/v1\"")));
     }
+    let mut exec_request_uid = None;
     let acts = match (raw.operation.as_str(), raw.resource.resource.as_str(), raw.sub_resource.as_str()) {
-        ("CONNECT", "pods", "exec") => vec![connect(Operation::Exec, object(raw.object)?)],
+        ("CONNECT", "pods", "exec") => {
+            let mut options: Options = object(raw.object)?;
+            exec_request_uid = take_exec_request_uid(&mut options.command);
+            vec![connect(Operation::Exec, options)]
+        }
         ("CONNECT", "pods", "attach") => vec![connect(Operation::Attach, object(raw.object)?)],
         ("CONNECT", "pods", "portforward") => vec![connect_port(Operation::PortForward, &object(raw.object)?)],
         ("CONNECT", "pods", "proxy") => vec![connect_port(Operation::Proxy, &object(raw.object)?)],
@@ -211,12 +230,16 @@ pub fn parse(body: &[u8]) -> Result<Request, Error> {
         }
     };
     let pod = if raw.sub_resource == "proxy" { proxied(&raw.name).to_owned() } else { raw.name };
-    let UserInfo { username, uid, groups, extra } = raw.user_info;
+    let UserInfo { username: name, uid, groups, extra } = raw.user_info;
+    // The key is Pristine's own: a value that the user impersonates would pass for the operator's.
+    let extra = extra.into_iter().filter(|(key, _)| key != EXEC_REQUEST_UID);
+    let mut extra: BTreeMap<_, _> = extra.map(|(key, values)| (key, values.unwrap_or_default())).collect();
+    extra.extend(exec_request_uid.map(|id| (EXEC_REQUEST_UID.to_owned(), vec![id])));
     Ok(Request {
         uid: raw.uid,
         namespace: raw.namespace,
         pod,
-        user: User { name: username, uid, groups: groups.unwrap_or_default(), extra: extra.unwrap_or_default() },
+        user: User { name, uid, groups, extra },
         dry_run: raw.dry_run.unwrap_or(false),
         acts,
     })
@@ -232,7 +255,16 @@ fn proxied(name: &str) -> &str {
 
 fn connect(operation: Operation, options: Options) -> Act {
     let Options { container, command, stdin, tty } = options;
-    Act { operation, container, command: command.unwrap_or_default(), stdin, tty }
+    Act { operation, container, command, stdin, tty }
+}
+
+/// Removes `env SPO_EXEC_REQUEST_UID=<id>` from the front of a command, and gives the id. The mutating webhook of the
+/// Security Profiles Operator prepends these two words to every exec, and rules are about what the user typed.
+fn take_exec_request_uid(command: &mut Vec<String>) -> Option<String> {
+    let [env, assignment, _, ..] = &command[..] else { return None };
+    let id = assignment.strip_prefix("SPO_EXEC_REQUEST_UID=").filter(|_| env == "env")?.to_owned();
+    command.drain(..2);
+    Some(id)
 }
 
 /// `PodPortForwardOptions` and `PodProxyOptions`. Ports are present if the client named them in the URL.

@@ -47,6 +47,10 @@ impl Operation {
     }
 }
 
+/// The key of [`User::extra`] with the id that the Security Profiles Operator gives to an exec. It is `requestUID` in
+/// the operator's own log, so that both logs can be joined.
+pub const EXEC_REQUEST_UID: &str = "spo-exec-request-uid";
+
 /// The user as the API server authenticated (or impersonated) them.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct User {
@@ -58,7 +62,7 @@ pub struct User {
     /// `userInfo.groups`
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
-    /// `userInfo.extra`
+    /// `userInfo.extra`, and [`EXEC_REQUEST_UID`]
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: BTreeMap<String, Vec<String>>,
 }

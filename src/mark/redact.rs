@@ -3,7 +3,7 @@
 //! Pure. Masking covers the common shapes (`--password=…`, `TOKEN=…`, `--token …`, `https://user:pass@…`) and is not a
 //! proof: a secret that a user types as a plain word is recorded, as it is in the API server's own audit log.
 
-use crate::mark::{User, shorten};
+use crate::mark::{EXEC_REQUEST_UID, User, shorten};
 
 const MASK: &str = "•••";
 /// Words of a command that are kept. The script of `sh -c` is one word.
@@ -20,9 +20,10 @@ const SECRET: [&str; 9] =
 const MAX_NAME: usize = 2048;
 /// Groups that are recorded, and bytes of each.
 const MAX_GROUPS: (usize, usize) = (32, 128);
-/// The keys of `extra` that are kept: the reason given with `--as-user-extra reason=…`, and the pod, node and
-/// credential of a ServiceAccount.
-const EXTRA: [&str; 4] = [
+/// The keys of `extra` that are kept: the reason given with `--as-user-extra reason=…`, the id of the Security Profiles
+/// Operator, and the pod, node and credential of a ServiceAccount.
+const EXTRA: [&str; 5] = [
+    EXEC_REQUEST_UID,
     "reason",
     "authentication.kubernetes.io/credential-id",
     "authentication.kubernetes.io/node-name",
@@ -137,7 +138,8 @@ mod tests {
 
     #[test]
     fn a_user_is_bounded_and_keeps_the_chosen_extra() {
-        let extra = [("reason".to_owned(), vec!["INC-42".to_owned()]), ("scopes".to_owned(), vec!["x".to_owned()])];
+        let extra = [("reason", "INC-42"), ("scopes", "x"), (EXEC_REQUEST_UID, "da83c434")];
+        let extra = extra.map(|(key, value)| (key.to_owned(), vec![value.to_owned()]));
         let many = User {
             name: "é".repeat(9_999),
             uid: "u".into(),
@@ -147,7 +149,7 @@ mod tests {
         let kept = user(&many);
         assert_eq!(
             (kept.groups.len(), kept.extra.keys().map(String::as_str).collect::<Vec<_>>()),
-            (32, vec!["reason"])
+            (32, vec!["reason", EXEC_REQUEST_UID])
         );
         assert!(serde_json::to_string(&kept).unwrap().len() < 8 * 1024);
         let arn = User { name: format!("arn:aws:sts::1:assumed-role/{}", "r".repeat(1000)), ..User::default() };

@@ -176,6 +176,48 @@ fn a_review_without_user_info_has_an_empty_user() {
 }
 
 #[test]
+fn null_is_an_empty_value_because_go_writes_an_absent_list_as_null() {
+    let mut review = without_user_info();
+    review["request"]["userInfo"] = json!({"username": "a", "uid": null, "groups": null, "extra": {"x": null}});
+    let user = User { name: "a".into(), extra: [("x".into(), Vec::new())].into(), ..User::default() };
+    assert_eq!(parse(review.to_string().as_bytes()).unwrap().user, user);
+    review["request"]["object"] = json!({"container": null, "command": null, "stdin": null, "tty": null});
+    for user in [json!({"username": null, "extra": null}), Value::Null] {
+        review["request"]["userInfo"] = user;
+        assert_eq!(parse(review.to_string().as_bytes()).unwrap().user, User::default());
+    }
+}
+
+#[test]
+fn the_words_that_the_security_profiles_operator_prepends_are_no_part_of_the_command() {
+    let read = |command: Value| {
+        let request = parse(&review("CONNECT", "exec", json!({"command": command}), Value::Null)).unwrap();
+        let id = request.user.extra.get(EXEC_REQUEST_UID).map(|ids| ids.join(","));
+        (request.acts[0].command.join(" "), id)
+    };
+    let id = Some("da83c434".to_owned());
+    assert_eq!(read(json!(["env", "SPO_EXEC_REQUEST_UID=da83c434", "cat", "/x"])), ("cat /x".into(), id.clone()));
+    assert_eq!(read(json!(["env", "SPO_EXEC_REQUEST_UID=da83c434", "env", "A=b"])), ("env A=b".into(), id));
+    for other in [
+        json!(["env", "SPO_EXEC_REQUEST_UID=da83c434"]),
+        json!(["env", "A=b", "SPO_EXEC_REQUEST_UID=da83c434", "cat"]),
+        json!(["env", "-i", "cat"]),
+        json!(["/bin/env", "SPO_EXEC_REQUEST_UID=da83c434", "cat"]),
+        json!(["cat", "SPO_EXEC_REQUEST_UID=da83c434"]),
+    ] {
+        let words: Vec<String> = serde_json::from_value(other.clone()).unwrap();
+        assert_eq!(read(other), (words.join(" "), None));
+    }
+}
+
+#[test]
+fn a_user_cannot_name_the_id_of_the_security_profiles_operator_as_extra() {
+    let mut review = without_user_info();
+    review["request"]["userInfo"] = json!({"extra": {EXEC_REQUEST_UID: ["forged"]}});
+    assert_eq!(parse(review.to_string().as_bytes()).unwrap().user, User::default());
+}
+
+#[test]
 fn the_error_for_an_unsupported_review_names_what_is_unsupported() {
     let mut review = without_user_info();
     review["request"]["subResource"] = json!("teleport");
