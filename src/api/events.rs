@@ -45,6 +45,10 @@ const MAX_FILTERED: usize = 4096;
 /// For one Event, because the Events behind it wait.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Bytes of the object's name in the name of an Event. Kubernetes allows 253 bytes for both, and the rest of the Event's
+/// name has 17.
+const MAX_OBJECT_NAME: usize = 253 - 17;
+
 /// How many more Events about an object may be published, by UID and reason, and when that was refilled.
 #[derive(Default)]
 struct Filter(HashMap<(String, &'static str), (u32, Instant)>);
@@ -78,6 +82,17 @@ pub enum EventType {
     Normal,
     /// Something failed or needs action.
     Warning,
+}
+
+/// The name of an Event about the object: the name of the object, shortened if necessary, and a random number.
+///
+/// The name of an object may be as long as that of an Event, and the API server refuses a longer one. A label of a DNS
+/// subdomain is neither empty nor ends with a hyphen.
+fn event_name(object: &str, random: u64) -> String {
+    let end = object.floor_char_boundary(MAX_OBJECT_NAME);
+    let object = object[..end].trim_end_matches(['.', '-']);
+    let object = if object.is_empty() { "pristine" } else { object };
+    format!("{object}.{random:016x}")
 }
 
 /// Publishes Events. Cheap to clone.
@@ -154,7 +169,7 @@ impl Events {
             return;
         }
         // One object for each Event, and no series: kube's recorder would count the second exec and drop its user.
-        let name = format!("{}.{:016x}", about.name.as_deref().unwrap_or("pristine"), rand::random::<u64>());
+        let name = event_name(about.name.as_deref().unwrap_or_default(), rand::random());
         let event = Event {
             metadata: ObjectMeta { name: Some(name), namespace: about.namespace.clone(), ..ObjectMeta::default() },
             type_: Some(if matches!(type_, EventType::Warning) { "Warning" } else { "Normal" }.to_owned()),
@@ -177,6 +192,21 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_name_of_an_event_is_a_dns_subdomain_whatever_the_length_of_the_objects_name() {
+        assert_eq!(event_name("web-0", 10), "web-0.000000000000000a");
+        assert_eq!(event_name("", 10), "pristine.000000000000000a");
+        let longest = "a".repeat(253);
+        let cut_at_a_dot = format!("{}.-.{}", "a".repeat(233), "b".repeat(17));
+        let cut_in_a_character = "é".repeat(126) + "é";
+        for (object, bytes) in [(&longest, 253), (&cut_at_a_dot, 250), (&cut_in_a_character, 253)] {
+            let name = event_name(object, u64::MAX);
+            assert_eq!(name.len(), bytes, "{name}");
+            assert!(name.split('.').all(|label| !label.is_empty() && !label.ends_with('-')), "{name}");
+        }
+        assert_eq!(event_name(&"a".repeat(236), 0).len(), 253);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_flood_of_events_about_one_object_is_limited_and_other_events_are_not() {
