@@ -81,6 +81,7 @@ fn own_pod(args: &Serve) -> ObjectReference {
         kind: Some("Pod".to_owned()),
         namespace: Some(args.namespace.clone()),
         name: Some(args.pod_name.clone()),
+        uid: args.pod_uid.clone(),
         ..ObjectReference::default()
     }
 }
@@ -205,4 +206,19 @@ async fn terminated() -> std::io::Result<()> {
         _ = int.recv() => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[test]
+    fn the_reference_to_our_own_pod_has_its_uid() {
+        let command = Cli::try_parse_from(["pristine", "serve", "--pod-name=p", "--pod-uid=u"]).unwrap().command;
+        let Command::Serve(args) = command else { panic!() };
+        let about = own_pod(&args);
+        assert_eq!((about.name.as_deref(), about.uid.as_deref()), (Some("p"), Some("u")));
+    }
 }

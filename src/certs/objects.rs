@@ -12,7 +12,11 @@
 //! carries the resourceVersion, a deletion the UID, and a create fails if the object exists. A write that comes too
 //! late fails with [`Error::Conflict`], and the caller reads again. So all replicas can write, and no leader is needed.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures_util::{Stream, StreamExt as _, stream};
 use k8s_openapi::{
@@ -94,6 +98,8 @@ pub struct Objects {
     client: Client,
     /// The names of the objects.
     pub names: Names,
+    /// UID of the Secret as it was read or written last: `kubectl describe` finds the Events about it by the UID.
+    secret_uid: Mutex<Option<String>>,
 }
 
 /// The objects as [`Objects::read`] found them, for the compare-and-swap of the step that follows.
@@ -167,7 +173,7 @@ impl Objects {
     /// Reads and writes through this client.
     #[must_use]
     pub const fn new(client: Client, names: Names) -> Self {
-        Self { client, names }
+        Self { client, names, secret_uid: Mutex::new(None) }
     }
 
     fn secrets(&self) -> Api<Secret> {
@@ -206,6 +212,7 @@ impl Objects {
         let Names { secret, configuration, namespace, .. } = &self.names;
         let configuration = call("get the webhook configuration", self.configurations().get_opt(configuration)).await?;
         let secret = call("get the Secret", self.secrets().get_opt(secret)).await?;
+        self.remember(secret.as_ref());
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         let namespace = call("get our namespace", namespaces.get(namespace)).await?;
         Ok(Live { secret, configuration, namespace, names: self.names.clone() })
@@ -245,7 +252,7 @@ impl Objects {
             let labels = Some([("app.kubernetes.io/name".to_owned(), "pristine".to_owned())].into());
             let metadata = ObjectMeta { name: Some(name.clone()), labels, ..ObjectMeta::default() };
             let secret = Secret { metadata, data, ..Secret::default() };
-            call("create the Secret", self.secrets().create(&params, &secret)).await?;
+            self.remember(Some(&call("create the Secret", self.secrets().create(&params, &secret)).await?));
         }
         Ok(())
     }
@@ -284,7 +291,16 @@ impl Objects {
             kind: Some("Secret".to_owned()),
             namespace: Some(self.names.namespace.clone()),
             name: Some(self.names.secret.clone()),
+            uid: self.secret_uid.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             ..ObjectReference::default()
         }
     }
+
+    fn remember(&self, secret: Option<&Secret>) {
+        let uid = secret.and_then(|secret| secret.metadata.uid.clone());
+        *self.secret_uid.lock().unwrap_or_else(PoisonError::into_inner) = uid;
+    }
 }
+
+#[cfg(test)]
+mod tests;

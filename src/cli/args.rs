@@ -88,6 +88,9 @@ pub struct Serve {
     /// The name of this replica.
     #[arg(long, env = "POD_NAME", default_value = "pristine")]
     pub pod_name: String,
+    /// The UID of this replica's pod, by which `kubectl describe` finds the Events about it.
+    #[arg(long, env = "POD_UID")]
+    pub pod_uid: Option<String>,
     /// The Service that the webhook configuration names.
     #[arg(long, default_value = "pristine")]
     pub service: String,

@@ -1,0 +1,47 @@
+use http::{Request, Response};
+use kube::client::Body;
+use serde_json::Value;
+
+use super::*;
+
+/// An API server that knows one Secret, with this UID, and no webhook configuration.
+fn objects(uid: Option<&'static str>) -> Objects {
+    let service = tower::service_fn(move |request: Request<Body>| async move {
+        let (is_create, path) = (request.method() == http::Method::POST, request.uri().path());
+        let secret = |uid: &str| json!({"kind": "Secret", "metadata": {"name": "s", "uid": uid}});
+        let (code, body): (u16, Value) = match (path.rsplit('/').nth(1), uid) {
+            _ if is_create => (201, secret("created")),
+            (Some("secrets"), Some(uid)) => (200, secret(uid)),
+            (Some("namespaces"), _) => (200, json!({"kind": "Namespace", "metadata": {"name": "n", "uid": "u"}})),
+            _ => {
+                (404, json!({"kind": "Status", "code": 404, "reason": "NotFound", "message": "", "status": "Failure"}))
+            }
+        };
+        let response = Response::builder().status(code).body(Body::from(body.to_string().into_bytes()));
+        Ok::<_, std::convert::Infallible>(response.unwrap())
+    });
+    let names = ["n", "s", "p", "c"].map(str::to_owned);
+    let [namespace, secret, service_name, configuration] = names;
+    let names = Names { namespace, secret, service: service_name, configuration };
+    Objects::new(Client::new(service, "n"), names)
+}
+
+fn store() -> Store {
+    let life = Duration::from_secs(3600);
+    let (active, _) = super::super::ca::Ca::create(1, &[], life, jiff::Timestamp::UNIX_EPOCH, None).unwrap();
+    Store::first(active)
+}
+
+#[tokio::test]
+async fn the_reference_to_the_secret_has_the_uid_that_was_read_or_created_last() {
+    let known = objects(Some("old"));
+    assert_eq!(known.secret_reference().uid, None);
+    known.read().await.unwrap();
+    assert_eq!(known.secret_reference().uid.as_deref(), Some("old"));
+
+    let absent = objects(None);
+    let live = absent.read().await.unwrap();
+    assert_eq!(absent.secret_reference().uid, None);
+    absent.write(&store(), live).await.unwrap();
+    assert_eq!(absent.secret_reference().uid.as_deref(), Some("created"));
+}
