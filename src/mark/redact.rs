@@ -1,9 +1,24 @@
 //! What is recorded of a command and of a user: bounded, and without secrets, because every `view` can read it.
 //!
-//! Pure. Masking covers the common shapes (`--password=…`, `TOKEN=…`, `--token …`, `https://user:pass@…`) and is not a
-//! proof: a secret that a user types as a plain word is recorded, as it is in the API server's own audit log.
+//! Pure. Four things make a part of a command a secret:
+//!
+//! - its name, in [`names`]: `--password=…`, `TOKEN=…`, `--token …`, `Authorization: …`, `"password": "…"`, `?token=…`;
+//! - the option of a known program, in [`programs`]: `mysql -p…`, `redis-cli -a …`, `curl -u user:…`;
+//! - what it looks like, in [`shapes`]: `ghp_…`, JSON Web Tokens, private keys;
+//! - its place in a URL: `https://user:pass@…`.
+//!
+//! [`lexer`] splits the script of `sh -c`, and scripts in it, into the commands that [`command`](mod@command) reads. This
+//! is no proof: a secret that a user types as a plain word is recorded, as it is in the API server's own audit log.
+
+use std::ops::Range;
 
 use crate::mark::{EXEC_REQUEST_UID, User, shorten};
+
+mod command;
+mod lexer;
+mod names;
+mod programs;
+mod shapes;
 
 const MASK: &str = "•••";
 /// Words of a command that are kept. The script of `sh -c` is one word.
@@ -13,8 +28,12 @@ const MAX_WORD: usize = 256;
 /// Bytes of all words together.
 const MAX_BYTES: usize = 1024;
 
-const SECRET: [&str; 9] =
-    ["password", "passwd", "secret", "token", "apikey", "api-key", "api_key", "credential", "private"];
+/// Bytes of one word that are searched for secrets. The mask is short, so more than [`MAX_WORD`] may be shown.
+const MAX_READ: usize = 4 * MAX_WORD;
+/// Bytes at the end of what is searched that are not shown if the word goes on: a secret that is cut looks harmless.
+const UNSURE: usize = MAX_WORD;
+/// Scripts in quotes in scripts.
+const MAX_DEPTH: usize = 4;
 
 /// Bytes of a user name. Names of cloud roles have about 100, and 1 kB was seen.
 const MAX_NAME: usize = 2048;
@@ -45,120 +64,99 @@ pub fn user(user: &User) -> User {
     }
 }
 
-fn names_a_secret(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    SECRET.iter().any(|secret| name.contains(secret))
-}
-
 /// The command with secrets masked, at most 1 KiB in 32 words.
 #[must_use]
 pub fn command(argv: &[String]) -> Vec<String> {
+    let words: Vec<&str> = argv.iter().take(MAX_WORDS).map(|word| start_of(word, MAX_READ)).collect();
+    let found = command::find(&words);
+    let mut secrets: Vec<Vec<Range<usize>>> = words.iter().map(|word| shapes::find(word)).collect();
+    for (n, word) in words.iter().enumerate() {
+        if found.scripts.contains(&n) || word.contains(char::is_whitespace) {
+            script(word, 0, MAX_DEPTH, &mut secrets[n]);
+        }
+    }
+    found.secrets.into_iter().for_each(|(n, secret)| secrets[n].push(secret));
     let mut kept = Vec::new();
     let mut bytes = 0;
-    let mut value_is_secret = false;
-    for word in argv {
-        let shown = if value_is_secret && !word.starts_with('-') { MASK.to_owned() } else { self::word(word) };
-        value_is_secret = word.starts_with('-') && !word.contains('=') && names_a_secret(word);
-        let shown = shorten(&shown, MAX_WORD);
+    for ((word, read), secrets) in argv.iter().zip(words).zip(secrets) {
+        let shown = shorten(&masked(read, secrets, read.len() < word.len()), MAX_WORD);
         bytes += shown.len();
-        if kept.len() == MAX_WORDS || bytes > MAX_BYTES {
-            kept.push(format!("… {} more", argv.len() - kept.len()));
+        if bytes > MAX_BYTES {
             break;
         }
         kept.push(shown);
     }
+    if kept.len() < argv.len() {
+        kept.push(format!("… {} more", argv.len() - kept.len()));
+    }
     kept
 }
 
-/// Masks inside one word, which may be a whole shell script.
-fn word(word: &str) -> String {
-    // Masking is linear, but there is no need to mask a megabyte of which 256 bytes are kept.
-    let word = shorten(word, 4 * MAX_WORD);
-    let mut previous_is_secret = false;
-    let mut out = String::with_capacity(word.len());
-    for part in word.split_inclusive(char::is_whitespace) {
-        let text = part.trim_end();
-        let masked = match text.split_once('=') {
-            _ if previous_is_secret && !text.is_empty() && !text.starts_with('-') => MASK.to_owned(),
-            Some((name, value)) if names_a_secret(name) && !value.is_empty() => format!("{name}={MASK}"),
-            _ => without_userinfo(text),
-        };
-        previous_is_secret = text.starts_with('-') && !text.contains('=') && names_a_secret(text);
-        out.push_str(&masked);
-        out.push_str(&part[text.len()..]);
+fn start_of(text: &str, limit: usize) -> &str {
+    &text[..text.floor_char_boundary(limit)]
+}
+
+/// Finds the secrets in a script, which begins at `base` of a word, and in the scripts in it.
+fn script(text: &str, base: usize, depth: usize, secrets: &mut Vec<Range<usize>>) {
+    for words in lexer::commands(text) {
+        let ranges: Vec<Range<usize>> = words.iter().map(|word| without_quotes(text, word.range.clone())).collect();
+        let texts: Vec<&str> = ranges.iter().map(|range| &text[range.clone()]).collect();
+        let found = command::find(&texts);
+        let at = |n: usize| base + ranges[n].start;
+        secrets.extend(found.secrets.into_iter().map(|(n, secret)| at(n) + secret.start..at(n) + secret.end));
+        if depth == 0 {
+            continue;
+        }
+        for (n, word) in words.iter().enumerate() {
+            if found.scripts.contains(&n) {
+                script(texts[n], at(n), depth - 1, secrets);
+                continue;
+            }
+            for inner in word.quoted.iter().map(|range| (range.start, &text[range.clone()])) {
+                if inner.1.contains(char::is_whitespace) {
+                    script(inner.1, base + inner.0, depth - 1, secrets);
+                }
+            }
+        }
+    }
+}
+
+/// The word without a quote at its start, and without the same quote at its end.
+fn without_quotes(text: &str, range: Range<usize>) -> Range<usize> {
+    let word = &text[range.clone()];
+    let backslashes = word.len() - word.trim_start_matches('\\').len();
+    let rest = &word[backslashes..];
+    let Some(quote) = ['"', '\''].into_iter().find(|quote| rest.starts_with(*quote)) else { return range };
+    let inner = &rest[1..];
+    let inner =
+        inner.strip_suffix(quote).map_or(inner, |inner| inner.strip_suffix(&word[..backslashes]).unwrap_or(inner));
+    let start = range.start + backslashes + 1;
+    start..start + inner.len()
+}
+
+/// The text with the secrets masked. `is_cut` says that the text goes on.
+fn masked(text: &str, mut secrets: Vec<Range<usize>>, is_cut: bool) -> String {
+    let shown = if is_cut { start_of(text, MAX_READ - UNSURE) } else { text };
+    secrets.sort_unstable_by_key(|secret| (secret.start, secret.end));
+    let mut out = String::new();
+    let mut at = 0;
+    for secret in secrets.into_iter().filter(|secret| !secret.is_empty()) {
+        // A secret that is in another, or goes on where another ends, has no mask of its own.
+        if secret.start >= shown.len() {
+            break;
+        }
+        if secret.start > at || out.is_empty() {
+            out.push_str(&shown[at..secret.start]);
+            out.push_str(MASK);
+        }
+        at = at.max(secret.end).min(shown.len());
+    }
+    out.push_str(&shown[at..]);
+    if is_cut {
+        out.push('…');
     }
     out
 }
 
-fn without_userinfo(text: &str) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    match authority.rsplit_once('@') {
-        Some((userinfo, _)) if userinfo.contains(':') => format!("{scheme}://{MASK}{}", &rest[userinfo.len()..]),
-        _ => text.to_owned(),
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn redacted(argv: &[&str]) -> String {
-        command(&argv.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()).join(" ")
-    }
-
-    #[test]
-    fn secrets_are_masked_and_the_rest_is_kept() {
-        for (argv, expected) in [
-            (&["ls", "-l", "/tmp"][..], "ls -l /tmp"),
-            (&["mysql", "--password=hunter2", "-e", "select 1"], "mysql --password=••• -e select 1"),
-            (&["vault", "login", "--token", "s.abc"], "vault login --token •••"),
-            (&["env", "API_TOKEN=abc", "PORT=80"], "env API_TOKEN=••• PORT=80"),
-            (
-                &["sh", "-c", "export DB_PASSWORD=x; run --secret y -v"],
-                "sh -c export DB_PASSWORD=••• run --secret ••• -v",
-            ),
-            (&["curl", "https://bob:pw@example.com/a?b"], "curl https://•••@example.com/a?b"),
-            (&["curl", "https://example.com/@x:y"], "curl https://example.com/@x:y"),
-            (&["tool", "--token", "-v"], "tool --token -v"),
-        ] {
-            assert_eq!(redacted(argv), expected);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn any_command_is_bounded(argv in proptest::collection::vec(any::<String>(), 0..100)) {
-            let kept = command(&argv);
-            prop_assert!(kept.len() <= MAX_WORDS + 1);
-            prop_assert!(kept.iter().map(String::len).sum::<usize>() <= MAX_BYTES + 32);
-        }
-    }
-
-    #[test]
-    fn a_user_is_bounded_and_keeps_the_chosen_extra() {
-        let extra = [("reason", "INC-42"), ("scopes", "x"), (EXEC_REQUEST_UID, "da83c434")];
-        let extra = extra.map(|(key, value)| (key.to_owned(), vec![value.to_owned()]));
-        let many = User {
-            name: "é".repeat(9_999),
-            uid: "u".into(),
-            groups: vec!["g".repeat(999); 10_000],
-            extra: extra.into(),
-        };
-        let kept = user(&many);
-        assert_eq!(
-            (kept.groups.len(), kept.extra.keys().map(String::as_str).collect::<Vec<_>>()),
-            (32, vec!["reason", EXEC_REQUEST_UID])
-        );
-        assert!(serde_json::to_string(&kept).unwrap().len() < 8 * 1024);
-        let arn = User { name: format!("arn:aws:sts::1:assumed-role/{}", "r".repeat(1000)), ..User::default() };
-        assert_eq!(user(&arn), arn);
-    }
-
-    #[test]
-    fn a_megabyte_of_command_is_bounded() {
-        let kept = command(&["x".repeat(1 << 20), "y=".repeat(1 << 19)]);
-        assert!(kept.iter().map(String::len).sum::<usize>() <= 2 * MAX_WORD);
-    }
-}
+mod tests;
