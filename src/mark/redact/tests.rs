@@ -184,6 +184,21 @@ fn a_secret_that_is_cut_is_not_shown() {
 
 proptest! {
     #[test]
+    fn any_script_is_masked_without_a_panic(
+        parts in proptest::collection::vec(
+            prop_oneof![
+                "[\\\\'\"=:@/&?{}()$;|<>\\- \n\u{a0}é\u{1F600}•]{1,4}",
+                proptest::sample::select(&["token", "mysql", "-p", "curl", "-u", "sh", "-c", "://", "eyJ", "-----BEGIN "][..])
+                    .prop_map(str::to_owned),
+            ],
+            0..40,
+        ),
+    ) {
+        let kept = command(&["sh".to_owned(), "-c".to_owned(), parts.concat(), parts.concat()]);
+        prop_assert!(kept.len() <= 4);
+    }
+
+    #[test]
     fn any_command_is_bounded(argv in proptest::collection::vec(any::<String>(), 0..100)) {
         let kept = command(&argv);
         prop_assert!(kept.len() <= MAX_WORDS + 1);
