@@ -138,7 +138,7 @@ impl Handler {
         let mut decided = Decided::default();
         for act in &request.acts {
             let container = validate::container(act, pod).map_err(Refused::Validation)?;
-            let mut interaction = validate::interaction(request, act, container, self.context.clock.now());
+            let mut interaction = validate::interaction(request, act, container, self.context.clock.corrected());
             let Decision { verdict, rule } = policy.decide(&interaction, &request.user, &act.command, pod);
             interaction.rule = rule;
             match verdict {
@@ -241,7 +241,8 @@ impl Handler {
         let (word, decision) =
             if is_admitted { ("unrecorded", AdmissionOutcome::Unrecorded) } else { ("denied", decision) };
         if let Some(act) = request.acts.first() {
-            let interaction = &validate::interaction(request, act, act.container.clone(), self.context.clock.now());
+            let interaction =
+                &validate::interaction(request, act, act.container.clone(), self.context.clock.corrected());
             let (pod_uid, evict_at, total, message) = (None, None, None, Some(denial.message.as_str()));
             let entry = Line { decision: word, namespace, pod, pod_uid, evict_at, total, message, interaction };
             self.context.audit_log.write(&entry);

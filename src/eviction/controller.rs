@@ -166,7 +166,7 @@ impl Controller {
             watcher::Event::Delete(pod) => {
                 note_gone(&pod, pacing);
                 queue.remove(pod.metadata.uid.as_deref().unwrap_or_default());
-                if let Some(mark) = successor_mark(&pod, self.context.clock.now()) {
+                if let Some(mark) = successor_mark(&pod, self.context.clock.corrected()) {
                     tokio::spawn(self.successors.clone().run(pod, mark));
                 }
             }

@@ -167,13 +167,13 @@ impl LeaderElector {
         let Self { namespace, name, .. } = self;
         let path = format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}");
         let request = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
+        let asked = Instant::now();
         let response = self.client.send(request.map(kube::client::Body::from)).await?;
-        let ours = self.context.clock.now();
         let date = response.headers().get(http::header::DATE).and_then(|date| date.to_str().ok());
         // HTTP's date is that of RFC 2822, except for the name of the time zone.
         let its = date.and_then(|text| jiff::fmt::rfc2822::parse(&text.replace("GMT", "+0000")).ok());
         if let Some(its) = its {
-            let (ahead, is_news) = self.context.clock.compare(its.timestamp(), ours);
+            let (ahead, is_news) = self.context.clock.compare(its.timestamp(), asked);
             self.context.metrics.clock_ahead.set(ahead.as_secs_f64());
             if is_news {
                 let seconds = ahead.as_secs_f64();
@@ -181,8 +181,8 @@ impl LeaderElector {
                     tracing::warn!(
                         seconds,
                         "this clock is ahead of the API server's (behind, if negative): no pod is evicted early, \
-                         but the deadlines that this replica sets are off by as much; \
-                         check the time synchronisation of this node"
+                         and marks get the API server's time, but beyond an hour this replica leaves the rotation of \
+                         the CA to others; check the time synchronisation of this node"
                     );
                 } else {
                     tracing::info!(seconds, "this clock is in sync with the API server's again");

@@ -37,7 +37,7 @@ impl SuccessorMarker {
     /// Waits for the successor of this pod and marks it. Ends at [`SuccessorMark::until`] at the latest.
     pub async fn run(self, deleted: Pod, mark: SuccessorMark) {
         let (Some(namespace), Some(name)) = (&deleted.metadata.namespace, &deleted.metadata.name) else { return };
-        while self.context.clock.now() < mark.until {
+        while self.context.clock.corrected() < mark.until {
             match self.reconcile(&deleted, namespace, name, &mark).await {
                 Ok(true) => return,
                 Ok(false) | Err(pods::Error::Gone | pods::Error::Conflict) => {}
