@@ -79,6 +79,9 @@ pub enum Error {
     /// The API server rejected the call. If a permission is missing, its answer names the verb and the resource.
     #[error("cannot {0}")]
     Api(&'static str, #[source] Box<kube::Error>),
+    /// The Secret is `immutable`: the API server would reject every update, for ever.
+    #[error("the Secret {0} is immutable; delete it, and a replica restores it from memory")]
+    Immutable(String),
     /// The API server did not answer.
     #[error("cannot {0}: no answer within {limit:?}", limit = CALL_TIMEOUT)]
     Timeout(&'static str),
@@ -129,11 +132,35 @@ impl Live {
         Some(self.entries(configuration).map(bundle).collect())
     }
 
-    /// Generation of the store that caBundle was written from; 0 if none is recorded.
+    /// Generation of the store that caBundle was written from; 0 if none is recorded, or no readable one.
     #[must_use]
     pub fn published_generation(&self) -> u64 {
-        let annotations = self.configuration.as_ref().and_then(|found| found.metadata.annotations.as_ref());
-        annotations.and_then(|all| all.get(GENERATION)).and_then(|text| text.parse().ok()).unwrap_or(0)
+        self.recorded_generation().and_then(Result::ok).unwrap_or(0)
+    }
+
+    fn recorded_generation(&self) -> Option<Result<u64, String>> {
+        let text = self.configuration.as_ref()?.metadata.annotations.as_ref()?.get(GENERATION)?;
+        Some(text.parse().map_err(|_| format!("{text:?} is not a generation")).and_then(secret::check_generation))
+    }
+
+    /// What somebody has to look at: the reason of its Event, and what to do.
+    #[must_use]
+    pub fn troubles(&self) -> Vec<(&'static str, String)> {
+        let mut found = Vec::new();
+        if self.secret.as_ref().is_some_and(is_immutable) {
+            let Names { namespace, secret, .. } = &self.names;
+            let note = format!(
+                "the Secret is immutable, so the CA cannot be renewed; run kubectl -n {namespace} delete secret \
+                 {secret}, and a running replica restores it from memory at once"
+            );
+            found.push(("SecretImmutable", note));
+        }
+        if let Some(Err(why)) = self.recorded_generation() {
+            let name = &self.names.configuration;
+            let note = format!("annotation {GENERATION} of ValidatingWebhookConfiguration {name} is ignored: {why}");
+            found.push(("GenerationUnreadable", note));
+        }
+        found
     }
 
     /// Whether an operator has requested a new CA with the annotation [`ROTATE`].
@@ -241,6 +268,9 @@ impl Objects {
         let data = Some(secret::encode(store));
         let (name, params) = (&self.names.secret, PostParams::default());
         if let Some(mut secret) = live.secret {
+            if is_immutable(&secret) {
+                return Err(Error::Immutable(name.clone()));
+            }
             // The object keeps the resourceVersion that was read, and labels and annotations of other clients.
             secret.data = data;
             // The staged CA that is written here, or an earlier one, fulfils the request that was read with the Secret.
@@ -300,6 +330,10 @@ impl Objects {
         let uid = secret.and_then(|secret| secret.metadata.uid.clone());
         *self.secret_uid.lock().unwrap_or_else(PoisonError::into_inner) = uid;
     }
+}
+
+fn is_immutable(secret: &Secret) -> bool {
+    secret.immutable == Some(true)
 }
 
 #[cfg(test)]

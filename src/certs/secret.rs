@@ -104,6 +104,21 @@ pub fn encode(store: &Store) -> BTreeMap<String, ByteString> {
     data.into_iter().map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes()))).collect()
 }
 
+/// A higher generation is no count of writes: somebody made it up, and adding to it would end in the range of what
+/// JSON readers round.
+const MAX_GENERATION: u64 = (1 << 53) - 1;
+
+/// Returns a generation that others wrote.
+///
+/// # Errors
+/// If it is absurd.
+pub fn check_generation(generation: u64) -> Result<u64, String> {
+    if generation > MAX_GENERATION {
+        return Err(format!("generation {generation} is higher than any number of writes"));
+    }
+    Ok(generation)
+}
+
 /// Decodes the Secret's data.
 ///
 /// # Errors
@@ -128,13 +143,14 @@ pub fn decode(data: &BTreeMap<String, ByteString>) -> Result<Store, String> {
     if state.schema != SCHEMA {
         return Err(format!("state.json: schema {} is not known to this version, which writes {SCHEMA}", state.schema));
     }
+    let generation = check_generation(state.generation).map_err(at("state.json"))?;
     let mut previous = Vec::new();
     for der in CertificateDer::pem_slice_iter(optional("previous.crt")?.unwrap_or_default()) {
         let der = der.map_err(|error| format!("previous.crt: {error}"))?;
         previous.push(Certificate::from_der(der).map_err(at("previous.crt"))?);
     }
     Ok(Store {
-        generation: state.generation,
+        generation,
         active: ca("active.crt", "active.key", required("active.crt")?)?,
         next: optional("next.crt")?.map(|bytes| ca("next.crt", "next.key", bytes)).transpose()?,
         previous,

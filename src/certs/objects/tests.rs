@@ -45,3 +45,40 @@ async fn the_reference_to_the_secret_has_the_uid_that_was_read_or_created_last()
     absent.write(&store(), live).await.unwrap();
     assert_eq!(absent.secret_reference().uid.as_deref(), Some("created"));
 }
+
+
+fn live(immutable: Option<bool>, generation: &str) -> Live {
+    let annotations = Some([(GENERATION.to_owned(), generation.to_owned())].into());
+    let names = Names {
+        namespace: "pristine-system".to_owned(),
+        secret: "pristine-ca".to_owned(),
+        service: "pristine".to_owned(),
+        configuration: "pristine".to_owned(),
+    };
+    Live {
+        secret: Some(Secret { immutable, ..Secret::default() }),
+        configuration: Some(ValidatingWebhookConfiguration {
+            metadata: ObjectMeta { annotations, ..ObjectMeta::default() },
+            ..ValidatingWebhookConfiguration::default()
+        }),
+        namespace: Namespace::default(),
+        names,
+    }
+}
+
+#[test]
+fn an_immutable_secret_is_a_trouble_that_names_the_command() {
+    let troubles = live(Some(true), "7").troubles();
+    assert_eq!(troubles[0].0, "SecretImmutable");
+    assert!(troubles[0].1.contains("kubectl -n pristine-system delete secret pristine-ca"), "{}", troubles[0].1);
+    assert_eq!(live(Some(false), "7").troubles(), []);
+}
+
+#[test]
+fn an_absurd_generation_is_ignored_and_reported() {
+    assert_eq!(live(None, "1007").published_generation(), 1007);
+    for text in [u64::MAX.to_string(), (1_u64 << 53).to_string(), "x".to_owned(), "-1".to_owned()] {
+        let live = live(None, &text);
+        assert_eq!((live.published_generation(), live.troubles()[0].0), (0, "GenerationUnreadable"), "{text}");
+    }
+}

@@ -54,6 +54,8 @@ fn a_decode_error_names_the_wrong_key() {
         with("active.key", Some(std::str::from_utf8(&good["next.key"].0).unwrap())),
         "active.key: the key does not belong to the certificate"
     );
+    let absurd = with("state.json", Some(r#"{"schema":1,"generation":18446744073709551615}"#));
+    assert_eq!(absurd, "state.json: generation 18446744073709551615 is higher than any number of writes");
     let long = "x".repeat(bundle::MAX_BYTES + 1);
     assert_eq!(with("cross.crt", Some(&long)), "cross.crt: 262145 bytes exceed the limit of 262144");
 }
