@@ -160,7 +160,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         identity: args.pod_name.clone(),
         context: context.clone(),
     };
-    let election = tokio::spawn(elector.run(leadership.clone(), stopping.clone()));
+    let mut election = tokio::spawn(elector.run(leadership.clone(), stopping.clone()));
     let evictions = eviction::controller::Controller {
         client,
         pods: pods.clone(),
@@ -185,6 +185,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
             panicked => format!("{panicked:?}"),
         },
         _ = &mut webhook => "webhook server".to_owned(),
+        _ = &mut election => "leader election".to_owned(),
         signalled = terminated() => {
             signalled?;
             tracing::info!("SIGTERM or SIGINT received: not ready any more, still answering until drained");
