@@ -41,6 +41,23 @@ pub fn trusts(bundle: &[u8], roots: &[&Certificate], now: Timestamp) -> bool {
     roots.iter().any(|root| root.is_valid(now) && trusted.contains(&root.der))
 }
 
+/// Whether this bundle contains all of these roots, valid or not.
+#[must_use]
+pub fn contains(bundle: &[u8], roots: &[&Certificate]) -> bool {
+    let present = certificates(bundle);
+    roots.iter().all(|root| present.contains(root))
+}
+
+/// Every certificate of a bundle. Entries that do not parse are skipped, as Go does.
+#[must_use]
+pub fn certificates(bundle: &[u8]) -> Vec<Certificate> {
+    if bundle.len() > MAX_BYTES {
+        return Vec::new();
+    }
+    let all = CertificateDer::pem_slice_iter(bundle).filter_map(Result::ok);
+    all.filter_map(|der| Certificate::from_der(der).ok()).collect()
+}
+
 /// Every certificate of these bundles that is valid now, once, in the order of their bytes, so that all replicas write
 /// the same.
 #[must_use]

@@ -133,7 +133,8 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
-        params.not_before = time(before(now, Lifetimes::backdate(life)).max(self.certificate.not_before));
+        // As old as the issuer: it costs nothing, and no API server's clock, and no step of ours, makes it too young.
+        params.not_before = time(self.certificate.not_before);
         params.not_after = time(after(now, life).min(self.certificate.not_after));
         params.serial_number = Some(serial());
         let leaf = certificate(params.signed_by(&key, &self.issuer()?)?.der().clone());

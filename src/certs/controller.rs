@@ -21,19 +21,22 @@ use tokio::{
 };
 
 use super::{
-    Certificate, Lifetimes, MAX_SECRET_AGE, after,
+    Lifetimes, MAX_SECRET_AGE, after,
     ca::{self, Ca},
     objects::{self, Live, Objects},
     resolver::Resolver,
-    rotation::{Missing, Observed, Serving, Step, Stored, apply, generation_after, may_be_ready, plan},
+    rotation::{Missing, Observed, Serving, Step, Stored, apply, generation_after, is_missing, may_be_ready, plan},
     secret::{PHASES, Store},
 };
 use crate::{
     api::{Context, events::EventType},
+    clock::Now,
     error::chain,
     server::readiness::Readiness,
     telemetry::{Certificate as Label, Outcome, Phase},
 };
+
+mod troubles;
 
 /// The longest validity of a certificate that is issued from memory while steps fail.
 const OFFLINE_LIFETIME: Duration = Duration::from_secs(3600);
@@ -107,8 +110,8 @@ struct Memory {
     missing: Option<Missing>,
     /// The last observation, by a clock that does not jump.
     observed_at: Option<Instant>,
-    /// Why the Secret is unreadable, so that it is reported once.
-    unreadable: Option<String>,
+    /// What was wrong with the objects, so that it is reported once.
+    troubles: Vec<troubles::Trouble>,
     /// The last caBundle that this replica has seen or written.
     published: Option<String>,
 }
@@ -140,11 +143,12 @@ impl Controller {
         loop {
             let wait = match self.reconcile(&mut memory).await {
                 Ok((Step::Idle { until }, _)) => {
-                    let wait = Duration::try_from(until.duration_since(self.context.clock.now())).unwrap_or_default();
+                    let wait =
+                        Duration::try_from(until.duration_since(self.context.clock.corrected())).unwrap_or_default();
                     wait.clamp(Duration::from_millis(10), RESYNC_INTERVAL)
                 }
                 Ok((step, now)) => {
-                    sleep(pace.after(&step, now)).await;
+                    sleep(pace.after(&step, now.corrected)).await;
                     continue;
                 }
                 Err(error) => {
@@ -154,9 +158,9 @@ impl Controller {
                         self.renew_offline(&mut memory);
                     }
                     // The pause ends before the moment at which the replica must renew from memory.
-                    let ending = memory.serving.as_ref().map(|serving| ends_soon_at(&serving.leaf));
-                    let left =
-                        ending.and_then(|at| Duration::try_from(at.duration_since(self.context.clock.now())).ok());
+                    let ending = memory.serving.as_ref().map(ends_soon_at);
+                    let now = self.context.clock.interval().latest;
+                    let left = ending.and_then(|at| Duration::try_from(at.duration_since(now)).ok());
                     sleep(pace.after_failure().min(left.filter(|left| !left.is_zero()).unwrap_or(Duration::MAX))).await;
                     continue;
                 }
@@ -172,17 +176,17 @@ impl Controller {
     /// While steps fail: renews a certificate that is about to expire from the CA in memory, for a short time. API
     /// servers may reject the new one, if its CA was retired meanwhile. They reject an expired one in any case.
     fn renew_offline(&self, memory: &mut Memory) {
-        let now = self.context.clock.now();
+        let now = self.context.clock.interval();
         let (Some(store), Some(serving)) = (&memory.store, &memory.serving) else { return };
         let active = &store.active.certificate;
-        let ending = ends_soon_at(&serving.leaf) <= now && serving.leaf.not_after < active.not_after;
-        if ending && active.is_valid(now) {
+        let ending = ends_soon_at(serving) <= now.latest && serving.leaf.not_after < active.not_after;
+        if ending && active.is_valid(now.corrected) {
             let life = self.lifetimes.serving.min(OFFLINE_LIFETIME);
             tracing::warn!("certificate steps fail, renewing the serving certificate from the CA in memory");
-            if let Err(error) = self.issue(&store.clone(), life, memory, now) {
+            if let Err(error) = self.issue(&store.clone(), life, memory, now.corrected) {
                 tracing::error!(error = %chain(&error), "cannot renew the serving certificate");
             }
-        } else if serving.leaf.not_after <= now {
+        } else if serving.leaf.not_after <= now.earliest {
             self.ready.set_unready("the serving certificate has expired".to_owned());
         }
     }
@@ -190,8 +194,8 @@ impl Controller {
     fn issue(&self, store: &Store, life: Duration, memory: &mut Memory, now: Timestamp) -> Result<(), Error> {
         let cross = store.served_cross();
         let leaf = store.active.issue(&self.objects.names.dns(), life, now, cross)?;
-        let serving =
-            Serving { leaf: leaf.certificate.clone(), issuer: store.active.certificate.clone(), cross: cross.cloned() };
+        let (issuer, cross) = (store.active.certificate.clone(), cross.cloned());
+        let serving = Serving { leaf: leaf.certificate.clone(), issuer, cross, issued_at: now };
         self.resolver.serve(leaf)?;
         tracing::info!(serial = serving.leaf.serial, not_after = %serving.leaf.not_after, "serving a new certificate");
         let note = format!("serving certificate {}, valid until {}", serving.leaf.serial, serving.leaf.not_after);
@@ -207,48 +211,33 @@ impl Controller {
     }
 
     /// Reads the objects and executes the planned step. Returns the step, and the time that it was planned for.
-    async fn reconcile(&self, memory: &mut Memory) -> Result<(Step, Timestamp), Error> {
+    async fn reconcile(&self, memory: &mut Memory) -> Result<(Step, Now), Error> {
         let asked = self.context.clock.now();
         let live = self.objects.read().await?;
-        let now = self.context.clock.now();
-        if after(asked, MAX_SECRET_AGE) < now {
+        let (own, now) = (self.context.clock.now(), self.context.clock.interval());
+        if after(asked, MAX_SECRET_AGE) < own {
             // The process was suspended meanwhile, and the CA that it has read may be retired by now.
             return Err(Error::Object(objects::Error::Conflict));
         }
         let stored = live.stored();
-        let unreadable = match &stored {
-            Stored::Unreadable(why) => Some(why.clone()),
-            Stored::Absent | Stored::Store(_) => None,
-        };
-        if let Some(why) = unreadable.as_ref().filter(|_| memory.unreadable != unreadable) {
-            tracing::error!(why, "the Secret is unreadable, the served certificate stays in use");
-            self.context.metrics.certificate_steps.get_or_create(&Outcome { result: "unreadable" }).inc();
-            let note = format!("unreadable: {why}; a replica restores it from memory, so do not restart the replicas");
-            self.context.events.publish(
-                self.objects.secret_reference(),
-                EventType::Warning,
-                "SecretUnreadable",
-                "Read",
-                &note,
-            );
-        }
-        memory.unreadable = unreadable;
+        self.report_troubles(&stored, &live, memory);
         let published_generation = live.published_generation();
         let last = memory.observed_at.replace(Instant::now());
         let elapsed = last.map(|last| last.elapsed()).unwrap_or_default();
-        memory.missing = Missing::observe(memory.missing, &stored, published_generation, now, elapsed);
+        let missing = is_missing(&stored, published_generation, &self.lifetimes, &now);
+        memory.missing = Missing::observe(memory.missing, missing, own, elapsed);
         let observed = Observed {
             stored,
             memory: memory.store.clone(),
             bundles: live.bundles(),
             serving: memory.serving.clone(),
-            missing_since: memory.missing.as_ref().map(Missing::since),
+            missing_for: memory.missing.as_ref().map(Missing::waited),
             published_generation,
             owned: live.is_owned(),
             namespace_terminating: live.is_terminating(),
             rotate: live.wants_rotation(),
         };
-        let step = plan(&observed, &self.lifetimes, now);
+        let step = plan(&observed, &self.lifetimes, &now);
         if let Stored::Store(store) = &observed.stored
             && memory.store.as_ref().is_none_or(|known| known.generation < store.generation)
         {
@@ -258,9 +247,9 @@ impl Controller {
             let live = observed.bundles.iter().flatten().next();
             memory.published = live.map(|bundle| String::from_utf8_lossy(bundle).into_owned());
         }
-        self.report(&observed, &step, now);
+        self.report(&observed, &step, &now);
         if !matches!(step, Step::Idle { .. }) {
-            self.execute(&step, &observed, live, memory, now).await?;
+            self.execute(&step, &observed, live, memory, &now).await?;
             self.context.metrics.certificate_steps.get_or_create(&Outcome { result: step.as_str() }).inc();
             let generation = memory.store.as_ref().map(|store| store.generation);
             tracing::info!(step = step.as_str(), generation, "the certificate step succeeded");
@@ -274,7 +263,7 @@ impl Controller {
         observed: &Observed,
         live: Live,
         memory: &mut Memory,
-        now: Timestamp,
+        now: &Now,
     ) -> Result<(), Error> {
         let known = match &observed.stored {
             Stored::Store(store) => Some(&**store),
@@ -306,17 +295,17 @@ impl Controller {
             }
             Step::Issue => {
                 let Some(store) = known else { return Ok(()) };
-                return self.issue(store, self.lifetimes.serving, memory, now);
+                return self.issue(store, self.lifetimes.serving, memory, now.corrected);
             }
             Step::Create => {
-                let (active, _) = Ca::create(newest + 1, &names, self.lifetimes.ca, now, None)?;
+                let (active, _) = Ca::create(newest.saturating_add(1), &names, self.lifetimes.ca, now.earliest, None)?;
                 Some(Store::first(active))
             }
             Step::Restore => observed.memory.clone(),
             Step::Stage => known
                 .map(|store| {
                     let signer = Some(&store.active);
-                    let fresh = Ca::create(newest + 1, &names, self.lifetimes.ca, now, signer)?;
+                    let fresh = Ca::create(newest.saturating_add(1), &names, self.lifetimes.ca, now.earliest, signer)?;
                     Ok::<_, Error>(apply(step, store, &self.lifetimes, now, Some(fresh)))
                 })
                 .transpose()?
@@ -337,7 +326,7 @@ impl Controller {
     }
 
     /// Sets the metrics and the readiness.
-    fn report(&self, observed: &Observed, step: &Step, now: Timestamp) {
+    fn report(&self, observed: &Observed, step: &Step, now: &Now) {
         let has_entries = observed.bundles.as_ref().is_some_and(|bundles| !bundles.is_empty());
         self.context.metrics.bundle_in_sync.set(i64::from(has_entries && !matches!(step, Step::Publish(_))));
         let gauge = |certificate, at: Option<Timestamp>| {
@@ -377,8 +366,8 @@ impl Controller {
 }
 
 /// When a renewal no longer waits for the API server: at nine tenths of the certificate's life.
-fn ends_soon_at(leaf: &Certificate) -> Timestamp {
-    leaf.part_of_life(9, 10)
+fn ends_soon_at(serving: &Serving) -> Timestamp {
+    serving.part_of_life(9, 10)
 }
 
 /// The Event about a step: its reason and its note.

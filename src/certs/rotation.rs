@@ -17,12 +17,27 @@
 //! The store in the Secret has a generation, which grows with every write. The webhook configuration records the
 //! generation that its caBundle was written from. A Secret with a lower generation was restored from a backup, and a
 //! replica with a newer store in memory writes that one back ([`Step::Restore`]).
+//!
+//! A replica's own clock may be wrong by any amount, so a plan takes an interval, [`Now`]. Its earliest end decides
+//! what must not happen early, its latest end what must happen in time. The steps that depend on the time and that
+//! other replicas depend on ([`Step::needs_agreement`]) are planned only while an API server confirms this replica's
+//! clock: one replica with a wrong clock never makes the others' certificates untrusted.
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
+pub use self::{
+    missing::{Missing, RESTORE_WAIT, is_missing},
+    serving::{Serving, may_be_ready, trusted},
+    step::{STEPS, Step},
+};
 use super::{Certificate, Lifetimes, after, bundle, secret::Store};
+use crate::clock::Now;
+
+mod missing;
+mod serving;
+mod step;
 
 /// The content of the Secret.
 #[derive(Clone, Debug)]
@@ -33,17 +48,6 @@ pub enum Stored {
     Unreadable(String),
     /// The CA, and its successor and predecessors.
     Store(Box<Store>),
-}
-
-/// The serving certificate that this replica has in memory.
-#[derive(Clone, Debug)]
-pub struct Serving {
-    /// The leaf.
-    pub leaf: Certificate,
-    /// The CA that issued it.
-    pub issuer: Certificate,
-    /// The issuer signed by its predecessor, if it is served behind the leaf.
-    pub cross: Option<Certificate>,
 }
 
 /// Everything that a plan is made from.
@@ -58,8 +62,8 @@ pub struct Observed {
     pub bundles: Option<Vec<Vec<u8>>>,
     /// The certificate that this replica serves.
     pub serving: Option<Serving>,
-    /// Since when the Secret has been absent, unreadable or older than the store that was published.
-    pub missing_since: Option<Timestamp>,
+    /// How long the Secret has been of no use ([`is_missing`]), by a clock that does not jump.
+    pub missing_for: Option<Duration>,
     /// Generation of the store that caBundle was written from. A Secret with a lower one was restored from a backup.
     pub published_generation: u64,
     /// Whether our namespace owns the webhook configuration, so that it is garbage-collected with the namespace.
@@ -70,116 +74,43 @@ pub struct Observed {
     pub rotate: bool,
 }
 
-/// One step, which the controller executes.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Step {
-    /// Create a CA without a predecessor, and write it to the Secret if the Secret has not changed since it was read.
-    Create,
-    /// Write the store in memory to the Secret.
-    Restore,
-    /// Create the next CA, and add it to the Secret.
-    Stage,
-    /// Write this caBundle into the webhook configuration.
-    Publish(String),
-    /// Accept the Secret although its generation is lower than what was published: no replica has a newer store.
-    Adopt,
-    /// Record in the Secret that every caBundle contains the next CA: the hold begins.
-    BeginHold,
-    /// Record that a caBundle no longer contains the next CA: the hold will restart.
-    BreakHold,
-    /// Let the next CA sign, and erase the key of the active one.
-    Activate,
-    /// Stop trusting the previous CAs.
-    Retire,
-    /// Issue a serving certificate, in memory.
-    Issue,
-    /// Delete the webhook configuration: soon no replica is left to answer, and every exec would be denied.
-    Withdraw,
-    /// Nothing to do before this time, unless something changes.
-    Idle {
-        /// When to plan again.
-        until: Timestamp,
-    },
+/// How far the clocks of a replica and of the API servers may differ while the replica plans for all: as far as a new
+/// CA is backdated.
+fn tolerance(lifetimes: &Lifetimes) -> Duration {
+    Lifetimes::backdate(lifetimes.ca)
 }
 
-impl Step {
-    /// The step in one word, for logs and metrics.
-    #[must_use]
-    pub const fn as_str(&self) -> &'static str {
-        match self {
-            Self::Create => "create",
-            Self::Restore => "restore",
-            Self::Adopt => "adopt",
-            Self::Stage => "stage",
-            Self::Publish(_) => "publish",
-            Self::BeginHold => "begin_hold",
-            Self::BreakHold => "break_hold",
-            Self::Activate => "activate",
-            Self::Retire => "retire",
-            Self::Issue => "issue",
-            Self::Withdraw => "withdraw",
-            Self::Idle { .. } => "idle",
-        }
-    }
+/// Whether this time is so far in the future that only a wrong clock can have written it.
+fn is_far_ahead(at: Timestamp, lifetimes: &Lifetimes, now: &Now) -> bool {
+    now.is_agreed(tolerance(lifetimes)) && after(now.latest, tolerance(lifetimes)) < at
 }
 
-/// Every word of [`Step::as_str`] but `idle`, which changes nothing: the values of the metric's label.
-pub const STEPS: [&str; 11] = [
-    "create",
-    "restore",
-    "adopt",
-    "stage",
-    "publish",
-    "begin_hold",
-    "break_hold",
-    "activate",
-    "retire",
-    "issue",
-    "withdraw",
-];
-
-/// How long a replica without the CA in memory waits for another replica to restore the Secret, if the webhook
-/// configuration shows that there was a CA. More than twice the 30 s after which a replica observes the Secret without
-/// a watch event: its watch may be interrupted at that moment, and the Secret may be damaged again right after the
-/// restore.
-pub const RESTORE_WAIT: Duration = Duration::from_secs(65);
-
-/// How long this replica has observed that the Secret is absent, unreadable or older than what was published.
-#[derive(Clone, Copy, Debug)]
-pub struct Missing {
-    waited: Duration,
-    observed_at: Timestamp,
+/// Whether no API server can trust this CA any more, or not for long yet. An API server must confirm the time: a replica
+/// with a wrong clock would give up a CA that all the others use.
+fn is_lost(ca: &Certificate, lifetimes: &Lifetimes, now: &Now) -> bool {
+    let is_expired = ca.not_after <= now.earliest && now.is_agreed(tolerance(lifetimes));
+    is_expired || is_far_ahead(ca.not_before, lifetimes, now)
 }
 
-impl Missing {
-    /// Returns the wait after one more observation, `elapsed` after the last one by a clock that does not jump. A
-    /// replica that missed a full [`RESTORE_WAIT`] was suspended: its earlier observations prove nothing, so the wait
-    /// restarts.
-    #[must_use]
-    pub fn observe(
-        before: Option<Self>,
-        stored: &Stored,
-        published_generation: u64,
-        now: Timestamp,
-        elapsed: Duration,
-    ) -> Option<Self> {
-        if matches!(stored, Stored::Store(store) if store.generation >= published_generation) {
-            return None;
-        }
-        let awake = before.filter(|before| now < after(before.observed_at, RESTORE_WAIT));
-        Some(Self { waited: awake.map_or(Duration::ZERO, |before| before.waited + elapsed), observed_at: now })
-    }
+/// The pause before the time is asked for again.
+const SOON: Duration = Duration::from_secs(1);
 
-    /// Since when, by the wall clock of the last observation.
-    #[must_use]
-    pub fn since(&self) -> Timestamp {
-        super::before(self.observed_at, self.waited)
-    }
+/// Idle until this time, or for a second if it has passed and something else is missing.
+fn idle(until: Timestamp, now: &Now) -> Step {
+    Step::Idle { until: if until <= now.corrected { after(now.corrected, SOON) } else { until } }
 }
 
 /// Decides the next step.
 #[must_use]
-pub fn plan(observed: &Observed, lifetimes: &Lifetimes, now: Timestamp) -> Step {
+pub fn plan(observed: &Observed, lifetimes: &Lifetimes, now: &Now) -> Step {
+    match decide(observed, lifetimes, now) {
+        // Another replica takes it, or this one when an API server has confirmed the time.
+        step if step.needs_agreement() && !now.is_agreed(tolerance(lifetimes)) => idle(now.corrected, now),
+        step => step,
+    }
+}
+
+fn decide(observed: &Observed, lifetimes: &Lifetimes, now: &Now) -> Step {
     if observed.namespace_terminating {
         let withdrawn = observed.bundles.is_none();
         return if withdrawn { Step::Idle { until: Timestamp::MAX } } else { Step::Withdraw };
@@ -193,7 +124,8 @@ pub fn plan(observed: &Observed, lifetimes: &Lifetimes, now: Timestamp) -> Step 
             // Only if the memory is as new as what was published: a replica that was suspended during a rotation would
             // restore a CA that is no longer trusted, and the other replicas would follow.
             Some(known)
-                if known.active.certificate.is_valid(now) && known.generation >= observed.published_generation =>
+                if !is_lost(&known.active.certificate, lifetimes, now)
+                    && known.generation >= observed.published_generation =>
             {
                 return Step::Restore;
             }
@@ -205,16 +137,18 @@ pub fn plan(observed: &Observed, lifetimes: &Lifetimes, now: Timestamp) -> Step 
         return wait_for_others(observed, now).unwrap_or(Step::Adopt);
     }
     let active = &store.active.certificate;
-    if now < active.not_before {
-        // Our clock is behind by more than the hour by which certificates are backdated. The other replicas are right.
-        return Step::Idle { until: active.not_before };
+    if now.latest < active.not_before {
+        // By every clock that was seen, no API server can trust this CA yet. If that is confirmed, a wrong clock created
+        // it, and no trust is left to protect. Otherwise this replica's clock is behind, and the others are right.
+        let is_lost = is_lost(active, lifetimes, now);
+        return if is_lost { wait_for_others(observed, now).unwrap_or(Step::Create) } else { idle(now.corrected, now) };
     }
-    if active.not_after <= now {
+    if is_lost(active, lifetimes, now) {
         // Every replica was suspended until the CA had expired. No trust is left to protect: no hold, no cross-signing.
-        let successor = store.next.as_ref().is_some_and(|next| next.certificate.is_valid(now));
+        let successor = store.next.as_ref().is_some_and(|next| next.certificate.is_valid(now.corrected));
         return if successor { Step::Activate } else { Step::Create };
     }
-    if is_due(store, observed.serving.as_ref(), now) {
+    if is_due(store, observed.serving.as_ref(), lifetimes, now) {
         // Before the steps below, which can fail: a rejected write must not let the serving certificate expire.
         return Step::Issue;
     }
@@ -227,7 +161,7 @@ pub fn plan(observed: &Observed, lifetimes: &Lifetimes, now: Timestamp) -> Step 
             if !observed.owned || !fenced || bundles.iter().any(|live| live != wanted.as_bytes()) {
                 let holding = store.next.is_some() && store.published_at.is_some();
                 let next = store.next.as_ref().map(|next| &next.certificate).into_iter().collect::<Vec<_>>();
-                if holding && !bundles.iter().all(|live| bundle::trusts(live, &next, now)) {
+                if holding && !bundles.iter().all(|live| bundle::contains(live, &next)) {
                     return Step::BreakHold;
                 }
                 return Step::Publish(wanted);
@@ -242,29 +176,39 @@ pub fn plan(observed: &Observed, lifetimes: &Lifetimes, now: Timestamp) -> Step 
     if published && let Some(step) = advance(store, observed.rotate, lifetimes, now) {
         return step;
     }
-    Step::Idle { until: next_deadline(store, observed.serving.as_ref(), lifetimes, now) }
+    idle(next_deadline(store, observed.serving.as_ref(), lifetimes, now), now)
 }
 
 /// Idle while another replica may still restore the Secret from its memory.
-fn wait_for_others(observed: &Observed, now: Timestamp) -> Option<Step> {
-    let until = after(observed.missing_since?, RESTORE_WAIT);
-    (now < until).then_some(Step::Idle { until })
+fn wait_for_others(observed: &Observed, now: &Now) -> Option<Step> {
+    let left = RESTORE_WAIT.checked_sub(observed.missing_for?).filter(|left| !left.is_zero())?;
+    Some(Step::Idle { until: after(now.corrected, left) })
 }
 
 /// Create, but only after the other replicas had the time to restore a CA that was trusted before.
-fn create(observed: &Observed, now: Timestamp) -> Step {
+fn create(observed: &Observed, now: &Now) -> Step {
     let trusted_before =
         observed.published_generation > 0 || observed.bundles.iter().flatten().any(|live| !live.is_empty());
     wait_for_others(observed, now).filter(|_| trusted_before).unwrap_or(Step::Create)
 }
 
 /// The next step of the rotation, once every caBundle is as planned.
-fn advance(store: &Store, rotate: bool, lifetimes: &Lifetimes, now: Timestamp) -> Option<Step> {
+fn advance(store: &Store, rotate: bool, lifetimes: &Lifetimes, now: &Now) -> Option<Step> {
     match (&store.next, store.published_at) {
-        (None, _) if !store.previous.is_empty() => (store.retire_at.is_none_or(|at| at <= now)).then_some(Step::Retire),
-        (None, _) => (rotate || stage_at(store) <= now).then_some(Step::Stage),
+        (None, _) if !store.previous.is_empty() => {
+            let expired = store.previous.iter().all(|ca| ca.not_after <= now.earliest);
+            (expired || store.retire_at.is_none_or(|at| at <= now.earliest)).then_some(Step::Retire)
+        }
+        (None, _) => (rotate || stage_at(store) <= now.latest).then_some(Step::Stage),
+        // A wrong clock created it: no API server would trust what it signs, so another one takes its place.
+        (Some(next), _) if is_far_ahead(next.certificate.not_before, lifetimes, now) => Some(Step::Stage),
         (Some(_), None) => Some(Step::BeginHold),
-        (Some(_), Some(since)) => (after(since, lifetimes.hold) <= now).then_some(Step::Activate),
+        // A wrong clock began the hold.
+        (Some(_), Some(since)) if is_far_ahead(since, lifetimes, now) => Some(Step::BeginHold),
+        (Some(next), Some(since)) => {
+            let is_held = after(since, lifetimes.hold) <= now.earliest;
+            (is_held && next.certificate.not_before <= now.earliest).then_some(Step::Activate)
+        }
     }
 }
 
@@ -274,17 +218,29 @@ fn stage_at(store: &Store) -> Timestamp {
 }
 
 /// When a serving certificate is renewed: at two thirds of its life.
-fn renew_at(leaf: &Certificate) -> Timestamp {
-    leaf.part_of_life(2, 3)
+fn renew_at(serving: &Serving) -> Timestamp {
+    serving.part_of_life(2, 3)
 }
 
-/// Whether there is no serving certificate, or it ends soon and its issuer can issue a longer one.
-fn is_due(store: &Store, serving: Option<&Serving>, now: Timestamp) -> bool {
+/// Whether there is no serving certificate, or it ends soon or is not valid yet, and its issuer can issue a better one.
+fn is_due(store: &Store, serving: Option<&Serving>, lifetimes: &Lifetimes, now: &Now) -> bool {
     serving.is_none_or(|serving| {
-        serving.issuer == store.active.certificate
-            && renew_at(&serving.leaf) <= now
+        let Serving { leaf, issuer, issued_at, .. } = serving;
+        if *issuer != store.active.certificate {
+            return false;
+        }
+        // Issued by a clock that was ahead: it may not be valid yet, and it may end too late.
+        let early = leaf.not_before.max(*issued_at);
+        if after(now.latest, Lifetimes::backdate(lifetimes.serving)) < early
+            || (now.earliest < leaf.not_before && issuer.not_before < leaf.not_before)
+        {
+            return true;
+        }
+        renew_at(serving) <= now.latest
+            // With a clock that is far ahead of the API servers', the latest time would renew without a pause.
+            && serving.part_of_life(1, 3) <= now.corrected
             // A certificate that ends with its issuer cannot be renewed for longer; the next CA issues the next one.
-            && serving.leaf.not_after < serving.issuer.not_after
+            && leaf.not_after < issuer.not_after
     })
 }
 
@@ -296,28 +252,15 @@ fn is_outdated(store: &Store, serving: Option<&Serving>) -> bool {
     })
 }
 
-/// The first time at which a step becomes due.
-fn next_deadline(store: &Store, serving: Option<&Serving>, lifetimes: &Lifetimes, now: Timestamp) -> Timestamp {
+/// The first time at which a step becomes due, as [`Now::corrected`] will show it then.
+fn next_deadline(store: &Store, serving: Option<&Serving>, lifetimes: &Lifetimes, now: &Now) -> Timestamp {
     let hold_ends = store.published_at.filter(|_| store.next.is_some()).map(|since| after(since, lifetimes.hold));
-    let times = [Some(stage_at(store)), hold_ends, store.retire_at, serving.map(|serving| renew_at(&serving.leaf))];
-    times.into_iter().flatten().filter(|at| *at > now).min().unwrap_or(store.active.certificate.not_after)
-}
-
-/// Whether a replica that serves this may become Ready: callers accept the certificate, and it is not in the last tenth
-/// of its life. A replica that resumes in that tenth renews first, because its own clock may be the wrong one.
-#[must_use]
-pub fn may_be_ready(bundles: &[Vec<u8>], serving: &Serving, store: &Store, now: Timestamp) -> bool {
-    now < serving.leaf.part_of_life(9, 10) && trusted(bundles, serving, store, now)
-}
-
-/// Whether a caller with any of these bundles accepts what is served.
-#[must_use]
-pub fn trusted(bundles: &[Vec<u8>], serving: &Serving, store: &Store, now: Timestamp) -> bool {
-    let mut roots = vec![&serving.issuer];
-    if serving.cross.is_some() {
-        roots.extend(&store.previous);
-    }
-    !bundles.is_empty() && serving.leaf.is_valid(now) && bundles.iter().all(|live| bundle::trusts(live, &roots, now))
+    let never_early = [hold_ends, store.retire_at].map(|at| (at, now.earliest));
+    let in_time = [Some(stage_at(store)), serving.map(renew_at)].map(|at| (at, now.latest));
+    let left = never_early.into_iter().chain(in_time).filter_map(|(at, by)| Some(at?.duration_since(by)));
+    let first = left.filter(SignedDuration::is_positive).min();
+    let at = first.map(|left| now.corrected.saturating_add(left).unwrap_or(Timestamp::MAX));
+    at.unwrap_or(store.active.certificate.not_after)
 }
 
 /// The generation that a step writes, where `newest` is the highest one known. A new CA starts a new thousand: its
@@ -337,11 +280,11 @@ pub fn apply(
     step: &Step,
     store: &Store,
     lifetimes: &Lifetimes,
-    now: Timestamp,
+    now: &Now,
     fresh: Option<(super::ca::Ca, Option<Certificate>)>,
 ) -> Option<Store> {
     let mut store = store.clone();
-    store.generation += 1;
+    store.generation = store.generation.saturating_add(1);
     match step {
         Step::Stage => {
             let (next, cross) = fresh?;
@@ -351,14 +294,14 @@ pub fn apply(
         }
         // Only the generation changes: the caller raises it above what was published.
         Step::Adopt => {}
-        Step::BeginHold => store.published_at = Some(now),
+        Step::BeginHold => store.published_at = Some(now.latest),
         Step::BreakHold => store.published_at = None,
         Step::Activate => {
             let next = store.next.take()?;
             let old = std::mem::replace(&mut store.active, next);
             store.previous.push(old.certificate);
             store.published_at = None;
-            store.retire_at = Some(after(now, lifetimes.serving + lifetimes.slack()));
+            store.retire_at = Some(after(now.latest, lifetimes.serving + lifetimes.slack()));
         }
         Step::Retire => {
             store.previous.clear();

@@ -21,7 +21,7 @@ use super::{
     tests::{LIFETIMES, names},
     *,
 };
-use crate::certs::ca::Ca;
+use crate::{certs::ca::Ca, clock::Sightings};
 
 mod checks;
 mod moves;
@@ -33,10 +33,18 @@ struct Replica {
     serving: Option<Serving>,
     missing: Option<Missing>,
     observed_at: Option<Timestamp>,
+    /// What it knows of the API servers' clocks, which are right.
+    sightings: Sightings,
     ready: bool,
     suspended: bool,
     /// Seconds that its clock is ahead.
     ahead: i64,
+    /// Whether no API server's time reaches it.
+    deaf: bool,
+    /// Since when it has run with a clock that is about right, and has known the API servers' time.
+    able_since: Timestamp,
+    /// When it last had a wrong clock that nothing corrected.
+    misled_at: Option<Timestamp>,
     /// Its last observation, the versions of both objects in it, and when it was made, by the replica's clock.
     seen: Option<(Observed, usize, usize, Timestamp)>,
 }
@@ -57,6 +65,8 @@ struct World {
     /// Every content that the webhook configuration has had; the last one is the current one.
     configurations: Vec<Configuration>,
     replicas: Vec<Replica>,
+    /// The last move of the adversary.
+    disturbed_at: Timestamp,
     /// Index of the configuration that each API server uses, and since when there has been a newer one.
     views: Vec<(usize, Timestamp)>,
     steps: usize,
@@ -64,6 +74,16 @@ struct World {
     /// Every leaf that was issued: its issuer, which must stay trusted until the leaf ends, and that end.
     leaves: VecDeque<(Certificate, Timestamp)>,
 }
+
+/// A replica with a wrong clock is right again so long after it has learnt the API servers' time: it observes every 30 s.
+const CORRECTION: Duration = Duration::from_secs(60);
+
+/// One replica whose clock is about right restores everything within this time, alone: it waits for the others
+/// ([`RESTORE_WAIT`]), between two observations that are 30 s apart, and then takes a few steps.
+const RECOVERY: Duration = Duration::from_secs(180);
+
+/// A larger difference to the API servers' clocks is a wrong clock.
+const SMALL: i64 = 40;
 
 /// An API server receives a new configuration within this time, far longer than the hold.
 const LAG: Duration = Duration::from_secs(200);
@@ -75,7 +95,8 @@ impl World {
             now,
             secrets: vec![Stored::Absent],
             configurations: vec![Configuration { bundle: vec![], generation: 0, broken: true }],
-            replicas: vec![Replica::default(); replicas],
+            replicas: vec![Replica { able_since: now, ..Replica::default() }; replicas],
+            disturbed_at: now,
             views: vec![(0, now); api_servers],
             steps: 0,
             activations: 0,
@@ -120,7 +141,8 @@ proptest! {
     fn every_api_server_accepts_every_ready_replica_despite_an_adversary(steps in moves(true)) {
         let mut world = World::new(3, 2);
         steps.iter().for_each(|step| world.make(step));
-        // When the adversary stops, every replica becomes Ready.
+        // When the adversary stops, every replica becomes Ready, however wrong its clock is.
+        world.make(&Move::Hear);
         (0..3).for_each(|r| world.make(&Move::Resume(r)));
         for _ in 0..5 {
             world.make(&Move::Pass(60, 0));

@@ -1,7 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::certs::{before, ca::Ca};
+use crate::{
+    certs::{before, ca::Ca},
+    clock::Sightings,
+};
 
 pub(super) const LIFETIMES: Lifetimes =
     Lifetimes { ca: Duration::from_secs(9000), serving: Duration::from_secs(900), hold: Duration::from_secs(60) };
@@ -26,13 +29,18 @@ impl World {
             memory: None,
             bundles: Some(vec![vec![]]),
             serving: None,
-            missing_since: Some(now),
+            missing_for: Some(RESTORE_WAIT),
             owned: true,
             namespace_terminating: false,
             rotate: false,
             published_generation: 0,
         };
         Self { now, observed, history: vec![(now, vec![])], generations: 0 }
+    }
+
+    /// The plan, when every clock shows the same.
+    fn plan(&self) -> Step {
+        plan(&self.observed, &LIFETIMES, &Now::exact(self.now))
     }
 
     fn store(&self) -> Option<&Store> {
@@ -63,7 +71,7 @@ impl World {
                 let leaf =
                     store.active.issue(&names(), LIFETIMES.serving, self.now, cross.as_ref()).unwrap().certificate;
                 let issuer = store.active.certificate.clone();
-                self.observed.serving = Some(Serving { leaf, issuer, cross });
+                self.observed.serving = Some(Serving { leaf, issuer, cross, issued_at: self.now });
             }
             Step::Create => {
                 let (active, _) = Ca::create(generation, &names(), LIFETIMES.ca, self.now, None).unwrap();
@@ -79,7 +87,7 @@ impl World {
                 let fresh = (*step == Step::Stage)
                     .then(|| Ca::create(generation, &names(), LIFETIMES.ca, self.now, Some(&store.active)).unwrap());
                 self.generations += usize::from(*step == Step::Activate);
-                self.write(apply(step, &store, &LIFETIMES, self.now, fresh).unwrap());
+                self.write(apply(step, &store, &LIFETIMES, &Now::exact(self.now), fresh).unwrap());
             }
         }
     }
@@ -87,7 +95,7 @@ impl World {
     /// Executes steps until the plan is idle, and returns until when.
     fn settle(&mut self) -> Timestamp {
         for _ in 0..20 {
-            match plan(&self.observed, &LIFETIMES, self.now) {
+            match self.plan() {
                 Step::Idle { until } => {
                     assert!(until > self.now);
                     return until;
@@ -95,7 +103,7 @@ impl World {
                 step => self.execute(&step),
             }
         }
-        panic!("the plan is never idle: {:?}", plan(&self.observed, &LIFETIMES, self.now));
+        panic!("the plan is never idle: {:?}", self.plan());
     }
 
     /// Whether an API server with this bundle accepts what is served.
@@ -109,7 +117,7 @@ impl World {
 fn a_new_installation_creates_issues_and_publishes() {
     let mut world = World::new();
     let mut steps = Vec::new();
-    while let step = plan(&world.observed, &LIFETIMES, world.now)
+    while let step = world.plan()
         && !matches!(step, Step::Idle { .. })
     {
         world.execute(&step);
@@ -155,13 +163,13 @@ fn a_changed_bundle_is_repaired_and_a_removed_next_ca_restarts_the_hold() {
     let mut world = World::new();
     world.settle();
     world.observed.bundles = Some(vec![b"garbage".to_vec()]);
-    assert!(matches!(plan(&world.observed, &LIFETIMES, world.now), Step::Publish(_)));
+    assert!(matches!(world.plan(), Step::Publish(_)));
     world.settle();
     world.now = stage_at(world.store().unwrap());
     world.settle();
     assert!(world.store().unwrap().published_at.is_some());
     world.observed.bundles = Some(vec![bundle::pem([&world.store().unwrap().active.certificate]).into_bytes()]);
-    assert_eq!(plan(&world.observed, &LIFETIMES, world.now), Step::BreakHold);
+    assert_eq!(world.plan(), Step::BreakHold);
     world.now = after(world.now, Duration::from_secs(50));
     world.settle();
     assert_eq!(world.store().unwrap().published_at, Some(world.now));
@@ -175,7 +183,7 @@ fn a_deleted_damaged_or_older_secret_is_restored_from_memory() {
     let older = Store { generation: 0, ..before.clone() };
     for stored in [Stored::Absent, Stored::Unreadable("garbage".into()), Stored::Store(Box::new(older))] {
         world.observed.stored = stored;
-        assert_eq!(plan(&world.observed, &LIFETIMES, world.now), Step::Restore);
+        assert_eq!(world.plan(), Step::Restore);
         world.settle();
         assert_eq!(world.store().unwrap().active, before.active);
     }
@@ -187,9 +195,10 @@ fn a_replica_suspended_during_a_rotation_never_restores_its_old_ca() {
     world.settle();
     world.observed.stored = Stored::Absent;
     world.observed.published_generation = 9;
-    world.observed.missing_since = Some(world.now);
-    assert!(matches!(plan(&world.observed, &LIFETIMES, world.now), Step::Idle { .. }));
-    assert_eq!(plan(&world.observed, &LIFETIMES, after(world.now, RESTORE_WAIT)), Step::Create);
+    world.observed.missing_for = Some(Duration::ZERO);
+    assert!(matches!(world.plan(), Step::Idle { .. }));
+    world.observed.missing_for = Some(RESTORE_WAIT);
+    assert_eq!(world.plan(), Step::Create);
 }
 
 #[test]
@@ -198,9 +207,10 @@ fn a_new_replica_waits_for_the_others_to_restore_the_secret() {
     world.settle();
     world.observed.memory = None;
     world.observed.stored = Stored::Absent;
-    world.observed.missing_since = Some(world.now);
-    assert!(matches!(plan(&world.observed, &LIFETIMES, world.now), Step::Idle { .. }));
-    assert_eq!(plan(&world.observed, &LIFETIMES, after(world.now, RESTORE_WAIT)), Step::Create);
+    world.observed.missing_for = Some(Duration::ZERO);
+    assert!(matches!(world.plan(), Step::Idle { .. }));
+    world.observed.missing_for = Some(RESTORE_WAIT);
+    assert_eq!(world.plan(), Step::Create);
 }
 
 #[test]
@@ -208,7 +218,7 @@ fn the_webhook_configuration_is_deleted_when_the_namespace_terminates() {
     let mut world = World::new();
     world.settle();
     world.observed.namespace_terminating = true;
-    assert_eq!(plan(&world.observed, &LIFETIMES, world.now), Step::Withdraw);
+    assert_eq!(world.plan(), Step::Withdraw);
     world.settle();
     assert_eq!(world.observed.bundles, None);
 }
@@ -218,7 +228,7 @@ fn a_missing_owner_reference_is_written_again() {
     let mut world = World::new();
     world.settle();
     world.observed.owned = false;
-    assert!(matches!(plan(&world.observed, &LIFETIMES, world.now), Step::Publish(_)));
+    assert!(matches!(world.plan(), Step::Publish(_)));
 }
 
 #[test]
@@ -226,7 +236,7 @@ fn a_requested_rotation_takes_the_same_steps() {
     let mut world = World::new();
     world.settle();
     world.observed.rotate = true;
-    assert_eq!(plan(&world.observed, &LIFETIMES, world.now), Step::Stage);
+    assert_eq!(world.plan(), Step::Stage);
     world.execute(&Step::Stage);
     // The write of the staged CA removes the request.
     world.observed.rotate = false;
@@ -238,17 +248,104 @@ fn a_requested_rotation_takes_the_same_steps() {
 fn a_renewal_never_waits_for_a_rejected_write() {
     let mut world = World::new();
     world.settle();
-    world.now = renew_at(&world.observed.serving.as_ref().unwrap().leaf);
+    world.now = renew_at(world.observed.serving.as_ref().unwrap());
     world.observed.bundles = Some(vec![vec![]]);
-    assert_eq!(plan(&world.observed, &LIFETIMES, world.now), Step::Issue);
+    assert_eq!(world.plan(), Step::Issue);
+}
+
+/// A replica's own clock is ahead or behind by so many seconds, and an API server's is right, or has not been seen.
+fn jumped(world: &World, seconds: i64, is_confirmed: bool) -> Now {
+    let own = Timestamp::from_second(world.now.as_second() + seconds).unwrap();
+    let mut seen = Sightings::default();
+    if is_confirmed {
+        seen.add(world.now, Duration::ZERO, Duration::ZERO);
+    }
+    seen.now(own, Duration::ZERO)
 }
 
 #[test]
-fn a_replica_whose_clock_is_behind_changes_nothing() {
+fn a_replica_alone_with_a_wrong_clock_writes_no_ca() {
     let mut world = World::new();
     world.settle();
-    world.now = before(world.now, Duration::from_secs(7200));
-    assert!(matches!(plan(&world.observed, &LIFETIMES, world.now), Step::Idle { .. }));
+    for seconds in [-31_536_000, -7200, 3600, 7200, 31_536_000] {
+        for is_confirmed in [false, true] {
+            let step = plan(&world.observed, &LIFETIMES, &jumped(&world, seconds, is_confirmed));
+            assert!(matches!(step, Step::Idle { .. } | Step::Issue), "{seconds} {is_confirmed}: {step:?}");
+        }
+    }
+}
+
+#[test]
+fn an_expired_ca_is_replaced_only_if_an_api_server_confirms_the_time() {
+    let mut world = World::new();
+    world.settle();
+    world.now = after(world.now, 2 * LIFETIMES.ca);
+    assert!(matches!(plan(&world.observed, &LIFETIMES, &jumped(&world, 0, false)), Step::Issue | Step::Idle { .. }));
+    assert_eq!(plan(&world.observed, &LIFETIMES, &jumped(&world, 0, true)), Step::Create);
+}
+
+#[test]
+fn a_ca_from_the_far_future_is_replaced_after_a_wait_if_an_api_server_confirms_the_time() {
+    let mut world = World::new();
+    let right = world.now;
+    world.now = after(world.now, Duration::from_secs(31_536_000));
+    world.settle();
+    world.now = right;
+    world.observed.missing_for = Some(Duration::from_secs(30));
+    assert!(matches!(world.plan(), Step::Idle { until } if until == after(right, Duration::from_secs(35))));
+    world.observed.missing_for = Some(RESTORE_WAIT);
+    assert!(matches!(plan(&world.observed, &LIFETIMES, &jumped(&world, 0, false)), Step::Idle { .. }));
+    assert_eq!(world.plan(), Step::Create);
+    world.settle();
+    assert!(world.accepted(&world.observed.bundles.as_ref().unwrap()[0]));
+    // A CA that is valid a little later is not lost.
+    world.now = before(world.now, Duration::from_secs(1000));
+    assert!(matches!(world.plan(), Step::Idle { .. }));
+}
+
+#[test]
+fn a_next_ca_or_a_hold_from_the_far_future_is_replaced() {
+    let mut world = World::new();
+    world.settle();
+    world.now = stage_at(world.store().unwrap());
+    world.settle();
+    let late = after(world.now, Duration::from_secs(31_536_000));
+    let held = world.store().unwrap().clone();
+    world.write(Store { published_at: Some(late), ..held.clone() });
+    assert_eq!(world.plan(), Step::BeginHold);
+    let (next, cross) = Ca::create(9, &names(), LIFETIMES.ca, late, Some(&held.active)).unwrap();
+    world.write(Store { next: Some(next), cross, ..held });
+    world.observed.bundles = Some(vec![bundle::pem(world.store().unwrap().roots()).into_bytes()]);
+    assert_eq!(world.plan(), Step::Stage);
+    world.settle();
+    assert!(world.store().unwrap().published_at.is_some_and(|at| at == world.now));
+}
+
+#[test]
+fn a_certificate_that_is_not_valid_yet_is_replaced() {
+    let mut world = World::new();
+    world.settle();
+    let store = world.store().unwrap().clone();
+    let ahead = after(world.now, Duration::from_secs(7200));
+    let leaf = store.active.issue(&names(), LIFETIMES.serving, ahead, None).unwrap().certificate;
+    assert!(leaf.is_valid(world.now), "it is as old as its issuer");
+    world.observed.serving = Some(Serving { leaf, issuer: store.active.certificate, cross: None, issued_at: ahead });
+    assert_eq!(world.plan(), Step::Issue);
+    world.execute(&Step::Issue);
+    assert!(matches!(world.plan(), Step::Idle { .. }));
+}
+
+#[test]
+fn a_wrong_clock_renews_its_certificate_once_and_not_without_a_pause() {
+    let mut world = World::new();
+    world.settle();
+    for seconds in [-31_536_000, -3600, 3600, 31_536_000] {
+        let now = jumped(&world, seconds, true);
+        world.now = now.corrected;
+        world.execute(&Step::Issue);
+        let Step::Idle { until } = plan(&world.observed, &LIFETIMES, &now) else { panic!("{seconds}") };
+        assert!(until > now.corrected);
+    }
 }
 
 #[test]
@@ -280,7 +377,7 @@ proptest! {
                 4 => {
                     world.observed.memory = None;
                     world.observed.stored = Stored::Absent;
-                    world.observed.missing_since = None;
+                    world.observed.missing_for = None;
                 }
                 _ => {}
             }

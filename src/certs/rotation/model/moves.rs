@@ -18,8 +18,12 @@ pub(super) enum Move {
     Crash(usize),
     Suspend(usize),
     Resume(usize),
-    /// A replica's clock jumps, to so many seconds ahead or behind.
+    /// A replica's clock jumps, to so many seconds ahead or behind. At most one is wrong: the others' are set right.
     Jump(usize, i64),
+    /// From now on, this replica alone does not learn the API servers' time.
+    Deafen(usize),
+    /// Every replica learns the API servers' time again.
+    Hear,
     /// The Secret is deleted (0), damaged (1), or restored as it was so many writes ago.
     Secret(usize),
     /// caBundle is emptied (0), or restored as it was so many writes ago.
@@ -28,6 +32,7 @@ pub(super) enum Move {
 
 impl World {
     pub(super) fn make(&mut self, step: &Move) {
+        self.note_wrong_clocks();
         let n = self.replicas.len();
         let stored = |back: usize, all: &[Stored]| all[all.len().saturating_sub(back)].clone();
         match *step {
@@ -40,6 +45,7 @@ impl World {
                 let end = after(self.now, Duration::from_secs(seconds));
                 while self.now < end {
                     self.now = after(self.now, Duration::from_secs(30)).min(end);
+                    self.hear();
                     for r in 0..n {
                         if !self.replicas[(first + r) % n].suspended {
                             self.act((first + r) % n);
@@ -52,8 +58,24 @@ impl World {
                 let v = v % self.views.len();
                 self.views[v].0 = self.configurations.len() - 1;
             }
-            Move::Jump(r, ahead) => self.replicas[r % n].ahead = ahead,
-            Move::Crash(r) => self.replicas[r % n] = Replica::default(),
+            Move::Jump(r, ahead) => {
+                for (other, replica) in self.replicas.iter_mut().enumerate() {
+                    if other == r % n {
+                        replica.ahead = ahead;
+                    } else if replica.ahead.abs() > SMALL && ahead.abs() > SMALL {
+                        replica.ahead = 0;
+                    }
+                }
+            }
+            Move::Deafen(r) => {
+                self.replicas.iter_mut().enumerate().for_each(|(other, replica)| replica.deaf = other == r % n);
+            }
+            Move::Hear => self.replicas.iter_mut().for_each(|replica| replica.deaf = false),
+            Move::Crash(r) => {
+                // Its node's clock stays as it was.
+                let Replica { ahead, deaf, .. } = self.replicas[r % n];
+                self.replicas[r % n] = Replica { ahead, deaf, able_since: self.now, ..Replica::default() };
+            }
             Move::Suspend(r) => {
                 // Its endpoint is removed from the Service first, and added again when it has resumed and observed.
                 self.replicas[r % n].suspended = true;
@@ -74,6 +96,10 @@ impl World {
             }
             Move::Bundle(back) => self.damage_bundle(back),
         }
+        self.note_wrong_clocks();
+        if matches!(step, Move::Secret(_) | Move::Bundle(_)) {
+            self.disturbed_at = self.now;
+        }
         let last = self.configurations.len() - 1;
         for view in &mut self.views {
             if self.configurations[view.0].broken || after(view.1, LAG) <= self.now {
@@ -81,6 +107,22 @@ impl World {
             }
         }
         self.check();
+        self.check_recovery();
+    }
+
+    /// Notes which replicas cannot be expected to do everything right from now on.
+    fn note_wrong_clocks(&mut self) {
+        for r in 0..self.replicas.len() {
+            let is_confirmed = self.knows(r).is_confirmed;
+            let replica = &mut self.replicas[r];
+            let is_wrong = replica.ahead.abs() > SMALL;
+            if replica.suspended || replica.deaf || is_wrong {
+                replica.able_since = self.now;
+            }
+            if is_wrong && (replica.deaf || !is_confirmed) {
+                replica.misled_at = Some(self.now);
+            }
+        }
     }
 
     fn damage_bundle(&mut self, back: usize) {
@@ -119,7 +161,11 @@ pub(super) fn moves(adversary: bool) -> impl Strategy<Value = Vec<Move>> {
         1 => replica.clone().prop_map(Move::Suspend),
         2 => replica.clone().prop_map(Move::Resume),
         // Two clocks differ by less than the tenth of a serving certificate's life (90 s) by which it is backdated.
-        1 => (replica, -40_i64..=40).prop_map(|(r, ahead)| Move::Jump(r, ahead)),
+        1 => (replica.clone(), -SMALL..=SMALL).prop_map(|(r, ahead)| Move::Jump(r, ahead)),
+        // Any clock can be wrong by any amount: here by up to two lives of a CA.
+        2 => (replica.clone(), -18_000_i64..=18_000).prop_map(|(r, ahead)| Move::Jump(r, ahead)),
+        1 => replica.prop_map(Move::Deafen),
+        1 => Just(Move::Hear),
         4 => (200_u64..500, 0_usize..3).prop_map(|(s, r)| Move::Pass(s, r)),
     ];
     let all = prop_oneof![
