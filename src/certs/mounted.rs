@@ -2,35 +2,43 @@
 //! instead of [`super::controller`]: Pristine then creates no CA and writes no Secret.
 //!
 //! - `tls.crt` and `tls.key` are the serving certificate with its chain, and its key.
-//! - `ca.crt` is optional. With it, Pristine adds the CAs in it to caBundle, and removes only CAs that have expired,
-//!   because other replicas may still serve certificates of the others. Without it, another component injects caBundle,
-//!   and Pristine does not change it.
+//! - `ca.crt` is optional. With it, caBundle contains the CAs in it, and others for as long as other replicas may serve
+//!   certificates of them ([`trust`]). If it was never there, another component injects caBundle, and Pristine does not
+//!   change it. If it disappears, that is an error, and caBundle stays as it is.
 //!
 //! A new certificate must pass the same test as one of our own CA: it is served after every caBundle has trusted it for
 //! `--hold`. It is served at once only if no certificate is served, or the served one is in the last tenth of its life.
 //! Files that are invalid, incomplete or expired never replace the served certificate.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, io::ErrorKind, path::PathBuf, time::Duration};
 
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
+
+use self::trust::Leaving;
 
 use super::{
-    Certificate, after, bundle,
+    Certificate, bundle,
     ca::Leaf,
     objects::{self, Objects},
     resolver::Resolver,
 };
 use crate::{
     api::{Context, events::EventType},
+    clock::Now,
     dir_watch::DirWatch,
     error::chain,
     server::readiness::Readiness,
     telemetry::{Certificate as Label, Outcome},
 };
+
+pub mod trust;
+
+/// The objects and the directory are read at least this often.
+const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Serves what is mounted.
 pub struct Mounted {
@@ -63,9 +71,27 @@ struct Pair {
 struct Memory {
     serving: Option<Certificate>,
     /// The certificate that is not served yet, and since when every caBundle has trusted it.
-    waiting: Option<(Certificate, Timestamp)>,
+    waiting: Option<(Certificate, Instant)>,
     /// The problem that was reported last, so that it is reported once.
-    problem: Option<String>,
+    problem: Option<Problem>,
+    /// Whether there was a `ca.crt`: its absence is a mistake then, and no wish.
+    had_ca: bool,
+    leaving: Leaving,
+}
+
+/// Why a certificate is not served, or caBundle is not written.
+#[derive(Debug, Eq, PartialEq)]
+enum Problem {
+    /// The files, or that caBundle does not trust them.
+    Refused(String),
+    /// The API server does not answer, or refuses. The files may be good.
+    Api(String),
+}
+
+impl From<objects::Error> for Problem {
+    fn from(error: objects::Error) -> Self {
+        Self::Api(chain(&error))
+    }
 }
 
 impl Mounted {
@@ -81,26 +107,19 @@ impl Mounted {
             }
         };
         let reconciling = async {
+            let started = Instant::now();
             loop {
-                let problem = self.reconcile(&mut memory).await.err();
+                let problem = self.reconcile(&mut memory, started.elapsed()).await.err();
                 if let Some(problem) = problem.as_ref().filter(|problem| memory.problem.as_ref() != Some(problem)) {
-                    tracing::error!(path = %self.path.display(), problem, "cannot use the mounted certificate");
-                    self.context.metrics.certificate_steps.get_or_create(&Outcome { result: "refused" }).inc();
-                    let note = format!("{}: {problem}; the previous certificate stays in use", self.path.display());
-                    self.context.events.publish(
-                        self.about.clone(),
-                        EventType::Warning,
-                        "CertificateRefused",
-                        "Issue",
-                        &note,
-                    );
+                    self.report(problem);
                 }
                 memory.problem = problem;
-                let hold = self.hold.min(Duration::from_secs(5));
+                let is_waiting = memory.waiting.is_some();
+                let pause = if is_waiting { self.hold.min(Duration::from_secs(5)) } else { RESYNC_INTERVAL };
                 tokio::select! {
                     () = directory.changed() => {}
                     () = wake.notified() => {}
-                    () = tokio::time::sleep(hold), if memory.waiting.is_some() => {}
+                    () = tokio::time::sleep(pause) => {}
                 }
             }
         };
@@ -110,14 +129,31 @@ impl Mounted {
         }
     }
 
+    fn report(&self, problem: &Problem) {
+        let path = self.path.display();
+        let (reason, note) = match problem {
+            Problem::Refused(why) => {
+                tracing::error!(%path, problem = why, "cannot use the mounted certificate");
+                self.context.metrics.certificate_steps.get_or_create(&Outcome { result: "refused" }).inc();
+                ("CertificateRefused", format!("{path}: {why}; the previous certificate stays in use"))
+            }
+            Problem::Api(why) => {
+                tracing::warn!(problem = why, "cannot compare caBundle with the mounted certificate, retrying");
+                let note = format!("{why}; the mounted certificate is checked again when the API server answers");
+                ("APIServerUnavailable", note)
+            }
+        };
+        self.context.events.publish(self.about.clone(), EventType::Warning, reason, "Issue", &note);
+    }
+
     /// Reads the directory and the objects, then publishes the CA or serves the certificate, if due.
-    async fn reconcile(&self, memory: &mut Memory) -> Result<(), String> {
-        let pair = self.read();
-        let live = self.objects.read().await.map_err(|error| chain(&error))?;
+    async fn reconcile(&self, memory: &mut Memory, at: Duration) -> Result<(), Problem> {
+        let now = self.context.clock.interval();
+        let pair = self.read(memory.had_ca, &now);
+        let live = self.objects.read().await?;
         if live.is_terminating() {
-            return self.objects.withdraw(&live).await.map_err(|error| chain(&error));
+            return Ok(self.objects.withdraw(&live).await?);
         }
-        let now = self.context.clock.now();
         let Some(bundles) = live.bundles() else {
             let name = &self.objects.names.configuration;
             self.ready.set_missing(format!(
@@ -125,21 +161,26 @@ impl Mounted {
             ));
             return Ok(());
         };
-        let pair = pair?;
+        let pair = pair.map_err(Problem::Refused)?;
+        let name = &self.objects.names.dns()[0];
         if let Some(ca) = &pair.ca {
-            // Only expired CAs are removed: other replicas may still serve certificates of the others.
-            let wanted = bundle::merge(bundles.iter().map(Vec::as_slice).chain([ca.as_slice()]), now);
+            memory.had_ca = true;
+            memory.leaving.observe(ca, &bundles, at);
+            if memory.leaving.is_due(self.hold, at) {
+                memory.leaving.drop_unneeded(&self.objects.served_chains().await?, name, self.hold, &now, at);
+            }
+            let wanted = memory.leaving.wanted(&now);
             if !live.is_owned() || bundles.iter().any(|live| live != wanted.as_bytes()) {
                 return match self.objects.publish(&wanted, live.published_generation(), &live).await {
                     // Our own write, or the one of the replica that was faster, wakes this loop again.
                     Ok(()) | Err(objects::Error::Conflict) => Ok(()),
-                    Err(error) => Err(chain(&error)),
+                    Err(error) => Err(error.into()),
                 };
             }
         }
-        let name = &self.objects.names.dns()[0];
-        let accepted = !bundles.is_empty() && bundles.iter().all(|live| bundle::verifies(live, &pair.chain, name, now));
-        self.serve(pair, accepted, memory, now)
+        let accepts = |live: &Vec<u8>| bundle::verifies(live, &pair.chain, name, now.corrected);
+        let accepted = !bundles.is_empty() && bundles.iter().all(accepts);
+        self.serve(pair, accepted, memory, now.corrected).map_err(Problem::Refused)
     }
 
     /// Serves the pair, once it has been trusted for the hold.
@@ -149,10 +190,10 @@ impl Mounted {
             let since = match (&memory.waiting, accepted) {
                 (_, false) => None,
                 (Some((waiting, since)), true) if *waiting == leaf => Some(*since),
-                (_, true) => Some(now),
+                (_, true) => Some(Instant::now()),
             };
             memory.waiting = since.map(|since| (leaf.clone(), since));
-            let trusted = since.is_some_and(|since| after(since, self.hold) <= now);
+            let trusted = since.is_some_and(|since| self.hold <= since.elapsed());
             // Waiting would protect nothing: no certificate is served, or the served one is about to expire.
             let ending = memory.serving.as_ref().is_none_or(|serving| serving.part_of_life(9, 10) <= now);
             if !trusted && !ending {
@@ -185,7 +226,7 @@ impl Mounted {
     }
 
     /// Reads and checks the files. The certificate and the key must belong together: a half-written pair is an error.
-    fn read(&self) -> Result<Pair, String> {
+    fn read(&self, had_ca: bool, now: &Now) -> Result<Pair, String> {
         let file = |name: &str| {
             let path = self.path.join(name);
             let bytes = fs::read(&path).map_err(|error| format!("cannot read {name}: {error}"))?;
@@ -202,11 +243,15 @@ impl Mounted {
         let leaf = chain.first().cloned().ok_or("tls.crt: no certificate")?;
         let leaf = Certificate::from_der(leaf).map_err(|error| format!("tls.crt: {error}"))?;
         Resolver::check(&chain, &key).map_err(|error| format!("tls.key: {error}"))?;
-        if leaf.not_after <= self.context.clock.now() {
+        if leaf.not_after <= now.corrected {
             return Err(format!("tls.crt: the certificate expired at {}", leaf.not_after));
         }
-        let ca = if self.path.join("ca.crt").exists() { Some(file("ca.crt")?) } else { None };
-        if ca.as_ref().is_some_and(|ca| bundle::merge([ca.as_slice()], self.context.clock.now()).is_empty()) {
+        let ca = match fs::symlink_metadata(self.path.join("ca.crt")) {
+            // A file that is there but cannot be read is a mistake, and no wish for another component.
+            Err(error) if error.kind() == ErrorKind::NotFound && !had_ca => None,
+            _ => Some(file("ca.crt")?),
+        };
+        if ca.as_ref().is_some_and(|ca| !bundle::certificates(ca).iter().any(|ca| ca.is_valid(now.corrected))) {
             return Err("ca.crt: no certificate is valid now".to_owned());
         }
         Ok(Pair { chain, key, leaf, ca })

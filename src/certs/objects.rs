@@ -23,19 +23,21 @@ use k8s_openapi::{
     ByteString,
     api::{
         admissionregistration::v1::{ValidatingWebhook, ValidatingWebhookConfiguration},
-        core::v1::{Namespace, ObjectReference, Secret},
+        core::v1::{Namespace, ObjectReference, Pod, Secret},
     },
 };
 use kube::{
     Api, Client,
-    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
     core::PartialObjectMeta,
     runtime::{WatchStreamExt as _, watcher},
 };
+use rustls_pki_types::CertificateDer;
 use serde_json::json;
 use tokio::time::timeout;
 
 use super::{
+    replica_status::{REPLICA, ReplicaStatus},
     rotation::Stored,
     secret::{self, Store},
 };
@@ -243,6 +245,18 @@ impl Objects {
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         let namespace = call("get our namespace", namespaces.get(namespace)).await?;
         Ok(Live { secret, configuration, namespace, names: self.names.clone() })
+    }
+
+    /// The chain that each replica says it serves. One that has not said it yet is left out.
+    ///
+    /// # Errors
+    /// The API server's answer, or that it did not answer.
+    pub async fn served_chains(&self) -> Result<Vec<Vec<CertificateDer<'static>>>, Error> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.names.namespace);
+        let ours = ListParams::default().labels("app.kubernetes.io/name=pristine,app.kubernetes.io/component=webhook");
+        let pods = call("list our pods", pods.list(&ours)).await?;
+        let status = |pod: Pod| ReplicaStatus::parse(pod.metadata.annotations?.get(REPLICA)?);
+        Ok(pods.into_iter().filter_map(status).map(|status| status.chain()).collect())
     }
 
     /// Deletes the webhook configuration that `live` contains.

@@ -187,3 +187,34 @@ async fn a_certificate_is_not_served_until_the_injected_ca_bundle_trusts_it() {
     fs::write(world.mount.path().join("hint"), "").unwrap();
     world.serves(&next).await;
 }
+
+fn refused(times: u32) -> String {
+    format!("pristine_certificate_steps_total{{result=\"refused\"}} {times}")
+}
+
+#[tokio::test]
+async fn a_ca_crt_that_disappears_is_refused_and_changes_nothing() {
+    let pki = Pki::new();
+    let world = world("", Duration::from_millis(100));
+    let (crt, key, leaf) = pki.pair();
+    swap(world.mount.path(), 0, &[("tls.crt", &crt), ("tls.key", &key), ("ca.crt", &pki.ca())]);
+    world.serves(&leaf).await;
+    let (crt, key, _) = pki.pair();
+    swap(world.mount.path(), 1, &[("tls.crt", &crt), ("tls.key", &key)]);
+    fs::remove_file(world.mount.path().join("ca.crt")).unwrap();
+    eventually("the directory is refused", 5, || async { world.metrics.render().contains(&refused(1)).then_some(()) })
+        .await;
+    assert_eq!(world.bundle(), pki.ca());
+    world.serves(&leaf).await;
+}
+
+#[tokio::test]
+async fn an_answer_of_the_api_server_is_no_refused_certificate() {
+    let pki = Pki::new();
+    let world = world(&pki.ca(), Duration::from_millis(100));
+    world.fake.state().configuration = Some(json!({"metadata": "garbage"}));
+    let (crt, key, _) = pki.pair();
+    swap(world.mount.path(), 0, &[("tls.crt", &crt), ("tls.key", &key)]);
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(world.metrics.render().contains(&refused(0)), "{}", world.metrics.render());
+}

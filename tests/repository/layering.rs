@@ -78,6 +78,7 @@ const PURE: &[&str] = &[
     "certs",
     "certs::bundle",
     "certs::ca",
+    "certs::mounted::trust",
     "certs::replica_status",
     "certs::rotation",
     "certs::rotation::missing",
