@@ -1,10 +1,12 @@
 //! What is decided about each operation by each action, in process: the mark, the answer, the audit log.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::{
     fake::{Fake, pod},
-    harness::{EVICT, Webhook, debug, exec, webhook},
+    harness::{EVICT, NOW, Webhook, debug, exec, standard, webhook},
 };
 
 fn connect(subresource: &str) -> Value {
@@ -143,4 +145,17 @@ async fn the_first_mark_clears_extension_annotations_and_later_marks_keep_them()
     webhook.fake.state().pods.get_mut("n/p").unwrap()["metadata"]["annotations"]["pristine/hold"] = json!("mine");
     webhook.review(&exec("a", &["2"])).await;
     assert_eq!(hold(&webhook), "mine");
+}
+
+#[tokio::test]
+async fn a_mark_has_the_api_servers_time_if_the_replicas_clock_is_an_hour_behind() {
+    let webhook = standard().await;
+    let right = NOW.parse::<jiff::Timestamp>().unwrap().checked_add(Duration::from_secs(3600)).unwrap();
+    let _ = webhook.clock.compare(right, tokio::time::Instant::now());
+    webhook.review(&exec("alice", &["sh"])).await;
+    let pod = webhook.fake.pod("n/p");
+    let evict_at = pod["metadata"]["annotations"]["pristine/evict-at"].as_str().unwrap();
+    let evict_at: jiff::Timestamp = evict_at.parse().unwrap();
+    let left = evict_at.duration_since(right).as_secs();
+    assert!((600..=605).contains(&left), "evicted {left} s after the interaction");
 }

@@ -39,6 +39,7 @@ pub struct Webhook {
     pub fake: Fake,
     pub metrics: Arc<Metrics>,
     pub audit_log: Arc<Mutex<Vec<Value>>>,
+    pub clock: Clock,
     pub stop: watch::Sender<bool>,
     pub served: tokio::task::JoinHandle<()>,
     _policy: watch::Sender<Arc<pristine::config::policy::Policy>>,
@@ -65,7 +66,7 @@ pub async fn webhook(fake: Fake, rules: &str) -> Webhook {
     tokio::spawn(publish);
     let clock = context.clock.clone();
     let handler = Handler { pods: Pods::new(fake.client()), policy: rules, locks: PodLocks::default(), context };
-    let guard = PathGuard::of(Paths { live: vec![String::new()], previous: None }, clock);
+    let guard = PathGuard::of(Paths { live: vec![String::new()], previous: None }, clock.clone());
     let endpoint = Arc::new(Endpoint::new(handler, guard, metrics.clone()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -79,7 +80,7 @@ pub async fn webhook(fake: Fake, rules: &str) -> Webhook {
     };
     let served =
         tokio::spawn(server::serve(listener, tls, endpoint, limits, metrics.clone(), stopping, Arc::default()));
-    Webhook { address, root: ca.certificate.der, fake, metrics, audit_log, stop, served, _policy: policy }
+    Webhook { address, root: ca.certificate.der, fake, metrics, audit_log, clock, stop, served, _policy: policy }
 }
 
 pub const EVICT: &str = "default: {action: Evict, ttl: 10m}\n";
