@@ -84,6 +84,17 @@ write_audit_policy() {
 	END
 }
 
+# The feature gates as the API server is to get them. It does not start with a gate that it does not know; one that is to
+# be off is off without being named.
+known_feature_gates() {
+	local gate help known=()
+	help=$("$bin/kube-apiserver" --help)
+	for gate in ${feature_gates//,/ }; do
+		if [[ $gate == *=true || $help == *[:\ ]"${gate%=*}=true|false"* ]]; then known+=("$gate"); fi
+	done
+	(IFS=, && echo "${known[*]}")
+}
+
 # start_api_server N
 start_api_server() {
 	local n=$1 pki=$state/pki flags
@@ -106,6 +117,7 @@ start_api_server() {
 		--authorization-mode=Node,RBAC --allow-privileged --profiling=false
 		--audit-policy-file="$state/audit-policy.yaml" --audit-log-path="$state/logs/audit$(suffix "$n").log"
 	)
+	if [[ -n $feature_gates ]]; then flags+=(--feature-gates="$(known_feature_gates)"); fi
 	if [[ $mode == control-plane ]]; then
 		# Without kube-proxy, ClusterIPs do not work: the API server dials the addresses of a webhook's EndpointSlice.
 		flags+=(--enable-aggregator-routing=true)

@@ -24,6 +24,7 @@ save_cluster() {
 		etcd_port=$etcd_port
 		etcd_peer_port=$etcd_peer_port
 		api_ports=(${api_ports[*]})
+		feature_gates=$feature_gates
 	END
 	mv "$state/cluster.new" "$state/cluster"
 }
@@ -32,6 +33,7 @@ stale=0
 load_cluster() {
 	[[ -f $state/cluster ]] || return 1
 	local cluster_boot=''
+	feature_gates=''
 	# shellcheck source=/dev/null
 	source "$state/cluster"
 	[[ $cluster_boot == "$boot" ]] || stale=1
@@ -74,6 +76,7 @@ new_cluster() {
 	free_port $((2379 + offset)) && etcd_port=$REPLY
 	free_port $((2380 + offset)) && etcd_peer_port=$REPLY
 	api_ports=()
+	feature_gates=$gates
 	save_cluster
 	derive
 }
