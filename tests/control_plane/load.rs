@@ -22,6 +22,8 @@ const STEADY: usize = 2;
 /// Workers that ask all at once and then fall silent, so that as many connections are idle for two seconds: a server
 /// that closes those meets the next request. No more than the idle connections that an API server keeps (25).
 const BURST: usize = 20;
+/// Pods `p0`, `p1` and so on: 8 for the workers that never rest, and one for each of the others.
+pub const PODS: usize = 8 + BURST;
 
 /// Execs through one API server until told to stop.
 #[derive(Default)]
@@ -71,16 +73,23 @@ impl Load {
             return;
         }
         self.busy.fetch_add(1, Ordering::Relaxed);
-        let path = format!("/api/v1/namespaces/load/pods/p{pod}/exec?command=echo&command={word}");
-        let answer = client.request_text(http::Request::post(path).body(vec![]).unwrap()).await;
+        let answer = exec(client, pod, word).await;
         self.busy.fetch_sub(1, Ordering::Relaxed);
         match answer {
-            // Admitted: only then does the API server look for the node, which does not exist.
-            Err(kube::Error::Api(status)) if status.message.contains("\"nowhere\" not found") => {
-                self.admitted.fetch_add(1, Ordering::Relaxed);
-            }
-            other => self.failures.lock().unwrap().push(format!("{other:?}")),
+            Ok(()) => drop(self.admitted.fetch_add(1, Ordering::Relaxed)),
+            Err(other) => self.failures.lock().unwrap().push(other),
         }
+    }
+}
+
+/// One exec, and what the API server said if it was not admitted.
+pub async fn exec(client: &Client, pod: usize, word: &str) -> Result<(), String> {
+    let path = format!("/api/v1/namespaces/load/pods/p{pod}/exec?command=echo&command={word}");
+    match client.request_text(http::Request::post(path).body(vec![]).unwrap()).await {
+        // Admitted: only then does the API server look for the node, which does not exist.
+        Err(kube::Error::Api(status)) if status.message.contains("\"nowhere\" not found") => Ok(()),
+        Err(kube::Error::Api(status)) => Err(status.message.clone()),
+        other => Err(format!("{other:?}")),
     }
 }
 
@@ -93,7 +102,7 @@ pub async fn pods(client: &Client) {
     let account = json!({"metadata": {"name": "default"}});
     let _ = accounts.create(&PostParams::default(), &serde_json::from_value(account).unwrap()).await;
     let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(client.clone(), "load");
-    for n in 0..8 + BURST {
+    for n in 0..PODS {
         let pod = json!({
             "metadata": {"name": format!("p{n}")},
             "spec": {"nodeName": "nowhere", "containers": [{"name": "app", "image": "none"}]},

@@ -12,6 +12,8 @@
 #[allow(dead_code, reason = "another ring uses the rest")]
 mod common;
 
+mod connections;
+mod forward;
 mod leadership;
 mod load;
 mod replicas;

@@ -32,11 +32,22 @@ pub struct Replicas {
     pub address: String,
     processes: Vec<Child>,
     folder: tempfile::TempDir,
-    /// How they reach the API server.
-    kubeconfig: String,
+    /// How they reach the API server: one for each, or one for all.
+    kubeconfigs: Vec<String>,
+    /// What they are started with.
+    arguments: &'static [&'static str],
     /// How far their clock is off, in the words of faketime(1).
     clock: Option<&'static str>,
 }
+
+/// Lives of seconds, so that a test sees many of them.
+const SHORT_LIVES: &[&str] = &[
+    "--ca-lifetime=30s",
+    "--serving-lifetime=5s",
+    "--hold=1s",
+    "--requests-per-connection=5",
+    "--secret-path-lifetime=10s",
+];
 
 pub fn webhook_port(n: usize) -> usize {
     18_250 + n
@@ -50,12 +61,33 @@ impl Replicas {
     /// With these lines more in their configuration.
     pub async fn start_with(count: usize, rules: &str) -> Self {
         let mut this = Self::prepare(kubeconfig(1), rules).await;
-        for n in 0..count {
-            let process = this.spawn(n);
-            this.processes.push(process);
-            this.put_into_service(n).await;
-        }
+        this.launch(count).await;
         this
+    }
+
+    /// One for each kubeconfig, which live as long as they do in a cluster.
+    pub async fn start_through(kubeconfigs: Vec<String>, arguments: &'static [&'static str]) -> Self {
+        let mut this = Self::prepare(kubeconfig(1), "").await;
+        let count = kubeconfigs.len();
+        (this.kubeconfigs, this.arguments) = (kubeconfigs, arguments);
+        this.launch(count).await;
+        this
+    }
+
+    async fn launch(&mut self, count: usize) {
+        for n in 0..count {
+            let process = self.spawn(n);
+            self.processes.push(process);
+            self.put_into_service(n).await;
+        }
+    }
+
+    /// Takes all out of the Service and ends them.
+    pub async fn end(mut self) {
+        for n in 0..self.processes.len() {
+            self.slice(n, false).await;
+            self.processes[n].kill().await.unwrap();
+        }
     }
 
     /// One that nobody calls, with this kubeconfig; it may never be ready.
@@ -83,7 +115,9 @@ impl Replicas {
             "apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\ndefault: {{action: Evict, ttl: 8784h}}\n{more}"
         );
         std::fs::write(folder.path().join("pristine.yaml"), rules).unwrap();
-        let this = Self { client, address, processes: Vec::new(), folder, kubeconfig, clock: None };
+        let kubeconfigs = vec![kubeconfig];
+        let this =
+            Self { client, address, processes: Vec::new(), folder, kubeconfigs, arguments: SHORT_LIVES, clock: None };
         this.objects().await;
         this
     }
@@ -97,20 +131,13 @@ impl Replicas {
             command.env("LD_PRELOAD", library).env("FAKETIME", clock).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         }
         command
-            .args([
-                "serve",
-                "--log-format=text",
-                "--ca-lifetime=30s",
-                "--serving-lifetime=5s",
-                "--hold=1s",
-                "--requests-per-connection=5",
-                "--secret-path-lifetime=10s",
-            ])
+            .args(["serve", "--log-format=text"])
+            .args(self.arguments)
             .arg(format!("--config={}", self.folder.path().join("pristine.yaml").display()))
             .arg(format!("--listen={}:{}", self.address, webhook_port(n)))
             .arg(format!("--probes=127.0.0.1:{}", 18_080 + n))
             .arg(format!("--pod-name=replica-{n}"))
-            .env("KUBECONFIG", &self.kubeconfig)
+            .env("KUBECONFIG", &self.kubeconfigs[n % self.kubeconfigs.len()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -147,7 +174,7 @@ impl Replicas {
     }
 
     /// One EndpointSlice a replica, because each has a port of its own on the one address.
-    async fn slice(&self, n: usize, ready: bool) {
+    pub async fn slice(&self, n: usize, ready: bool) {
         let slice = json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
             "metadata": {"name": format!("pristine-{n}"), "labels": {"kubernetes.io/service-name": "pristine"}},

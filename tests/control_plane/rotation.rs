@@ -25,8 +25,9 @@ use tokio::time::Instant;
 
 use crate::{
     common::{SYSTEM, eventually, https, setting},
+    forward::{forward, kubeconfig_through, with_kubeconfig},
     load::{Load, calls, fail_open, pods, rejections},
-    replicas::{Replicas, client, kubeconfig, ready_text, readyz, send_signal, webhook_port},
+    replicas::{Replicas, client, ready_text, readyz, send_signal, webhook_port},
 };
 
 async fn active(client: &Client) -> Option<String> {
@@ -238,49 +239,13 @@ async fn every_change_of_the_secret_or_the_ca_bundle_is_repaired() {
     drop(replicas);
 }
 
-/// Forwards to the API server until it is cut.
-async fn forward(cut: tokio::sync::watch::Receiver<bool>) -> SocketAddr {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let text = std::fs::read_to_string(kubeconfig(1)).unwrap();
-    let server = text.split("server: https://").nth(1).unwrap().lines().next().unwrap().trim().to_owned();
-    tokio::spawn(async move {
-        loop {
-            let (mut near, _) = listener.accept().await.unwrap();
-            let (server, mut cut) = (server.clone(), cut.clone());
-            tokio::spawn(async move {
-                if *cut.borrow_and_update() {
-                    return;
-                }
-                let Ok(mut far) = tokio::net::TcpStream::connect(server).await else { return };
-                tokio::select! {
-                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                    _ = cut.wait_for(|cut| *cut) => {}
-                }
-            });
-        }
-    });
-    address
-}
-
-fn with_kubeconfig(folder: &tempfile::TempDir, change: impl Fn(&str) -> String) -> String {
-    let file = folder.path().join("kubeconfig");
-    std::fs::write(&file, change(&std::fs::read_to_string(kubeconfig(1)).unwrap())).unwrap();
-    file.to_str().unwrap().to_owned()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs two API servers: hack/test"]
 async fn a_valid_certificate_is_served_while_the_api_server_is_unreachable() {
     let (cut, is_cut) = tokio::sync::watch::channel(false);
     let address = forward(is_cut).await;
     let folder = tempfile::tempdir().unwrap();
-    let kubeconfig = with_kubeconfig(&folder, |text| {
-        let (before, after) = text.split_once("server: https://").unwrap();
-        let (_, after) = after.split_once('\n').unwrap();
-        format!("{before}server: https://{address}\n{after}")
-    });
-    let replicas = Replicas::start_one(kubeconfig).await;
+    let replicas = Replicas::start_one(kubeconfig_through(address, &folder)).await;
     eventually("ready", 30, || async { (readyz(0).await == Some(200)).then_some(()) }).await;
     cut.send_replace(true);
     // Four times as long as a serving certificate lives, and less than the CA.

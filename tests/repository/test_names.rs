@@ -31,7 +31,9 @@ fn every_test_on_the_cluster_says_whether_another_may_run_beside_it() {
 
 #[test]
 fn every_test_that_a_script_names_exists() {
-    let soak = read("hack/soak");
-    let name = soak.lines().find_map(|line| line.strip_prefix("test=")).unwrap();
-    assert!(has_test("rotation", name), "hack/soak: there is no test {name}");
+    for script in ["hack/soak", "hack/bench"] {
+        let text = read(script);
+        let name = text.lines().find_map(|line| line.trim_start().strip_prefix("test=")).unwrap();
+        assert!(has_test("rotation", name), "{script}: there is no test {name}");
+    }
 }
