@@ -46,7 +46,6 @@ async fn the_reference_to_the_secret_has_the_uid_that_was_read_or_created_last()
     assert_eq!(absent.secret_reference().uid.as_deref(), Some("created"));
 }
 
-
 fn live(immutable: Option<bool>, generation: &str) -> Live {
     let annotations = Some([(GENERATION.to_owned(), generation.to_owned())].into());
     let names = Names {
