@@ -145,7 +145,7 @@ impl Live {
         Some(text.parse().map_err(|_| format!("{text:?} is not a generation")).and_then(secret::check_generation))
     }
 
-    /// What somebody has to look at: the reason of its Event, and what to do.
+    /// What an operator has to look at: the reason of its Event, and what to do.
     #[must_use]
     pub fn troubles(&self) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();

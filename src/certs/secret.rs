@@ -104,7 +104,7 @@ pub fn encode(store: &Store) -> BTreeMap<String, ByteString> {
     data.into_iter().map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes()))).collect()
 }
 
-/// A higher generation is no count of writes: somebody made it up, and adding to it would end in the range of what
+/// A higher generation is no count of writes: it was made up, and adding to it would end in the range of what
 /// JSON readers round.
 const MAX_GENERATION: u64 = (1 << 53) - 1;
 

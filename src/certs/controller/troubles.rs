@@ -3,7 +3,7 @@
 use super::{Controller, Live, Memory, Stored};
 use crate::{api::events::EventType, telemetry::Outcome};
 
-/// Something that somebody has to look at: the reason of its Event, and the note.
+/// Something that another client has to look at: the reason of its Event, and the note.
 pub(super) type Trouble = (&'static str, String);
 
 impl Controller {

@@ -3,7 +3,7 @@
 //! The CAs of our own `ca.crt` always. A CA that was in it before, or that every caBundle already contains, may be the
 //! CA of another replica, whose directory changes at another time. It stays for [`PROPAGATION`] and the hold after this
 //! replica first saw it outside its `ca.crt`, and then for as long as a replica's status shows a certificate that needs
-//! it. So a CA that was replaced because it is compromised is gone soon, and so is one that somebody planted.
+//! it. So a CA that was replaced because it is compromised is gone soon, and so is one that was planted.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ impl Leaving {
     pub fn observe(&mut self, ca: &[u8], bundles: &[Vec<u8>], at: Duration) {
         let current = bundle::certificates(ca);
         let filled: Vec<_> = bundles.iter().filter(|live| !live.is_empty()).collect();
-        // What is in one entry only is nobody's CA: replicas write all entries at once. A new entry is empty.
+        // What is in one entry only is no replica's CA: replicas write all entries at once. A new entry is empty.
         let everywhere = filled.first().map(|live| bundle::certificates(live)).unwrap_or_default();
         let everywhere = everywhere.into_iter().filter(|ca| filled.iter().all(|live| bundle::contains(live, &[ca])));
         let everywhere: Vec<_> = everywhere.collect();
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ca_that_somebody_put_into_one_entry_does_not_spread() {
+    fn a_ca_in_one_entry_alone_does_not_spread() {
         let (ours, planted) = (ca(1), ca(2));
         let mut leaving = Leaving::default();
         let bundles = [pem(&[&ours]), pem(&[&ours, &planted]), vec![]];
