@@ -2,7 +2,9 @@
 
 pub mod handler;
 pub mod http;
-pub mod locks;
+pub mod marking;
+mod report;
 pub mod review;
 pub mod secret_path;
 pub mod validate;
+pub mod writers;

@@ -8,10 +8,12 @@ use kube::Client;
 use crate::{audit_log::AuditLog, clock::Clock, telemetry::Metrics};
 
 pub mod events;
+pub mod link;
 pub mod owners;
+pub mod persist;
 pub mod pods;
 
-/// The clock, and the three places where a module reports what it did. Cheap to clone.
+/// The clock, the three places where a module reports what it did, and the link to the API server. Cheap to clone.
 #[derive(Clone)]
 pub struct Context {
     /// The wall clock: deadlines and certificates are wall-clock times.
@@ -22,6 +24,8 @@ pub struct Context {
     pub audit_log: AuditLog,
     /// Counters and gauges.
     pub metrics: Arc<Metrics>,
+    /// Whether the API server can be reached.
+    pub link: link::Link,
 }
 
 impl Context {
@@ -32,8 +36,9 @@ impl Context {
         clock: Clock,
         audit_log: AuditLog,
         metrics: Arc<Metrics>,
+        link: link::Link,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (events, publish) = events::Events::new(client, instance, clock.clone(), metrics.clone());
-        (Self { clock, events, audit_log, metrics }, publish)
+        (Self { clock, events, audit_log, metrics, link }, publish)
     }
 }

@@ -12,8 +12,8 @@ use crate::mark::Interaction;
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Line<'a> {
-    /// `marked`, `exempt`, `denied`, or `unrecorded` for an interaction that was admitted without a mark because it is
-    /// never denied.
+    /// `marked`, `exempt`, `denied`, `unrecorded` for an interaction that was admitted without a mark because it is
+    /// never denied, or `handed-over` before another replica gets such an interaction.
     pub decision: &'static str,
     /// Namespace of the pod.
     pub namespace: &'a str,

@@ -232,6 +232,12 @@ impl Mark {
         self.recent.iter().rev().chain(std::iter::once(&self.first))
     }
 
+    /// Whether an interaction of this review is listed.
+    #[must_use]
+    pub fn has_review(&self, review: &str) -> bool {
+        self.latest().any(|known| known.review == review)
+    }
+
     /// The latest interaction.
     #[must_use]
     pub fn last(&self) -> &Interaction {

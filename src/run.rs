@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::{Client, Config};
+use kube::{Client, Config, client::ClientBuilder};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -13,8 +13,10 @@ use tokio::{
 };
 
 use crate::{
-    admission::{handler::Handler, http::Endpoint, locks::PodLocks, secret_path::renewer::PathRenewer},
-    api::{Context, pods::Pods},
+    admission::{
+        handler::Handler, http::Endpoint, marking::Marking, secret_path::renewer::PathRenewer, writers::Writers,
+    },
+    api::{Context, link::Link, pods::Pods},
     audit_log::AuditLog,
     certs::{self, mounted::Mounted, objects::Objects, replica_status::publisher, resolver::Resolver},
     cli::{
@@ -55,7 +57,7 @@ pub fn main(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-async fn client() -> anyhow::Result<Client> {
+async fn client(link: &Link) -> anyhow::Result<Client> {
     let mut config =
         Config::infer().await.context("cannot find the API server: not running in a cluster, and no kubeconfig")?;
     // Every caller has its own timeouts and retries, and a 429 to an eviction is an answer.
@@ -65,7 +67,21 @@ async fn client() -> anyhow::Result<Client> {
     // shorter.
     config.read_timeout = Some(Duration::from_secs(75));
     config.reset_reader_on_write = true;
-    Client::try_from(config).context("cannot create a client for the API server")
+    let link = link.clone();
+    let record = move |service| {
+        let link = link.clone();
+        tower::util::MapResult::new(service, move |answer: Result<_, _>| {
+            // Any answer shows that the API server can be reached, also the one that it is too busy.
+            if answer.is_ok() {
+                link.answered();
+            } else {
+                link.failed();
+            }
+            answer
+        })
+    };
+    let builder = ClientBuilder::try_from(config).context("cannot create a client for the API server")?;
+    Ok(builder.with_layer(&tower::layer::layer_fn(record)).build())
 }
 
 type Task = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -92,20 +108,23 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let text = config::read(&args.config)?;
     let Configuration { policy, eviction } = config::parse(&args.config.display().to_string(), &text)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), pod = args.pod_name, rules = policy.rules.len(), "starting");
-    listen::raise_file_limit();
+    let files = listen::raise_file_limit();
     let metrics = Arc::new(Metrics::default());
     // Both ports first: if one is taken, the process fails before it does anything else.
     let probe_port = listen("--probes", args.probes)?;
     let webhook_port = listen("--listen", args.listen)?;
-    let client = client().await?;
+    let link = Link::default();
+    let client = client(&link).await?;
     let clock = Clock::system();
     let pods = Pods::new(client.clone());
     let (stop, stopping) = watch::channel(false);
     let (policy_tx, policy_rx) = watch::channel(Arc::new(policy));
     let (settings_tx, settings_rx) = watch::channel(eviction);
     let (synced, trusted, ready) = (Readiness::default(), Readiness::default(), Readiness::default());
+    let reachable = Readiness::default();
     let leadership = Leadership::default();
-    let (context, publish_events) = Context::new(client.clone(), &args.pod_name, clock, AuditLog::stdout(), metrics);
+    let (context, publish_events) =
+        Context::new(client.clone(), &args.pod_name, clock, AuditLog::stdout(), metrics, link);
 
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
     let mut spawn = |name: &'static str, task: Task| {
@@ -116,7 +135,9 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     };
     spawn("events", Box::pin(publish_events));
     spawn("probes", Box::pin(probes::serve(probe_port, context.metrics.clone(), ready.clone())));
-    spawn("readiness", Box::pin(ready.follow(trusted.clone(), synced.clone(), stopping.clone())));
+    spawn("readiness", Box::pin(ready.follow(trusted.clone(), synced.clone(), reachable.clone(), stopping.clone())));
+
+    spawn("reachability", Box::pin(follow_link(context.link.clone(), reachable)));
 
     let about = own_pod(&args);
     let reload = Reload {
@@ -173,9 +194,10 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     spawn("eviction", Box::pin(evictions.run()));
 
     let metrics = context.metrics.clone();
-    let handler = Handler { pods, policy: policy_rx, locks: PodLocks::default(), context };
+    let marking = Marking { pods, policy: policy_rx, context: context.clone(), writers: Writers::default() };
+    let handler = Handler::new(marking, context);
     let endpoint = Arc::new(Endpoint::new(handler, guard, metrics.clone()));
-    let limits = Limits { requests: args.requests_per_connection, drain: args.drain, ..Limits::default() };
+    let limits = Limits { drain: args.drain, ..Limits::default() }.within(files);
     let webhook = server::serve(webhook_port, tls, endpoint, limits, metrics, stopping, broken);
     let mut webhook = tokio::spawn(webhook);
 
@@ -198,6 +220,27 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         }
     };
     anyhow::bail!("task {ended} exited unexpectedly; shutting down")
+}
+
+/// How long a replica cannot reach the API server before it is no longer Ready. It hands execs over from the first
+/// second, so this is only the backstop. While the API server itself is down, no client can take a replica out of a Service.
+const UNREACHABLE: Duration = Duration::from_secs(30);
+
+/// Keeps `reachable` up to date: not ready after [`UNREACHABLE`], and ready at the next answer of the API server.
+async fn follow_link(link: Link, reachable: Readiness) {
+    loop {
+        let broken = link.broken_for();
+        match (broken >= UNREACHABLE, reachable.get().is_ok()) {
+            (false, false) => reachable.set_ready(),
+            (true, true) => {
+                let why = format!("the API server cannot be reached for {} s", broken.as_secs());
+                tracing::warn!(why, "not ready any more");
+                reachable.set_unready(why);
+            }
+            _ => {}
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 async fn terminated() -> std::io::Result<()> {

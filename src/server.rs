@@ -1,35 +1,41 @@
-//! The webhook port: accepts TLS connections, serves HTTP/1.1, and drains. Generic over the service that answers.
+//! The webhook port: accepts TLS connections, answers one request on each, and drains. Generic over the service that
+//! answers.
 //!
-//! Two rules follow from how the API server calls webhooks:
+//! Three rules follow from how API servers call webhooks:
 //!
-//! - It keeps idle connections for 90 s and never retries a POST. So this server keeps them open for longer.
-//! - It shows the URL to the user when a call fails below HTTP. So every request gets an HTTP response, after its whole
-//!   body was read.
+//! - They keep idle connections in a pool and go on using the one to a replica that is suspended or cut off. So each
+//!   answer closes its connection, and each review chooses a replica again (docs/design.md, "Connections").
+//! - They show the URL to the user when a call fails below HTTP, and do not repeat it. So every request gets an HTTP
+//!   response, after its whole body was read.
+//! - They call at any moment. So a client that only holds a connection open loses it to the next one, if all places are
+//!   taken.
 
 use std::{
     convert::Infallible,
     io,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use http_body_util::Full;
-use hyper::{Request, Response, body::Bytes, body::Incoming, header, service::service_fn};
+use hyper::{Request, Response, body::Bytes, body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Notify, watch},
     time::{Instant, MissedTickBehavior, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::telemetry::{Metrics, Outcome};
+use crate::telemetry::{Gauge, Metrics, Outcome};
+use places::{Place, Places};
 
 pub mod listen;
+pub mod places;
 pub mod probes;
 pub mod readiness;
 
@@ -38,17 +44,11 @@ pub mod readiness;
 pub struct Limits {
     /// From the TCP accept to the end of the TLS handshake.
     pub handshake: Duration,
-    /// For a request's header; in hyper also how long a connection can be idle. More than the API server's 90 s:
-    /// otherwise its next POST meets a connection that is being closed, and fails with EOF.
-    pub idle: Duration,
-    /// From the end of the handshake to the first request. A connection without a request is not the API server's.
-    pub first_request: Duration,
-    /// Requests on one connection before the client is asked to open a new one. API servers reuse connections: without
-    /// this limit no API server would call a replica that was started later.
-    pub requests: usize,
+    /// From the end of the handshake to the end of the request's header.
+    pub request: Duration,
     /// How long requests are still answered after `stop`.
     pub drain: Duration,
-    /// Connections at the same time. Each API server keeps at most 25 idle ones; the rest is for bursts.
+    /// Connections at the same time.
     pub connections: usize,
 }
 
@@ -56,12 +56,22 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             handshake: Duration::from_secs(10),
-            idle: Duration::from_secs(120),
-            first_request: Duration::from_secs(10),
-            requests: 1000,
+            request: Duration::from_secs(10),
             drain: Duration::from_secs(25),
             connections: 1024,
         }
+    }
+}
+
+/// File descriptors for everything but the webhook's connections: the port of the probes has 64, and the API server's
+/// client some ten.
+const OTHER_FILES: usize = 128;
+
+impl Limits {
+    /// With at most so many connections that this many file descriptors suffice for them and for everything else.
+    #[must_use]
+    pub fn within(self, files: usize) -> Self {
+        Self { connections: self.connections.min(files.saturating_sub(OTHER_FILES).max(16)), ..self }
     }
 }
 
@@ -88,12 +98,14 @@ pub fn tls_config(resolver: Arc<dyn rustls::server::ResolvesServerCert>) -> Resu
         .with_no_client_auth()
         .with_cert_resolver(resolver);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // A session is never resumed, because API servers keep no tickets for webhooks: sending them costs 4 messages each.
+    config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
 }
 
-/// Serves until `stop` becomes true, then drains: new connections and requests are still answered, each with
-/// `Connection: close`, until none is left or the drain is over. `broken` is notified of every connection that failed
-/// below HTTP, because the API server then shows the URL to the user.
+/// Serves until `stop` becomes true, then drains: new connections are still answered, until none came for half the
+/// drain or the drain is over. `broken` is notified of every connection that failed below HTTP, because the API server
+/// then shows the URL to the user.
 pub async fn serve<S: Service>(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
@@ -103,19 +115,18 @@ pub async fn serve<S: Service>(
     mut stop: watch::Receiver<bool>,
     broken: Arc<Notify>,
 ) {
-    let permits = Arc::new(Semaphore::new(limits.connections));
-    let (draining, busy) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let places = Places::new(limits.connections);
     let acceptor = TlsAcceptor::from(tls);
-    let shared = Arc::new(Shared { acceptor, service, limits, metrics, draining, busy, broken });
+    let shared = Arc::new(Shared { acceptor, service, limits, metrics, busy: Busy::default(), broken });
     let drain = limits.drain;
     let mut end: Option<Instant> = None;
     let mut drain_check = tokio::time::interval(Duration::from_millis(100));
     drain_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        // Cancel safe: the semaphore, accept and the interval lose nothing when another arm completes.
+        // Cancel safe: accept and the interval lose nothing when another arm completes.
         tokio::select! {
-            accepted = accept(&listener, &permits) => match accepted {
-                Ok((stream, permit)) => drop(tokio::spawn(shared.clone().connection(stream, permit))),
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => drop(tokio::spawn(shared.clone().connection(stream, places.take().await))),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     // Most likely out of file descriptors. Without a pause this loop would use a whole core.
@@ -123,28 +134,20 @@ pub async fn serve<S: Service>(
                 }
             },
             () = stopped(&mut stop), if end.is_none() => {
-                shared.draining.store(true, Ordering::Relaxed);
                 end = Some(Instant::now() + drain);
-                tracing::info!(connections = limits.connections - permits.available_permits(), "draining");
+                tracing::info!(connections = places.taken(), "draining");
             }
             _ = drain_check.tick(), if end.is_some() => {
-                let idle = permits.available_permits() == limits.connections;
                 // API servers still call an endpoint that has just become unready, so an early idle is not the end.
                 let early = end.is_some_and(|end| end > Instant::now() + drain / 2);
-                if (idle && !early) || end.is_some_and(|end| end <= Instant::now()) {
+                if (places.taken() == 0 && !early) || end.is_some_and(|end| end <= Instant::now()) {
                     break;
                 }
             }
         }
     }
     drop(listener);
-    let _ = timeout(LAST_ANSWERS, until_idle(&shared.busy)).await;
-}
-
-async fn until_idle(busy: &AtomicUsize) {
-    while busy.load(Ordering::Relaxed) > 0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let _ = timeout(LAST_ANSWERS, shared.busy.until_none()).await;
 }
 
 /// Returns when `stop` is true, or when its sender is gone.
@@ -152,11 +155,46 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Waits for a permit first: connections above the limit wait in the kernel's backlog and are not closed.
-async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit))
+/// The number of requests being answered.
+#[derive(Clone, Default)]
+struct Busy(Arc<AtomicUsize>);
+
+/// One request being answered. It is counted until it is dropped, and hyper drops it when the client is gone.
+struct Answering(Arc<AtomicUsize>);
+
+impl Busy {
+    fn start(&self) -> Answering {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Answering(self.0.clone())
+    }
+
+    async fn until_none(&self) {
+        while self.0.load(Ordering::Relaxed) > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One more in a gauge, until it is dropped, however the connection ends.
+struct Counted<'a>(&'a Gauge);
+
+impl<'a> Counted<'a> {
+    fn new(gauge: &'a Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 struct Shared<S> {
@@ -164,14 +202,23 @@ struct Shared<S> {
     service: Arc<S>,
     limits: Limits,
     metrics: Arc<Metrics>,
-    draining: AtomicBool,
-    /// Requests being answered.
-    busy: AtomicUsize,
+    busy: Busy,
     broken: Arc<Notify>,
 }
 
 impl<S: Service> Shared<S> {
-    async fn connection(self: Arc<Self>, stream: TcpStream, _permit: OwnedSemaphorePermit) {
+    async fn connection(self: Arc<Self>, stream: TcpStream, place: Place) {
+        tokio::select! {
+            () = place.lost() => {
+                let result = "displaced";
+                self.metrics.handshakes.get_or_create(&Outcome { result }).inc();
+                tracing::debug!("closing a connection without a request, because all places are taken");
+            }
+            () = self.answer(stream, &place) => {}
+        }
+    }
+
+    async fn answer(&self, stream: TcpStream, place: &Place) {
         // Responses are small: waiting to fill a packet would add the client's delayed acknowledgement, 40 ms.
         let _ = stream.set_nodelay(true);
         let count = |result| self.metrics.handshakes.get_or_create(&Outcome { result }).inc();
@@ -192,44 +239,25 @@ impl<S: Service> Shared<S> {
             }
         };
         count("ok");
-        self.metrics.connections.inc();
-        let (this, requests) = (self.clone(), Arc::new(AtomicUsize::new(0)));
-        let count = requests.clone();
-        let service = service_fn(move |request| {
-            let last = count.fetch_add(1, Ordering::Relaxed) + 1 >= this.limits.requests;
-            let this = this.clone();
-            async move { Ok::<_, Infallible>(this.respond(request, last).await) }
+        let _open = Counted::new(&self.metrics.connections);
+        let service = service_fn(async |request| {
+            place.keep();
+            let _answering = self.busy.start();
+            Ok::<_, Infallible>(self.service.call(request).await)
         });
         let served = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(self.limits.idle)
+            .header_read_timeout(self.limits.request)
             .max_buf_size(MAX_HEADER)
+            .keep_alive(false)
             .serve_connection(TokioIo::new(tls), service);
-        let mut served = std::pin::pin!(served);
-        let silent = async {
-            tokio::time::sleep(self.limits.first_request).await;
-            if requests.load(Ordering::Relaxed) > 0 {
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            served = served.as_mut() => if let Err(error) = served {
+        if let Err(error) = served.await {
+            // A client that sends no request is not an API server.
+            if !error.is_timeout() {
                 self.broken.notify_one();
-                tracing::debug!(%error, "a connection failed below HTTP");
-            },
-            () = silent => tracing::debug!("closing a connection without a request"),
+            }
+            tracing::debug!(%error, "a connection failed below HTTP");
         }
-        self.metrics.connections.dec();
-    }
-
-    async fn respond(&self, request: Request<Incoming>, last: bool) -> Response<Full<Bytes>> {
-        self.busy.fetch_add(1, Ordering::Relaxed);
-        let mut response = self.service.call(request).await;
-        self.busy.fetch_sub(1, Ordering::Relaxed);
-        if last || self.draining.load(Ordering::Relaxed) {
-            response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
-        }
-        response
     }
 }
 

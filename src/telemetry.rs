@@ -4,9 +4,10 @@
 
 use std::sync::atomic::AtomicU64;
 
+pub use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    metrics::{counter::Counter, family::Family, histogram::Histogram, info::Info},
     registry::{Registry, Unit},
 };
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
@@ -49,8 +50,10 @@ pub enum AdmissionOutcome {
     Exempt,
     /// Denied by a rule, or because the pod or container does not exist, or the user lacks the permission.
     Denied,
-    /// Denied because the mark could not be written in time.
+    /// Denied because the mark could not be written, and would not be at another attempt.
     Failed,
+    /// Not answered: the mark was not written in time, and the API server sends the review again.
+    HandedOver,
     /// Admitted although the mark could not be written, because Pristine must not block it: break-glass, port-forward,
     /// proxy.
     Unrecorded,
@@ -58,7 +61,8 @@ pub enum AdmissionOutcome {
 
 impl AdmissionOutcome {
     /// Every variant.
-    pub const ALL: [Self; 6] = [Self::Marked, Self::Folded, Self::Exempt, Self::Denied, Self::Failed, Self::Unrecorded];
+    pub const ALL: [Self; 7] =
+        [Self::Marked, Self::Folded, Self::Exempt, Self::Denied, Self::Failed, Self::HandedOver, Self::Unrecorded];
 
     /// The word in the audit log.
     #[must_use]
@@ -68,6 +72,7 @@ impl AdmissionOutcome {
             Self::Exempt => "exempt",
             Self::Denied => "denied",
             Self::Failed => "failed",
+            Self::HandedOver => "handed-over",
             Self::Unrecorded => "unrecorded",
         }
     }
@@ -239,7 +244,8 @@ const EVICTIONS: [&str; 10] = [
     "stuck",
     "error",
 ];
-const REJECTIONS: [&str; 8] = ["path", "method", "busy", "slow", "too_large", "broken_body", "not_a_review", "panic"];
+const REJECTIONS: [&str; 9] =
+    ["api_server", "path", "method", "busy", "slow", "too_large", "broken_body", "not_a_review", "panic"];
 
 impl Metrics {
     fn init_series(&self) {
@@ -260,7 +266,7 @@ impl Metrics {
         for result in ["accepted", "refused"] {
             drop(self.reloads.get_or_create(&Outcome { result }));
         }
-        for result in ["ok", "alert", "invalid", "closed", "timeout"] {
+        for result in ["ok", "alert", "invalid", "closed", "timeout", "displaced"] {
             drop(self.handshakes.get_or_create(&Outcome { result }));
         }
     }

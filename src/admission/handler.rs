@@ -1,253 +1,207 @@
-//! Decides about an interaction, writes the mark, and answers. I/O.
+//! Decides about a review and answers it, or hands it over. I/O.
 //!
-//! The order is the promise: the mark is on the pod before the answer "allowed" is sent. The types enforce it, because
-//! [`Admitted`] contains a [`Marked`].
+//! A review is handled in a task of its own, which goes on when its request is over: what was begun is marked and
+//! reported, even if the client is gone by then. A request waits for that task only for a part of the API server's timeout. If the
+//! task is not done by then, the answer is `503` with `Retry-After: 0`, and the API server sends the review again, over
+//! a new connection to any replica ([`Reply::HandOver`]). The schedule is in docs/design.md, "Hand-over".
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use k8s_openapi::api::core::v1::Pod;
-use tokio::sync::watch;
+use futures_util::{FutureExt as _, future::BoxFuture, future::Shared};
+use hyper::body::Bytes;
+use tokio::time::{Instant, sleep_until};
 
 use super::{
-    locks::PodLocks,
-    review::{self, Answer, Denial, Request},
-    validate,
+    marking::{Admitted, Marking, Refused},
+    report::Report,
+    review::{self, Request},
 };
-use crate::{
-    api::{
-        Context,
-        events::EventType,
-        pods::{self, Marked, Pods},
-    },
-    audit_log::Line,
-    config::policy::{Decision, Policy, Verdict},
-    error::chain,
-    mark::{Disposition, Interaction, Operation},
-    telemetry::{Admission, AdmissionOutcome},
-};
+use crate::{api::Context, telemetry::AdmissionOutcome};
 
-/// Subtracted from the API server's timeout, so that the user reads Pristine's reason and not "context deadline
-/// exceeded", which also shows the URL of the webhook.
+/// Subtracted from the API server's timeout: a mark that is written later belongs to an exec that was refused.
 const RESERVE: Duration = Duration::from_millis(500);
+/// A request waits for this part of the API server's timeout, 2 s of 5 s, while the API server answers this replica.
+const PATIENCE: f64 = 0.4;
+/// The same while it does not: 0.3 s of 5 s. Another replica may be healthy, and the API server sends a review eleven
+/// times at most, so eleven of these fit into its timeout.
+const PATIENCE_CUT_OFF: f64 = 0.06;
+/// A review that must not be denied is handed over so many times, and then answered without a record: the API server
+/// itself admits it after eleven, and then its audit log says nothing.
+const MAX_HAND_OVERS: u32 = 4;
+/// How long a review is remembered: the longest timeout of a webhook.
+const MEMORY: Duration = Duration::from_secs(30);
 
 /// Answers admission reviews.
 pub struct Handler {
-    /// Reads and marks pods.
-    pub pods: Pods,
-    /// The configured rules.
-    pub policy: watch::Receiver<Arc<Policy>>,
+    /// Decides and marks.
+    pub marking: Arc<Marking>,
     /// The clock, Events, audit log and metrics.
     pub context: Context,
-    /// One writer for each pod.
-    pub locks: PodLocks,
+    reviews: Reviews,
 }
 
-/// Why an interaction is admitted.
-enum Admitted {
-    /// The mark is on the pod; with the pod as it was read before.
-    Marked(Box<Pod>, Marked),
-    /// A rule exempts the interaction.
-    Exempt(Interaction),
-    /// A dry run, or a request that reaches no container.
-    NothingToMark,
+/// What an API server gets.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// The `AdmissionReview` with the answer.
+    Answer(Bytes),
+    /// Another attempt may succeed, here or at another replica; and why this one did not.
+    HandOver(String),
 }
 
-/// The decision of the rules about the interactions of one review.
+type Outcome = Shared<BoxFuture<'static, Reply>>;
+
+/// The reviews of the last seconds, by UID: a review that is sent again waits for the task that handles it already.
 #[derive(Default)]
-struct Decided {
-    /// The interactions to write on the pod.
-    to_mark: Vec<(Interaction, Disposition)>,
-    /// The last interaction that a rule exempts, for the audit log.
-    exempt: Option<Interaction>,
-}
+struct Reviews(Mutex<HashMap<String, Seen>>);
 
-/// Why an interaction is denied.
-enum Refused {
-    /// By a rule.
-    Rule(Denial),
-    /// By a check that the API server repeats after admission.
-    Validation(Denial),
-    /// Because the mark cannot be written.
-    Unavailable(String),
-}
-
-impl From<pods::Error> for Refused {
-    fn from(error: pods::Error) -> Self {
-        Self::Unavailable(chain(&error))
-    }
+struct Seen {
+    request: Arc<Request>,
+    since: Instant,
+    /// When the API server gives up soon: the last moment for an answer that its user reads.
+    until: Instant,
+    hand_overs: u32,
+    outcome: Outcome,
 }
 
 impl Handler {
-    /// Answers one review within `timeout`, which is the API server's.
+    /// Marks with `marking`, and reports to `context`.
+    #[must_use]
+    pub fn new(marking: Marking, context: Context) -> Self {
+        Self { marking: Arc::new(marking), context, reviews: Reviews::default() }
+    }
+
+    /// Begins to handle the review in this body, which arrived at `arrived` with the API server's timeout. Returns the
+    /// reply to wait for; the body is no longer needed.
     ///
     /// # Errors
     /// When the body is not a review.
-    pub async fn answer(&self, body: &[u8], timeout: Duration) -> Result<Vec<u8>, review::Error> {
-        let request = review::parse(body)?;
-        let start = tokio::time::Instant::now();
-        let outcome = tokio::time::timeout(timeout.saturating_sub(RESERVE), self.admit(&request)).await;
-        self.context.metrics.admission_seconds.observe(start.elapsed().as_secs_f64());
-        if request.breaks_glass() && !request.dry_run {
-            self.context.metrics.break_glass.inc();
-        }
-        let late = || Err(Refused::Unavailable("the API server did not answer Pristine in time".to_owned()));
-        let (answer, decision) = match outcome.unwrap_or_else(|_| late()) {
-            Ok(admitted) => self.admitted(&request, &admitted),
-            Err(refused) => self.refused(&request, refused),
+    pub fn receive(
+        &self,
+        body: &[u8],
+        arrived: Instant,
+        timeout: Duration,
+    ) -> Result<impl Future<Output = Reply> + '_, review::Error> {
+        let request = Arc::new(review::parse(body)?);
+        let until = arrived + timeout.saturating_sub(RESERVE.min(timeout / 5));
+        let (outcome, until) = self.reviews.see(&request, until, |until| self.begin(request.clone(), until));
+        Ok(self.wait(request, outcome, arrived, timeout, until))
+    }
+
+    async fn wait(
+        &self,
+        request: Arc<Request>,
+        outcome: Outcome,
+        arrived: Instant,
+        timeout: Duration,
+        until: Instant,
+    ) -> Reply {
+        let [end, cut_off] = [PATIENCE, PATIENCE_CUT_OFF].map(|part| until.min(arrived + timeout.mul_f64(part)));
+        let is_cut_off = async {
+            self.context.link.breaks().await;
+            sleep_until(cut_off).await;
         };
-        let operation = request.acts.first().map_or("none", |act| act.operation.as_str());
-        self.context.metrics.admissions.get_or_create(&Admission { operation, decision }).inc();
-        Ok(review::render(&request.uid, &answer))
-    }
-
-    async fn admit(&self, request: &Request) -> Result<Admitted, Refused> {
-        let Some(first) = request.acts.first() else { return Ok(Admitted::NothingToMark) };
-        // Both at once: neither needs the other, and the user is waiting.
-        let read = || self.pods.get(&request.namespace, &request.pod);
-        let locked = async {
-            let lock = self.locks.lock(&request.namespace, &request.pod).await;
-            (lock, read().await)
+        let why = tokio::select! {
+            biased;
+            reply = outcome => match reply {
+                Reply::Answer(_) => return reply,
+                Reply::HandOver(why) => {
+                    // Paced here, because API servers send the next attempt at once.
+                    sleep_until(cut_off).await;
+                    why
+                }
+            },
+            () = is_cut_off => "this replica cannot reach the API server".to_owned(),
+            () = sleep_until(end) => "the mark is not written yet".to_owned(),
         };
-        let (authorized, (_lock, mut pod)) = tokio::join!(self.authorize(request, first.operation), locked);
-        authorized?;
-        loop {
-            let found = match pod {
-                Ok(pod) => pod,
-                Err(pods::Error::Gone) => return Err(Refused::Validation(validate::not_found(&request.pod))),
-                Err(error) => return Err(error.into()),
-            };
-            let Decided { to_mark, exempt } = self.decide(request, &found)?;
-            if request.dry_run {
-                return Ok(Admitted::NothingToMark);
+        let report = Report { request: &request, context: &self.context };
+        if Instant::now() >= until {
+            return Reply::Answer(report.refused(Refused::Now(why)));
+        }
+        let hand_overs = self.reviews.count_hand_over(&request.uid);
+        if request.fails_open() {
+            if hand_overs >= MAX_HAND_OVERS {
+                return Reply::Answer(report.unrecorded(&why));
             }
-            if let (true, Some(exempt)) = (to_mark.is_empty(), exempt) {
-                return Ok(Admitted::Exempt(exempt));
-            }
-            match self.pods.mark(&found, to_mark).await {
-                Ok(marked) => return Ok(Admitted::Marked(Box::new(found), marked)),
-                // The pod was changed or replaced since it was read: read it again, within the timeout.
-                Err(pods::Error::Conflict | pods::Error::Gone) => pod = read().await,
-                Err(error) => return Err(error.into()),
+            if hand_overs == 1 {
+                report.handed_over(&why);
             }
         }
+        Reply::HandOver(report.unavailable(&why))
     }
 
-    /// Applies the rules to each interaction of the review with this pod.
-    fn decide(&self, request: &Request, pod: &Pod) -> Result<Decided, Refused> {
-        let policy = self.policy.borrow().clone();
-        let mut decided = Decided::default();
-        for act in &request.acts {
-            let container = validate::container(act, pod).map_err(Refused::Validation)?;
-            let mut interaction = validate::interaction(request, act, container, self.context.clock.corrected());
-            let Decision { verdict, rule } = policy.decide(&interaction, &request.user, &act.command, pod);
-            interaction.rule = rule;
-            match verdict {
-                Verdict::Exempt => decided.exempt = Some(interaction),
-                Verdict::Mark(disposition) => decided.to_mark.push((interaction, disposition)),
-                Verdict::Deny { .. } if request.breaks_glass() => {
-                    decided.to_mark.push((interaction, Disposition::Record));
+    /// Handles a review in a task, until `until`.
+    fn begin(&self, request: Arc<Request>, until: Instant) -> Outcome {
+        let (marking, context) = (self.marking.clone(), self.context.clone());
+        let start = Instant::now();
+        let task = tokio::spawn(async move {
+            let report = Report { request: &request, context: &context };
+            let admitted = Box::pin(marking.admit(&request, until)).await;
+            context.metrics.admission_seconds.observe(start.elapsed().as_secs_f64());
+            match admitted {
+                Err(Refused::Now(why)) => {
+                    tracing::warn!(
+                        namespace = request.namespace,
+                        pod = request.pod,
+                        user = request.user.name,
+                        error = why,
+                        "the mark was not written in time, the API server asks again"
+                    );
+                    report.count(AdmissionOutcome::HandedOver);
+                    Reply::HandOver(why)
                 }
-                Verdict::Deny { message } => {
-                    let message = format!("rule {:?}: {message}", interaction.rule);
-                    return Err(Refused::Rule(Denial { code: 403, reason: "Forbidden", message }));
-                }
+                done => Reply::Answer(match done {
+                    Ok(Admitted::NothingToMark) => report.nothing_to_mark(),
+                    Ok(Admitted::Exempt(interactions)) => report.exempt(&interactions),
+                    Ok(Admitted::Marked(marked)) => report.marked(&marked),
+                    Err(refused) => report.refused(refused),
+                }),
             }
-        }
-        Ok(decided)
-    }
-
-    async fn authorize(&self, request: &Request, operation: Operation) -> Result<(), Refused> {
-        let (verbs, subresource) = validate::needed(operation);
-        for verb in verbs {
-            if self.pods.can_i(&request.user, verb, subresource, &request.namespace, &request.pod).await? {
-                return Ok(());
-            }
-        }
-        Err(Refused::Validation(validate::forbidden(request, operation)))
-    }
-
-    fn admitted(&self, request: &Request, admitted: &Admitted) -> (Answer, AdmissionOutcome) {
-        let mut answer = Answer::default();
-        let Request { namespace, pod: name, .. } = request;
-        let decision = match admitted {
-            Admitted::NothingToMark => AdmissionOutcome::Exempt,
-            Admitted::Exempt(interaction) => {
-                let (pod_uid, evict_at, total, message) = (None, None, None, None);
-                let decision = "exempt";
-                let entry = Line { decision, namespace, pod: name, pod_uid, evict_at, total, message, interaction };
-                self.context.audit_log.write(&entry);
-                answer.audit.insert("rule", interaction.rule.clone());
-                answer.audit.insert("decision", decision.to_owned());
-                AdmissionOutcome::Exempt
-            }
-            Admitted::Marked(pod, marked) => {
-                let interaction = marked.mark.last();
-                answer.audit.insert("rule", interaction.rule.clone());
-                answer.audit.insert("decision", "marked".to_owned());
-                answer.audit.insert("pod-uid", marked.mark.pod.clone());
-                if let Some(at) = marked.mark.evict_at {
-                    answer.audit.insert("evict-at", at.to_string());
-                }
-                if marked.written {
-                    self.report(request, pod, marked);
-                }
-                if marked.written { AdmissionOutcome::Marked } else { AdmissionOutcome::Folded }
-            }
-        };
-        (answer, decision)
-    }
-
-    fn report(&self, request: &Request, pod: &Pod, marked: &Marked) {
-        let (mark, interaction) = (&marked.mark, marked.mark.last());
-        self.context.audit_log.write(&Line {
-            decision: "marked",
-            namespace: &request.namespace,
-            pod: &request.pod,
-            pod_uid: Some(&mark.pod),
-            evict_at: mark.evict_at,
-            total: Some(mark.total),
-            message: None,
-            interaction,
         });
-        let what = interaction.summary();
-        let note = match mark.evict_at {
-            Some(at) => format!("{what}; due for eviction at {at}"),
-            None => format!("{what}; recorded only"),
-        };
-        let reason = if request.breaks_glass() { "BreakGlass" } else { "PodInteraction" };
-        let kind = if request.breaks_glass() { EventType::Warning } else { EventType::Normal };
-        self.context.events.pod(pod, kind, reason, "Mark", &note);
-        self.context.events.owner(pod, kind, reason, "Mark", &format!("pod {}: {note}", request.pod));
+        let panicked = "Pristine had an internal error; its log has the details";
+        async move { task.await.unwrap_or_else(|_| Reply::HandOver(panicked.to_owned())) }.boxed().shared()
+    }
+}
+
+impl Reviews {
+    /// The outcome of the task that handles this review. Begins a task if there is none, or if the last one
+    /// ended without an answer.
+    /// Returns also until when there is time for it, which is counted from the first attempt.
+    fn see(
+        &self,
+        request: &Arc<Request>,
+        until: Instant,
+        begin: impl FnOnce(Instant) -> Outcome,
+    ) -> (Outcome, Instant) {
+        let mut all = self.lock();
+        all.retain(|_, seen| seen.since.elapsed() < MEMORY);
+        // Another request with a known UID gets no answer that was meant for that one.
+        if let Some(seen) = all.get_mut(&request.uid).filter(|seen| seen.request == *request) {
+            if matches!(seen.outcome.peek(), Some(Reply::HandOver(_))) && Instant::now() < seen.until {
+                seen.outcome = begin(seen.until);
+            }
+            return (seen.outcome.clone(), seen.until);
+        }
+        let outcome = begin(until);
+        let seen =
+            Seen { request: request.clone(), since: Instant::now(), until, hand_overs: 0, outcome: outcome.clone() };
+        all.insert(request.uid.clone(), seen);
+        (outcome, until)
     }
 
-    fn refused(&self, request: &Request, refused: Refused) -> (Answer, AdmissionOutcome) {
-        let Request { namespace, pod, user, .. } = request;
-        let is_admitted = match &refused {
-            Refused::Rule(_) => false,
-            // A request that fails validation is denied by the API server itself, after admission.
-            Refused::Validation(_) | Refused::Unavailable(_) => request.fails_open(),
-        };
-        let (denial, decision) = match refused {
-            Refused::Rule(denial) | Refused::Validation(denial) => (denial, AdmissionOutcome::Denied),
-            Refused::Unavailable(why) => {
-                tracing::error!(namespace, pod, user = user.name, error = why, "cannot write the mark");
-                let message = format!(
-                    "pristine could not record this session on pod {namespace}/{pod}: {why}. \
-                     Retry; if it persists, see `kubectl -n pristine-system logs deploy/pristine`"
-                );
-                (Denial { code: 503, reason: "ServiceUnavailable", message }, AdmissionOutcome::Failed)
-            }
-        };
-        let (word, decision) =
-            if is_admitted { ("unrecorded", AdmissionOutcome::Unrecorded) } else { ("denied", decision) };
-        if let Some(act) = request.acts.first() {
-            let interaction =
-                &validate::interaction(request, act, act.container.clone(), self.context.clock.corrected());
-            let (pod_uid, evict_at, total, message) = (None, None, None, Some(denial.message.as_str()));
-            let entry = Line { decision: word, namespace, pod, pod_uid, evict_at, total, message, interaction };
-            self.context.audit_log.write(&entry);
-        }
-        let audit = [("decision", decision.as_str().to_owned())].into();
-        (Answer { denial: Some(denial).filter(|_| !is_admitted), audit }, decision)
+    /// Counts one more hand-over of the review, and returns their number.
+    fn count_hand_over(&self, uid: &str) -> u32 {
+        let mut all = self.lock();
+        let Some(seen) = all.get_mut(uid) else { return 1 };
+        seen.hand_overs += 1;
+        seen.hand_overs
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Seen>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -6,9 +6,13 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use futures_util::FutureExt as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, Response, StatusCode, body::Body as _, body::Bytes, body::Incoming, header};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use serde_json::json;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::Instant,
+};
 
-use super::handler::Handler;
+use super::handler::{Handler, Reply};
 use crate::{
     admission::secret_path::renewer::PathGuard,
     duration, server,
@@ -20,16 +24,17 @@ pub const MAX_BODY: usize = 3 * 1024 * 1024;
 /// A larger body is read and discarded up to this size, so that the client gets an HTTP answer and not a closed
 /// connection.
 const MAX_DISCARDED: usize = 64 * 1024 * 1024;
-/// Until the whole body has arrived.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Until the whole body has arrived, as a part of the API server's timeout: later, no client would read the answer.
+const BODY_PATIENCE: f64 = 0.8;
 /// `timeoutSeconds` of the shipped webhook entries. API servers send the value in force in the query.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// KiB of reviews in memory at once. A review of 3 MiB needs about twice its size while it is read, and the memory
-/// limit of the container is 128 MiB.
+/// KiB of bodies in memory at once. A body of 3 MiB needs about twice its size while it is read, and the memory limit
+/// of the container is 128 MiB.
 const MEMORY_BUDGET: u32 = 24 * 1024;
-/// How long a review waits for the budget: enough for the reviews before it, and well within the API server's timeout.
-const BUDGET_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a review waits for the budget, as a part of the API server's timeout: bodies are held only until they are
+/// read, and what does not fit by then goes to another replica.
+const PATIENCE: f64 = 0.2;
 
 /// The API server shows it to the user, who needs to know which component failed.
 const PANIC_TEXT: &str = "internal error in pristine; see `kubectl -n pristine-system logs deploy/pristine`";
@@ -42,6 +47,7 @@ pub struct Endpoint {
     budget: Semaphore,
 }
 
+/// Why a request is not answered with a review.
 struct Problem {
     status: StatusCode,
     reason: &'static str,
@@ -52,24 +58,54 @@ fn problem(status: StatusCode, reason: &'static str, text: impl Into<String>) ->
     Problem { status, reason, text: text.into() }
 }
 
+/// What another attempt may change: the API server sends the review again, over a new connection to any replica.
+fn hand_over(reason: &'static str, text: impl Into<String>) -> Problem {
+    problem(StatusCode::SERVICE_UNAVAILABLE, reason, text)
+}
+
+impl Problem {
+    /// A `v1` Status, because API servers show its message to the user, and no other body
+    /// (`k8s.io/client-go/rest/request.go`). They repeat a request that is answered with 503 and `Retry-After`, up to
+    /// ten times within their timeout (`with_retry.go`); with zero, because they stop when they would sleep for longer
+    /// than is left of it. The pauses are ours.
+    fn response(&self) -> Response<Full<Bytes>> {
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": self.text,
+            "reason": if self.is_handed_over() { "ServiceUnavailable" } else { "BadRequest" },
+            "code": self.status.as_u16(),
+        });
+        let mut response = json_response(status.to_string().into());
+        *response.status_mut() = self.status;
+        if self.is_handed_over() {
+            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("0"));
+        }
+        response
+    }
+
+    fn is_handed_over(&self) -> bool {
+        self.status == StatusCode::SERVICE_UNAVAILABLE
+    }
+}
+
+fn json_response(body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body));
+    let json = header::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+}
+
 impl server::Service for Endpoint {
     async fn call(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         // A panic must not end the process, and its caller gets an answer.
         let outcome = AssertUnwindSafe(self.review(request)).catch_unwind().await;
-        let outcome = outcome.unwrap_or_else(|_| Err(problem(StatusCode::INTERNAL_SERVER_ERROR, "panic", PANIC_TEXT)));
-        match outcome {
-            Ok(answer) => {
-                let mut response = Response::new(Full::from(answer));
-                let json = header::HeaderValue::from_static("application/json");
-                response.headers_mut().insert(header::CONTENT_TYPE, json);
-                response
-            }
-            Err(Problem { status, reason, text }) => {
+        match outcome.unwrap_or_else(|_| Err(hand_over("panic", PANIC_TEXT))) {
+            Ok(answer) => json_response(answer),
+            Err(problem) => {
+                let Problem { status, reason, text } = &problem;
                 self.metrics.rejected.get_or_create(&Reason { reason }).inc();
-                tracing::warn!(status = status.as_u16(), reason, text, "request rejected");
-                let mut response = Response::new(Full::from(format!("{text}\n")));
-                *response.status_mut() = status;
-                response
+                tracing::warn!(status = status.as_u16(), reason, text, "a request was not answered with a review");
+                problem.response()
             }
         }
     }
@@ -83,36 +119,47 @@ impl Endpoint {
     }
 
     /// Reserves memory for a body of this size, until the permit is dropped.
-    async fn reserve(&self, size: u64) -> Option<SemaphorePermit<'_>> {
+    async fn reserve(&self, size: u64, until: Instant) -> Option<SemaphorePermit<'_>> {
         // The length is only what the client claims, but hyper enforces it.
         let kib = u32::try_from(size.min(MAX_BODY as u64).div_ceil(1024)).unwrap_or(MEMORY_BUDGET).max(1);
-        tokio::time::timeout(BUDGET_TIMEOUT, self.budget.acquire_many(kib)).await.ok()?.ok()
+        tokio::time::timeout_at(until, self.budget.acquire_many(kib)).await.ok()?.ok()
     }
 
-    async fn review(&self, request: Request<Incoming>) -> Result<Vec<u8>, Problem> {
+    async fn review(&self, request: Request<Incoming>) -> Result<Bytes, Problem> {
+        let arrived = Instant::now();
+        // Of the headers only the length is read. Later API servers send an Authorization header to webhooks, which
+        // proves nothing here and must not reach a log.
         let (head, body) = request.into_parts();
         let timeout = timeout(head.uri.query());
         // Memory is reserved only for clients that know the path: otherwise eight slow bodies would block every exec.
         let is_known = self.guard.admits(head.uri.path()).await;
-        let reserved = if is_known { self.reserve(body.size_hint().upper().unwrap_or(u64::MAX)).await } else { None };
+        let size = body.size_hint().upper().unwrap_or(u64::MAX);
+        let reserved = if is_known { self.reserve(size, arrived + timeout.mul_f64(PATIENCE)).await } else { None };
         // The body is read first, whatever else is wrong: to the client, an answer before its end is a broken
         // connection.
         let limit = if reserved.is_some() { MAX_BODY } else { 0 };
-        let body = tokio::time::timeout(BODY_TIMEOUT, read(body, limit)).await;
+        let body = tokio::time::timeout_at(arrived + timeout.mul_f64(BODY_PATIENCE), read(body, limit)).await;
         if head.method != Method::POST {
             return Err(problem(StatusCode::METHOD_NOT_ALLOWED, "method", "POST an AdmissionReview"));
         }
         if !is_known {
-            let text = "unknown path: only API servers know the path of this webhook";
-            return Err(problem(StatusCode::FORBIDDEN, "path", text));
+            let text =
+                "this replica does not know the path: API servers and replicas learn a new one at different times";
+            return Err(hand_over("path", text));
         }
         if reserved.is_none() {
-            return Err(problem(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many reviews at once; retry"));
+            return Err(hand_over("busy", "this replica has too many reviews at once"));
         }
-        let body =
-            body.map_err(|_| problem(StatusCode::REQUEST_TIMEOUT, "slow", "the body did not arrive within 10 s"))??;
+        let body = body.map_err(|_| hand_over("slow", "the review did not arrive in time"))??;
         let bad = |error: super::review::Error| problem(StatusCode::BAD_REQUEST, "not_a_review", error.to_string());
-        self.handler.answer(&body, timeout).await.map_err(bad)
+        let reply = self.handler.receive(&body, arrived, timeout).map_err(bad)?;
+        // A review takes its memory only while it is read, or a few large ones would hold up all others until they are
+        // marked.
+        drop((body, reserved));
+        match reply.await {
+            Reply::Answer(answer) => Ok(answer),
+            Reply::HandOver(why) => Err(hand_over("api_server", why)),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde::{Deserialize, Deserializer};
 use serde_json::{json, value::RawValue};
 
-use crate::mark::{EXEC_REQUEST_UID, Operation, User};
+use crate::mark::{EXEC_REQUEST_UID, Operation, User, shorten};
 
 /// Why a body is not a review for this webhook.
 #[derive(Debug, thiserror::Error)]
@@ -241,8 +241,27 @@ pub fn parse(body: &[u8]) -> Result<Request, Error> {
         pod,
         user: User { name, uid, groups, extra },
         dry_run: raw.dry_run.unwrap_or(false),
-        acts,
+        acts: bounded(acts),
     })
+}
+
+/// Bytes of all commands of one review that are kept while it is handled. Rules compare the beginning of a command, and
+/// 1 KiB of it is recorded; without a limit, a few updates with megabytes of arguments would fill the memory.
+const MAX_COMMANDS: usize = 64 * 1024;
+
+/// The acts, with no more of their commands than [`MAX_COMMANDS`].
+fn bounded(mut acts: Vec<Act>) -> Vec<Act> {
+    let mut left = MAX_COMMANDS;
+    for act in &mut acts {
+        for word in &mut act.command {
+            if word.len() > left {
+                *word = shorten(word, left);
+            }
+            left = left.saturating_sub(word.len());
+        }
+        act.command.shrink_to_fit();
+    }
+    acts
 }
 
 /// The pod in `[scheme:]name[:port]`, as `SplitSchemeNamePort` of apimachinery reads it.

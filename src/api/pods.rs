@@ -23,6 +23,9 @@ use serde_json::{Value, json};
 
 use crate::mark::{self, Disposition, Found, Interaction, Mark, State, Status, User};
 
+mod marked;
+pub use marked::{Marked, Recorded};
+
 /// The field manager of every write.
 pub const MANAGER: &str = "pristine";
 
@@ -39,6 +42,18 @@ pub enum Error {
     /// The pod is gone.
     #[error("the pod no longer exists")]
     Gone,
+    /// The API server did not answer in time. Whether a write happened is unknown.
+    #[error("no answer from the API server to {action}")]
+    Silent {
+        /// What was tried.
+        action: &'static str,
+    },
+    /// The API server accepted a mark, and returned the pod without a part of it.
+    #[error("the API server accepted the mark and returned the pod without {what}")]
+    Stripped {
+        /// The part that is missing.
+        what: String,
+    },
     /// Any other error of the API server or the network.
     #[error("cannot {action}")]
     Api {
@@ -54,11 +69,34 @@ impl Error {
     /// Whether the API server answered. Without its answer it is unknown whether the write happened.
     #[must_use]
     pub fn is_answer(&self) -> bool {
-        !matches!(self, Self::Api { source, .. } if !matches!(&**source, kube::Error::Api(_)))
+        match self {
+            Self::Silent { .. } => false,
+            Self::Api { source, .. } => matches!(&**source, kube::Error::Api(_)),
+            Self::Conflict | Self::Gone | Self::Stripped { .. } => true,
+        }
+    }
+
+    /// Whether the same call may succeed a moment later, or from another replica: the API server did not answer, was too
+    /// busy, failed itself, or did not know this replica's token.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Silent { .. } => true,
+            Self::Api { source, .. } => match &**source {
+                kube::Error::Api(status) => matches!(status.code, 401 | 429 | 500..),
+                kube::Error::SerdeError(_) | kube::Error::BuildRequest(_) => false,
+                _ => true,
+            },
+            Self::Conflict | Self::Gone | Self::Stripped { .. } => false,
+        }
     }
 
     pub(super) fn of(action: &'static str) -> impl FnOnce(kube::Error) -> Self {
         move |error| match &error {
+            // An admission webhook may deny with any code. What it says is not about the pod's version.
+            kube::Error::Api(status) if status.message.contains("denied the request") => {
+                Self::Api { action, source: Box::new(error) }
+            }
             kube::Error::Api(status) if status.code == 404 => Self::Gone,
             kube::Error::Api(status) if status.code == 409 => Self::Conflict,
             // The answer to a patch with another UID, which is immutable: another pod has the name now.
@@ -66,15 +104,6 @@ impl Error {
             _ => Self::Api { action, source: Box::new(error) },
         }
     }
-}
-
-/// Proof that the mark is on the pod. Only [`Pods::mark`] creates one, and an interaction is admitted only with one.
-#[derive(Debug)]
-pub struct Marked {
-    /// The mark as it is on the pod.
-    pub mark: Mark,
-    /// Whether this call wrote it; false if the pod already had the same interaction.
-    pub written: bool,
 }
 
 /// The API server's answer to an eviction.
@@ -156,29 +185,28 @@ impl Pods {
         Ok(answer.status.is_some_and(|status| status.allowed))
     }
 
-    /// Adds interactions to the mark of this pod, as it was read; each with its disposition.
+    /// Adds interactions to the mark of this pod, as it was read; each with its disposition. Writes nothing if the pod
+    /// has all of them already. May record fewer than all, in their order, if more would not fit into one mark.
     ///
     /// # Errors
-    /// [`Error::Conflict`] if the pod must be read again.
+    /// [`Error::Conflict`] if the pod must be read again, [`Error::Stripped`] if the mark is not on the pod afterwards.
     pub async fn mark(&self, pod: &Pod, interactions: Vec<(Interaction, Disposition)>) -> Result<Marked, Error> {
         let (namespace, name, uid, version) = identity(pod)?;
-        let found = Found::on(pod).mark();
+        let (found, replaced) = match Found::on(pod) {
+            Found::None => (None, None),
+            Found::NotAMark(why) => (None, Some(why)),
+            Found::Mark(mark) => (Some(mark), None),
+        };
         let is_first = found.is_none();
-        let mut written = false;
-        let mark = interactions.into_iter().fold(found, |mark, (interaction, disposition)| {
-            match Mark::after(mark.clone(), uid, interaction, disposition) {
-                Some(next) => {
-                    written = true;
-                    Some(next)
-                }
-                None => mark,
-            }
-        });
-        let mark = mark.ok_or(Error::Gone)?;
-        if written {
-            self.patch_status(namespace, name, &mark.patch(version, is_first)).await?;
-        }
-        Ok(Marked { mark, written })
+        let (mark, recorded) = marked::record(found, uid, interactions).ok_or(Error::Gone)?;
+        // Without the label, no replica would find the mark.
+        let is_labelled = pod.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(mark::INTERACTED));
+        let returned = if is_labelled && recorded.iter().all(|one| one.folded) {
+            pod.clone()
+        } else {
+            self.patch_status(namespace, name, &mark.patch(version, is_first)).await?
+        };
+        Ok(Marked { replaced, ..Marked::proven(returned, mark, recorded)? })
     }
 
     /// Writes the status of this pod, as it was read: the condition with this message, and the annotation. Writes
@@ -197,8 +225,7 @@ impl Pods {
         if status.is_on(pod, message) {
             return Ok(false);
         }
-        self.patch_status(namespace, name, &status.patch(uid, version, since, message)).await?;
-        Ok(true)
+        self.patch_status(namespace, name, &status.patch(uid, version, since, message)).await.map(|_| true)
     }
 
     /// Removes these labels from the pod, as it was read, and records them in an annotation.
@@ -224,7 +251,7 @@ impl Pods {
         let annotations = &mut patch["metadata"]["annotations"];
         annotations[mark::QUARANTINED] = json!(json!(labels).to_string());
         annotations[mark::EVICT_AT] = json!(mark.evict_at.map(|at| at.to_string()));
-        self.patch_status(namespace, name, &patch).await
+        self.patch_status(namespace, name, &patch).await.map(drop)
     }
 
     /// Writes an annotation on a pod of Pristine itself.
@@ -232,13 +259,13 @@ impl Pods {
     /// # Errors
     /// The error of the API server.
     pub async fn annotate(&self, namespace: &str, name: &str, key: &str, value: &str) -> Result<(), Error> {
-        self.patch_status(namespace, name, &json!({ "metadata": { "annotations": { key: value } } })).await
+        self.patch_status(namespace, name, &json!({ "metadata": { "annotations": { key: value } } })).await.map(drop)
     }
 
-    async fn patch_status(&self, namespace: &str, name: &str, patch: &Value) -> Result<(), Error> {
+    async fn patch_status(&self, namespace: &str, name: &str, patch: &Value) -> Result<Pod, Error> {
         let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         let patched = self.api(namespace).patch_status(name, &params, &Patch::Strategic(patch)).await;
-        patched.map(drop).map_err(Error::of("patch pods/status"))
+        patched.map_err(Error::of("patch pods/status"))
     }
 
     /// Evicts the pod of this name if it still has this UID. A dry run only finds out whether the eviction would be

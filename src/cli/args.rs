@@ -116,12 +116,10 @@ pub struct Serve {
     /// Pristine writes it into caBundle. Without ca.crt, another tool must.
     #[arg(long)]
     pub tls_dir: Option<PathBuf>,
-    /// Lifetime of the secret URL path that API servers call.
-    #[arg(long, default_value = "15m", value_parser = duration)]
+    /// Lifetime of the secret URL path that API servers call. After an error that may have shown the path to a user,
+    /// Pristine renews it earlier, but not within an hour.
+    #[arg(long, default_value = "24h", value_parser = duration)]
     pub secret_path_lifetime: Duration,
-    /// Reviews on one connection before Pristine asks the API server to open a new one.
-    #[arg(long, default_value_t = 1000)]
-    pub requests_per_connection: usize,
     /// How long Pristine answers requests after SIGTERM.
     #[arg(long, default_value = "25s", value_parser = duration)]
     pub drain: Duration,

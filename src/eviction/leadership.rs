@@ -120,7 +120,10 @@ impl LeaderElector {
                 Ok(Ok(true)) => leadership.hold(started + RENEW_DEADLINE),
                 Ok(Ok(false)) => leadership.release(),
                 Ok(Err(error)) => tracing::warn!(error = %chain(&error), "cannot read or write the Lease, retrying"),
-                Err(_) => tracing::warn!("no answer from the API server about the Lease, retrying"),
+                Err(_) => {
+                    self.context.link.failed();
+                    tracing::warn!("no answer from the API server about the Lease, retrying");
+                }
             }
             if !leadership.is_held() {
                 leadership.release();

@@ -69,7 +69,7 @@ impl SuccessorMarker {
         }
         let SuccessorMark { interaction, disposition, .. } = mark;
         let marked = self.pods.mark(&successor, vec![(interaction.clone(), *disposition)]).await?;
-        if marked.written {
+        if marked.recorded.iter().any(|one| !one.folded) {
             let message = "the previous pod of this name was deleted right after an interaction, \
                            which may have reached this pod instead";
             self.context.audit_log.write(&Line {

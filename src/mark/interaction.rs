@@ -107,7 +107,8 @@ impl Interaction {
         format!("{}{into} by {:?}", operation.as_str(), shorten(&user.name, 256))
     }
 
-    /// Whether `other` is the same interaction: same user, operation, container, command and streams, within [`FOLD`].
+    /// Whether `other` is the same interaction: same user, operation, container, command and streams, in
+    /// the same review or within [`FOLD`].
     ///
     /// Every HTTP request through `pods/proxy` is reviewed. One record for each user is enough, or a dashboard would
     /// push everything else off the pod.
@@ -120,7 +121,7 @@ impl Interaction {
             && self.container == other.container
             && self.command == other.command
             && (self.stdin, self.tty) == (other.stdin, other.tty)
-            // Absolute, because two replicas have two clocks.
-            && self.at.duration_since(other.at).abs() <= FOLD
+            // The same review again, or absolute, because two replicas have two clocks.
+            && (self.review == other.review || self.at.duration_since(other.at).abs() <= FOLD)
     }
 }

@@ -77,7 +77,10 @@ fn a_recorded_pod_gets_a_deadline_from_a_later_rule_and_keeps_it() {
 fn the_same_interaction_within_seconds_writes_nothing() {
     let mark = Mark::after(None, "u1", interaction("a", "2026-01-01T00:00:00Z"), TTL);
     assert_eq!(Mark::after(mark.clone(), "u1", interaction("a", "2026-01-01T00:00:09Z"), TTL), None);
-    assert!(Mark::after(mark.clone(), "u1", interaction("a", "2026-01-01T00:00:11Z"), TTL).is_some());
+    let mut later = interaction("a", "2026-01-01T00:00:11Z");
+    assert_eq!(Mark::after(mark.clone(), "u1", later.clone(), TTL), None, "the same review, sent again");
+    later.review = "another".to_owned();
+    assert!(Mark::after(mark.clone(), "u1", later, TTL).is_some());
     assert!(Mark::after(mark, "u1", interaction("b", "2026-01-01T00:00:01Z"), TTL).is_some());
 }
 

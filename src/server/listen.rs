@@ -59,17 +59,17 @@ fn bind(address: SocketAddr) -> io::Result<Socket> {
 }
 
 /// Raises the soft limit of file descriptors to the hard one. containerd 2 starts containers with a soft limit of 1,024,
-/// for programs that use select(2), and with a much higher hard limit.
-pub fn raise_file_limit() {
+/// for programs that use select(2), and with a much higher hard limit. Returns the limit in force.
+pub fn raise_file_limit() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = raised(limit);
-    if raised == limit {
-        return;
+    if raised != limit {
+        match setrlimit(Resource::Nofile, raised) {
+            Ok(()) => tracing::debug!(from = limit.current, to = raised.current, "raised the limit of descriptors"),
+            Err(error) => tracing::warn!(%error, limit = limit.current, "cannot raise the limit of file descriptors"),
+        }
     }
-    match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => tracing::debug!(from = limit.current, to = raised.current, "raised the limit of file descriptors"),
-        Err(error) => tracing::warn!(%error, limit = limit.current, "cannot raise the limit of file descriptors"),
-    }
+    getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }
 
 /// `None` means no limit.

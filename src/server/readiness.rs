@@ -45,17 +45,19 @@ impl Readiness {
         self.0.borrow().clone()
     }
 
-    /// Follows both parts until the process ends: ready while both are ready, and never again after `stopping` is true.
-    pub async fn follow(self, trusted: Self, synced: Self, mut stopping: watch::Receiver<bool>) {
+    /// Follows the parts until the process ends: ready while all are ready, and never again after `stopping` is true.
+    pub async fn follow(self, trusted: Self, synced: Self, reachable: Self, mut stopping: watch::Receiver<bool>) {
         let (mut trusted, mut synced) = (trusted.0.subscribe(), synced.0.subscribe());
+        let mut reachable = reachable.0.subscribe();
         loop {
             let is_stopping = *stopping.borrow_and_update();
             // The certificates' reason comes first: it contains the API server's answer, if that rejects our requests.
-            let parts = (trusted.borrow_and_update().clone(), synced.borrow_and_update().clone());
-            let now = match parts {
+            let parts = [&mut reachable, &mut trusted, &mut synced].map(|part| part.borrow_and_update().clone());
+            let missing: Vec<String> = parts.into_iter().filter_map(Result::err).collect();
+            let now = match missing.as_slice() {
                 _ if is_stopping => Err("stopping".to_owned()),
-                (Err(one), Err(other)) => Err(format!("{one}; {other}")),
-                (one, other) => one.and(other),
+                [] => Ok(()),
+                missing => Err(missing.join("; ")),
             };
             if now.is_ok() && self.get().is_err() {
                 tracing::info!("ready");
@@ -64,6 +66,7 @@ impl Readiness {
             let changed = tokio::select! {
                 changed = trusted.changed() => changed,
                 changed = synced.changed() => changed,
+                changed = reachable.changed() => changed,
                 changed = stopping.changed() => changed,
             };
             if changed.is_err() {
@@ -92,9 +95,11 @@ mod tests {
     #[tokio::test]
     async fn a_replica_is_ready_while_every_part_is_ready_and_it_is_not_stopping() {
         let (all, trusted, synced) = (Readiness::default(), Readiness::default(), Readiness::default());
+        let reachable = Readiness::default();
+        reachable.set_ready();
         let (stop, stopping) = watch::channel(false);
         synced.set_missing("pods".to_owned());
-        let task = tokio::spawn(all.clone().follow(trusted.clone(), synced.clone(), stopping));
+        let task = tokio::spawn(all.clone().follow(trusted.clone(), synced.clone(), reachable.clone(), stopping));
         let mut seen = all.0.subscribe();
         let mut expect =
             async |wanted: Result<(), String>| drop(seen.wait_for(|ready| *ready == wanted).await.unwrap());
@@ -102,6 +107,10 @@ mod tests {
         trusted.set_ready();
         expect(Err("pods".to_owned())).await;
         synced.set_ready();
+        expect(Ok(())).await;
+        reachable.set_unready("no API server".to_owned());
+        expect(Err("no API server".to_owned())).await;
+        reachable.set_ready();
         expect(Ok(())).await;
         stop.send_replace(true);
         expect(Err("stopping".to_owned())).await;

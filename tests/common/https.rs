@@ -40,6 +40,8 @@ pub struct Answer {
     pub status: u16,
     pub body: String,
     pub close: bool,
+    /// The client is to send the request again at once.
+    pub retry: bool,
 }
 
 impl Connection {
@@ -64,7 +66,8 @@ impl Connection {
                 if read.len() >= end + 4 + length {
                     let body = String::from_utf8_lossy(&read[end + 4..end + 4 + length]).into_owned();
                     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-                    return Ok(Answer { status, body, close: head.contains("connection: close") });
+                    let (close, retry) = (head.contains("connection: close"), head.contains("retry-after: 0"));
+                    return Ok(Answer { status, body, close, retry });
                 }
             }
             match self.0.read(&mut buffer).await? {

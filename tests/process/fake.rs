@@ -10,6 +10,7 @@ use std::{
 use http::{Method, Request, Response};
 use http_body_util::BodyExt as _;
 use kube::{Client, client::Body};
+use pristine::api::link::Link;
 use serde_json::{Value, json};
 
 #[derive(Default)]
@@ -22,16 +23,41 @@ pub struct State {
     pub conflicts: usize,
     /// Every write takes this long.
     pub slow: Duration,
+    /// No call is answered.
+    pub silent: bool,
     /// Answered to every write of `pods/status`.
     pub refuse_writes: Option<u16>,
     /// The webhook configuration, if there is one.
     pub configuration: Option<Value>,
     /// `METHOD path`, without the query.
     pub calls: Vec<String>,
+    /// What happens to the first call of each kind.
+    pub fault: Option<Fault>,
+    /// What another admission plugin does to every write of `pods/status`.
+    pub plugin: Option<Plugin>,
+}
+
+/// Changes a pod after a write.
+pub type Plugin = fn(&mut Value);
+
+/// How one call fails.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// With this answer, and nothing done.
+    Answer(u16),
+    /// The connection is reset before anything is done.
+    Reset,
+    /// No answer, and nothing done.
+    Silence,
+    /// No answer, although it was done.
+    DoneInSilence,
 }
 
 #[derive(Clone, Default)]
-pub struct Fake(Arc<Mutex<State>>);
+pub struct Fake {
+    state: Arc<Mutex<State>>,
+    pub link: Link,
+}
 
 pub fn pod(namespace: &str, name: &str, uid: &str) -> Value {
     json!({
@@ -56,7 +82,7 @@ impl Fake {
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+        self.state.lock().unwrap()
     }
 
     pub fn pod(&self, key: &str) -> Value {
@@ -79,12 +105,37 @@ impl Fake {
                 if parts.method != Method::GET && !slow.is_zero() {
                     tokio::time::sleep(slow).await;
                 }
-                let (code, answer) = this.answer(&parts.method, parts.uri.path(), &body);
+                while this.state().silent {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                let fault = this.fault(&parts.method, parts.uri.path());
+                let (code, answer) = match fault {
+                    Some(Fault::Reset) => return Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset)),
+                    Some(Fault::Silence) => std::future::pending().await,
+                    Some(Fault::Answer(code)) => status(code, "InternalError", "a fault of the API server"),
+                    Some(Fault::DoneInSilence) | None => this.answer(&parts.method, parts.uri.path(), &body),
+                };
+                if matches!(fault, Some(Fault::DoneInSilence)) {
+                    std::future::pending::<()>().await;
+                }
+                this.link.answered();
                 let body = Body::from(serde_json::to_vec(&answer).unwrap());
-                Ok::<_, std::convert::Infallible>(Response::builder().status(code).body(body).unwrap())
+                Ok(Response::builder().status(code).body(body).unwrap())
             }
         });
         Client::new(service, "default")
+    }
+
+    /// The fault of this call, if it is the first of its kind.
+    fn fault(&self, method: &Method, path: &str) -> Option<Fault> {
+        let state = self.state();
+        let is_first = !state.calls.contains(&format!("{method} {path}"));
+        let fault = state.fault.filter(|_| is_first && !path.contains("/events"))?;
+        drop(state);
+        if !matches!(fault, Fault::DoneInSilence) {
+            self.state().calls.push(format!("{method} {path}"));
+        }
+        Some(fault)
     }
 
     fn answer(&self, method: &Method, path: &str, body: &Value) -> (u16, Value) {
@@ -133,10 +184,10 @@ impl Fake {
             ("PATCH", ["api", "v1", "namespaces", namespace, "pods", name, "status"]) => {
                 let key = format!("{namespace}/{name}");
                 if let Some(code) = state.refuse_writes {
-                    return status(code, "Forbidden", "no");
+                    return status(code, "Forbidden", "admission webhook \"x\" denied the request: no");
                 }
                 if state.conflicts > 0 {
-                    state.conflicts -= 1;
+                    state.conflicts = state.conflicts.wrapping_sub(1);
                     let pod = state.pods.get_mut(&key).unwrap();
                     bump(pod);
                     return status(409, "Conflict", "the object has been modified");
@@ -161,6 +212,10 @@ impl Fake {
                     }
                 }
                 pod["status"]["conditions"] = body["status"]["conditions"].clone();
+                if let Some(plugin) = state.plugin {
+                    plugin(state.pods.get_mut(&key).unwrap());
+                }
+                let pod = state.pods.get_mut(&key).unwrap();
                 bump(pod);
                 (200, pod.clone())
             }

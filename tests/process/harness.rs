@@ -11,8 +11,9 @@ use pristine::{
     admission::{
         handler::Handler,
         http::Endpoint,
-        locks::PodLocks,
+        marking::Marking,
         secret_path::{Paths, renewer::PathGuard},
+        writers::Writers,
     },
     api::{Context, pods::Pods},
     audit_log::AuditLog,
@@ -45,7 +46,18 @@ pub struct Webhook {
     _policy: watch::Sender<Arc<pristine::config::policy::Policy>>,
 }
 
+pub const LIMITS: Limits = Limits {
+    handshake: Duration::from_millis(300),
+    request: Duration::from_millis(500),
+    drain: Duration::from_secs(1),
+    connections: 1024,
+};
+
 pub async fn webhook(fake: Fake, rules: &str) -> Webhook {
+    webhook_with(fake, rules, LIMITS).await
+}
+
+pub async fn webhook_with(fake: Fake, rules: &str, limits: Limits) -> Webhook {
     let policy = config::parse("test", &format!("apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\n{rules}"))
         .unwrap()
         .policy;
@@ -62,22 +74,19 @@ pub async fn webhook(fake: Fake, rules: &str) -> Webhook {
     let (policy, rules) = watch::channel(Arc::new(policy));
     let lines = audit_log.clone();
     let audit = AuditLog::of(move |line| lines.lock().unwrap().push(serde_json::from_str(line).unwrap()));
-    let (context, publish) = Context::new(fake.client(), "test", Clock::of(move || now), audit, metrics.clone());
+    let (context, publish) =
+        Context::new(fake.client(), "test", Clock::of(move || now), audit, metrics.clone(), fake.link.clone());
     tokio::spawn(publish);
     let clock = context.clock.clone();
-    let handler = Handler { pods: Pods::new(fake.client()), policy: rules, locks: PodLocks::default(), context };
-    let guard = PathGuard::of(Paths { live: vec![String::new()], previous: None }, clock.clone());
+    let pods = Pods::new(fake.client());
+    let handler =
+        Handler::new(Marking { pods, policy: rules, context: context.clone(), writers: Writers::default() }, context);
+    let guard = PathGuard::of(Paths { live: vec![String::new()], previous: None });
     let endpoint = Arc::new(Endpoint::new(handler, guard, metrics.clone()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopping) = watch::channel(false);
     let tls = server::tls_config(Arc::new(resolver)).unwrap();
-    let limits = Limits {
-        handshake: Duration::from_millis(300),
-        first_request: Duration::from_millis(500),
-        drain: Duration::from_secs(1),
-        ..Limits::default()
-    };
     let served =
         tokio::spawn(server::serve(listener, tls, endpoint, limits, metrics.clone(), stopping, Arc::default()));
     Webhook { address, root: ca.certificate.der, fake, metrics, audit_log, clock, stop, served, _policy: policy }
@@ -94,11 +103,26 @@ impl Webhook {
         connect(self.address, std::slice::from_ref(&self.root)).await.unwrap().post(body).await.unwrap()
     }
 
+    /// As an API server does it.
     pub async fn review(&self, request: &Value) -> Value {
         let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request});
-        let answer = self.post(review.to_string().as_bytes()).await;
+        let (answer, _) = self.call(&review).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         serde_json::from_str::<Value>(&answer.body).unwrap()["response"].clone()
+    }
+
+    /// Sends it again, up to ten times within 5 s, while the answer says so; with the number of calls.
+    pub async fn call(&self, review: &Value) -> (https::Answer, usize) {
+        let all = async {
+            for calls in 1.. {
+                let answer = self.post(review.to_string().as_bytes()).await;
+                if !answer.retry || calls == 11 {
+                    return (answer, calls);
+                }
+            }
+            unreachable!()
+        };
+        tokio::time::timeout(Duration::from_secs(5), all).await.expect("an API server gives up after 5 s")
     }
 
     pub fn interactions(&self) -> Value {

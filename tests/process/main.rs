@@ -14,6 +14,7 @@ mod common;
 mod cli;
 mod decisions;
 mod fake;
+mod hand_over;
 mod harness;
 mod listen;
 mod mounted;

@@ -6,7 +6,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use pristine::{
-    api::Context,
+    api::{Context, link::Link},
     audit_log::AuditLog,
     certs::{
         bundle,
@@ -87,7 +87,8 @@ fn world(bundle: &str, hold: Duration) -> World {
     fake.state().configuration =
         Some(json!({"metadata": {"name": "pristine", "resourceVersion": "1"}, "webhooks": webhooks}));
     let metrics = Arc::new(Metrics::default());
-    let (context, publish) = Context::new(fake.client(), "test", Clock::system(), AuditLog::stdout(), metrics.clone());
+    let (context, publish) =
+        Context::new(fake.client(), "test", Clock::system(), AuditLog::stdout(), metrics.clone(), Link::default());
     tokio::spawn(publish);
     let names = Names {
         namespace: "pristine-system".into(),

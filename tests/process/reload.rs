@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::symlink, path::Path, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use pristine::{
-    api::Context,
+    api::{Context, link::Link},
     audit_log::AuditLog,
     clock::Clock,
     config::{
@@ -47,8 +47,14 @@ async fn every_changed_configuration_is_loaded_and_an_invalid_one_is_rejected() 
     let first = text(1);
     let (policy, mut rules) = watch::channel(Arc::new(config::load(&path).unwrap().policy));
     let (eviction, _) = watch::channel(pristine::eviction::Settings::default());
-    let (context, publish) =
-        Context::new(Fake::default().client(), "test", Clock::system(), AuditLog::stdout(), metrics.clone());
+    let (context, publish) = Context::new(
+        Fake::default().client(),
+        "test",
+        Clock::system(),
+        AuditLog::stdout(),
+        metrics.clone(),
+        Link::default(),
+    );
     tokio::spawn(publish);
     let reload = Reload { path, text: first, policy, eviction, about: ObjectReference::default(), context };
     tokio::spawn(reload.run());

@@ -2,28 +2,24 @@
 
 use std::time::Duration;
 
+use pristine::server::Limits;
 use serde_json::{Value, json};
 
 use crate::{
     common::https::connect,
     fake::{Fake, pod},
-    harness::{debug, denial, exec, standard, webhook},
+    harness::{EVICT, LIMITS, debug, denial, exec, standard, webhook, webhook_with},
 };
 
 #[tokio::test]
-async fn a_review_to_a_wrong_path_is_rejected_and_counted() {
+async fn a_review_to_an_unknown_path_is_handed_over_and_counted() {
     let webhook = standard().await;
     let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": exec("a", &["id"])});
     let mut connection = connect(webhook.address, std::slice::from_ref(&webhook.root)).await.unwrap();
     let answer = connection.post_to("/review/1-2", review.to_string().as_bytes()).await.unwrap();
-    assert_eq!(answer.status, 403, "{}", answer.body);
+    assert_eq!((answer.status, answer.retry, answer.close), (503, true, true), "{}", answer.body);
     assert_eq!(webhook.fake.state().calls, Vec::<String>::new());
     assert!(webhook.metrics.render().contains("pristine_http_requests_rejected_total{reason=\"path\"} 1"));
-    assert_eq!(
-        connection.post_to("/", review.to_string().as_bytes()).await.unwrap().status,
-        200,
-        "the same connection"
-    );
 }
 
 #[tokio::test]
@@ -122,9 +118,11 @@ async fn a_user_who_may_not_exec_is_denied_and_the_pod_is_not_marked() {
     let message = "pods \"p\" is forbidden: User \"reader\" cannot create resource \"pods/exec\" in API group \"\" in the namespace \"n\"";
     assert_eq!(denial(&response), (false, 403, message));
     // Who may update need not be able to patch.
-    assert_eq!(webhook.review(&debug(false)).await["allowed"], true);
+    let mut request = debug(false);
+    assert_eq!(webhook.review(&request).await["allowed"], true);
     webhook.fake.state().forbidden.push("update pods/ephemeralcontainers".into());
-    assert_eq!(webhook.review(&debug(false)).await["allowed"], false);
+    request["uid"] = json!("r3");
+    assert_eq!(webhook.review(&request).await["allowed"], false);
     assert_eq!(webhook.fake.count("PATCH"), 1);
 }
 
@@ -140,10 +138,6 @@ async fn an_interaction_that_cannot_be_recorded_is_denied_with_advice() {
             && message.contains("patch pods/status"),
         "{message}"
     );
-    webhook.fake.state().refuse_writes = None;
-    webhook.fake.state().slow = Duration::from_secs(60);
-    let response = webhook.review(&exec("a", &["sh"])).await;
-    assert!(denial(&response).2.contains("did not answer Pristine in time"), "{response}");
 }
 
 #[tokio::test]
@@ -163,16 +157,17 @@ rules:
 }
 
 #[tokio::test]
-async fn an_invalid_body_gets_400_or_413_and_the_connection_stays_open() {
+async fn an_invalid_request_gets_an_answer_and_no_second_attempt() {
     let webhook = standard().await;
-    let mut connection = connect(webhook.address, std::slice::from_ref(&webhook.root)).await.unwrap();
+    let connect = async || connect(webhook.address, std::slice::from_ref(&webhook.root)).await.unwrap();
     for body in [&b""[..], b"hello", b"{}", br#"{"apiVersion":"v1","kind":"Pod"}"#, b"[[[[", &[0xff; 100]] {
-        let answer = connection.post(body).await.unwrap();
-        assert_eq!((answer.status, answer.close), (400, false), "{answer:?}");
-        assert!(answer.body.contains("AdmissionReview"), "{answer:?}");
+        let answer = webhook.post(body).await;
+        assert_eq!((answer.status, answer.close, answer.retry), (400, true, false), "{answer:?}");
+        let status: Value = serde_json::from_str(&answer.body).unwrap();
+        assert_eq!((&status["kind"], &status["code"]), (&json!("Status"), &json!(400)));
+        assert!(status["message"].as_str().unwrap().contains("AdmissionReview"), "{answer:?}");
     }
-    let answer = connection.post(&vec![b' '; 3 * 1024 * 1024 + 1]).await.unwrap();
-    assert_eq!((answer.status, answer.close), (413, false), "{answer:?}");
+    assert_eq!(webhook.post(&vec![b' '; 3 * 1024 * 1024 + 1]).await.status, 413);
     // Chunked, so that no length is announced.
     let mut chunked = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
     for _ in 0..4 {
@@ -181,12 +176,12 @@ async fn an_invalid_body_gets_400_or_413_and_the_connection_stays_open() {
         chunked.extend_from_slice(b"\r\n");
     }
     chunked.extend_from_slice(b"0\r\n\r\n");
+    let mut connection = connect().await;
     connection.send(&chunked).await.unwrap();
     assert_eq!(connection.receive().await.unwrap().status, 413);
+    let mut connection = connect().await;
     connection.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     assert_eq!(connection.receive().await.unwrap().status, 405);
-    let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": exec("a", &["sh"])});
-    assert_eq!(connection.post(review.to_string().as_bytes()).await.unwrap().status, 200);
 }
 
 #[tokio::test]
@@ -203,31 +198,52 @@ async fn a_client_that_sends_nothing_is_disconnected() {
 }
 
 #[tokio::test]
-async fn a_connection_without_a_request_is_closed_and_one_with_a_request_stays_open() {
+async fn a_connection_is_for_one_request_which_must_come_soon() {
     let webhook = standard().await;
     let mut silent = connect(webhook.address, std::slice::from_ref(&webhook.root)).await.unwrap();
     let mut spoke = connect(webhook.address, std::slice::from_ref(&webhook.root)).await.unwrap();
-    assert_eq!(spoke.post(b"x").await.unwrap().status, 400);
+    let answer = spoke.post(b"x").await.unwrap();
+    assert_eq!((answer.status, answer.close), (400, true));
+    assert!(spoke.post(b"x").await.is_err());
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(silent.post(b"x").await.is_err());
-    assert_eq!(spoke.post(b"x").await.unwrap().status, 400);
 }
 
 #[tokio::test]
-async fn reviews_beyond_the_memory_budget_get_503() {
+async fn clients_that_only_hold_connections_keep_nobody_out() {
+    let limits = Limits { connections: 40, ..LIMITS };
+    let webhook = webhook_with(Fake::with([pod("n", "p", "u1")]), EVICT, limits).await;
+    // More than all places; each holds its connection before, during or after the handshake.
+    let mut strangers = Vec::new();
+    for n in 0..100 {
+        if n % 2 == 0 {
+            strangers.push((Some(tokio::net::TcpStream::connect(webhook.address).await.unwrap()), None));
+        } else {
+            strangers.push((None, connect(webhook.address, std::slice::from_ref(&webhook.root)).await.ok()));
+        }
+    }
+    let answer = tokio::time::timeout(Duration::from_millis(250), webhook.post(b"x")).await;
+    assert_eq!(answer.expect("an answer at once").status, 400);
+    drop(strangers);
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert!(webhook.metrics.render().contains("pristine_connections 0"), "{}", webhook.metrics.render());
+}
+
+#[tokio::test]
+async fn large_reviews_take_their_memory_only_until_they_are_read() {
     let webhook = standard().await;
-    webhook.fake.state().slow = Duration::from_secs(3);
-    // Each takes 3 MiB of the budget of 24 while its mark is written.
-    let padded = {
-        let mut request = exec("a", &["sh"]);
+    webhook.fake.state().slow = Duration::from_millis(300);
+    // Each takes 3 MiB of the budget of 24 while it is read.
+    let review = |n: usize| {
+        let mut request = exec("a", &["sh", &n.to_string()]);
+        request["uid"] = json!(format!("large-{n}"));
         request["object"]["padding"] = json!("x".repeat(2_900_000));
-        json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}).to_string()
+        json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request})
     };
-    let answers = (0..10).map(|_| webhook.post(padded.as_bytes()));
-    let answers = futures_util::future::join_all(answers).await;
-    let (ok, busy) =
-        (answers.iter().filter(|a| a.status == 200).count(), answers.iter().filter(|a| a.status == 503).count());
-    assert_eq!((ok, busy), (8, 2), "{answers:?}");
+    let reviews: Vec<Value> = (0..20).map(review).collect();
+    let answers = futures_util::future::join_all(reviews.iter().map(|review| webhook.call(review))).await;
+    assert!(answers.iter().all(|(answer, _)| answer.status == 200), "{answers:?}");
+    assert_eq!(webhook.interactions()["total"], 20);
 }
 
 #[tokio::test]
@@ -248,13 +264,23 @@ async fn a_request_with_a_wrong_path_uses_no_memory_budget() {
 }
 
 #[tokio::test]
-async fn requests_after_sigterm_are_answered_with_connection_close() {
+async fn requests_after_sigterm_are_answered_until_the_drain_ends() {
     let webhook = standard().await;
-    let mut connection = connect(webhook.address, std::slice::from_ref(&webhook.root)).await.unwrap();
-    assert!(!connection.post(b"x").await.unwrap().close);
     webhook.stop.send_replace(true);
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(webhook.post(b"x").await.status, 400, "a new connection is still answered");
-    assert!(connection.post(b"x").await.unwrap().close);
+    tokio::time::timeout(Duration::from_secs(3), webhook.served).await.expect("the drain ends").unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_is_gone_does_not_hold_up_the_shutdown() {
+    let webhook = standard().await;
+    webhook.fake.state().slow = Duration::from_secs(60);
+    let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": exec("a", &["sh"])});
+    let mut client = connect(webhook.address, std::slice::from_ref(&webhook.root)).await.unwrap();
+    let gave_up = tokio::time::timeout(Duration::from_millis(100), client.post(review.to_string().as_bytes())).await;
+    assert!(gave_up.is_err());
+    drop(client);
+    webhook.stop.send_replace(true);
     tokio::time::timeout(Duration::from_secs(3), webhook.served).await.expect("the drain ends").unwrap();
 }

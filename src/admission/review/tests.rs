@@ -155,7 +155,7 @@ fn the_record_of_the_largest_review_is_bounded() {
         },
     });
     let request = parse(review.to_string().as_bytes()).unwrap();
-    assert_eq!((request.user.groups.len(), request.acts[0].command[0].len()), (10_000, 1024 * 1024));
+    assert_eq!((request.user.groups.len(), request.acts[0].command[0].len()), (10_000, MAX_COMMANDS));
     // `redact` bounds the record, and the mark bounds the annotation.
     let recorded = serde_json::to_string(&crate::mark::redact::user(&request.user)).unwrap();
     assert!(recorded.len() < 8 * 1024 && crate::mark::redact::command(&request.acts[0].command).concat().len() <= 1024);
@@ -224,4 +224,19 @@ fn the_error_for_an_unsupported_review_names_what_is_unsupported() {
     assert!(parse(review.to_string().as_bytes()).unwrap_err().to_string().contains("CONNECT pods/teleport"));
     review["apiVersion"] = json!("admission.k8s.io/v2");
     assert!(parse(review.to_string().as_bytes()).unwrap_err().to_string().contains("admission.k8s.io/v2"));
+}
+
+#[test]
+fn of_megabytes_of_arguments_only_the_beginning_is_kept() {
+    let command = json!(["tar", "x".repeat(1_000_000), "y".repeat(1_000_000)]);
+    let review = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {
+            "uid": "r", "resource": {"resource": "pods"}, "subResource": "exec", "operation": "CONNECT",
+            "namespace": "n", "name": "p", "object": {"command": command},
+        },
+    });
+    let act = parse(review.to_string().as_bytes()).unwrap().acts.remove(0);
+    assert_eq!((act.command.len(), act.command[0].as_str()), (3, "tar"));
+    assert!(act.command.iter().map(String::capacity).sum::<usize>() <= 2 * MAX_COMMANDS);
 }

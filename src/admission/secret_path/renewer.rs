@@ -28,14 +28,23 @@ const CLOCK_INTERVAL: Duration = Duration::from_secs(30);
 const READ_INTERVAL: Duration = Duration::from_millis(50);
 /// For one request to the API server.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// For a read on behalf of a review, because a user is waiting.
-const READ_TIMEOUT: Duration = Duration::from_secs(1);
+/// For a read on behalf of a review: then another replica gets it, and this one knows the path at the next attempt.
+const READ_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// The paths that were read, and when.
+/// The paths that were read, when, and since when this replica has known the newest one.
 #[derive(Clone, Debug)]
 struct Observed {
     paths: Paths,
     at: Option<Instant>,
+    since: Instant,
+}
+
+impl Observed {
+    /// The first path is new to a replica that starts, however old it is.
+    fn new(paths: Paths, at: Option<Instant>, before: Option<&Self>) -> Self {
+        let known = before.filter(|before| before.paths.newest_path() == paths.newest_path());
+        Self { since: known.map_or_else(Instant::now, |known| known.since), paths, at }
+    }
 }
 
 /// Checks whether a request knows the secret path.
@@ -43,7 +52,6 @@ struct Observed {
 pub struct PathGuard {
     seen: watch::Receiver<Observed>,
     wake: Arc<Notify>,
-    clock: Clock,
 }
 
 /// Renews the secret path.
@@ -65,7 +73,7 @@ impl PathGuard {
     /// path causes one more read.
     pub async fn admits(&self, path: &str) -> bool {
         let mut seen = self.seen.clone();
-        let accepts = |seen: &Observed| seen.paths.accepts(path, self.clock.now());
+        let accepts = |seen: &Observed| seen.paths.accepts(path, seen.since.elapsed());
         if accepts(&seen.borrow_and_update()) {
             return true;
         }
@@ -77,9 +85,9 @@ impl PathGuard {
 
     /// A guard that accepts only these paths, for tests and benchmarks.
     #[must_use]
-    pub fn of(paths: Paths, clock: Clock) -> Self {
-        let (_, seen) = watch::channel(Observed { paths, at: None });
-        Self { seen, wake: Arc::default(), clock }
+    pub fn of(paths: Paths) -> Self {
+        let (_, seen) = watch::channel(Observed::new(paths, None, None));
+        Self { seen, wake: Arc::default() }
     }
 }
 
@@ -94,9 +102,9 @@ impl PathRenewer {
         clock: Clock,
         leaked: Arc<Notify>,
     ) -> (Self, PathGuard) {
-        let (sender, seen) = watch::channel(Observed { paths: Paths::default(), at: None });
+        let (sender, seen) = watch::channel(Observed::new(Paths::default(), None, None));
         let wake = Arc::new(Notify::new());
-        let guard = PathGuard { seen, wake: wake.clone(), clock: clock.clone() };
+        let guard = PathGuard { seen, wake: wake.clone() };
         (Self { client, configuration, service, lifetime, clock, seen: sender, wake, leaked }, guard)
     }
 
@@ -138,14 +146,17 @@ impl PathRenewer {
         let now = self.clock.now();
         let Some(live) = live else { return Ok(CLOCK_INTERVAL) };
         let paths = self.paths(&live);
-        let due = paths.renewal(*leaked, self.lifetime, rand::random(), now);
-        let wait = paths.next(*leaked, self.lifetime, now);
-        drop(self.seen.send_replace(Observed { paths, at: Some(at) }));
+        let observed = Observed::new(paths, Some(at), Some(&self.seen.borrow()));
+        let known_for = observed.since.elapsed();
+        let due = observed.paths.renewal(*leaked, self.lifetime, known_for, rand::random(), now);
+        let wait = observed.paths.next(*leaked, self.lifetime, known_for, now);
+        drop(self.seen.send_replace(observed));
         let Some(renewal) = due else { return Ok(wait) };
         match within(self.publish(&live, &renewal)).await {
             Ok(live) => {
                 *leaked = false;
-                drop(self.seen.send_replace(Observed { paths: self.paths(&live), at: Some(at) }));
+                let renewed = Observed::new(self.paths(&live), Some(at), Some(&self.seen.borrow()));
+                drop(self.seen.send_replace(renewed));
                 tracing::info!("the secret URL path of the webhook was renewed");
                 Ok(self.lifetime)
             }

@@ -1,0 +1,49 @@
+//! Repeats a call to the API server until it is answered or its time is over. For reads and compare-and-swaps, which do
+//! no harm when they are repeated.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{link::Link, pods::Error};
+
+/// How long the first try waits for its answer; each further one waits twice as long, up to [`LONGEST`]. A healthy API
+/// server answers within some milliseconds, so a try that takes this long is probably lost.
+const FIRST: Duration = Duration::from_millis(500);
+/// See [`FIRST`].
+const LONGEST: Duration = Duration::from_secs(2);
+/// The pause before the second try; it doubles with each further one, up to [`LONGEST_PAUSE`].
+const PAUSE: Duration = Duration::from_millis(20);
+/// See [`PAUSE`].
+const LONGEST_PAUSE: Duration = Duration::from_millis(320);
+
+/// Repeats the call until `until` while it fails with an error that may pass ([`Error::is_temporary`]).
+///
+/// # Errors
+/// The last error.
+pub async fn persist<T, F: Future<Output = Result<T, Error>>>(
+    action: &'static str,
+    link: &Link,
+    until: Instant,
+    mut call: impl FnMut() -> F,
+) -> Result<T, Error> {
+    let (mut limit, mut pause) = (FIRST, PAUSE);
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let error = match timeout(limit.min(left), call()).await {
+            Ok(Err(error)) if error.is_temporary() => error,
+            Ok(answer) => return answer,
+            Err(_) => {
+                link.failed();
+                Error::Silent { action }
+            }
+        };
+        // Random, so that reviews that failed together are not repeated together.
+        let wait = pause.mul_f64(rand::random_range(0.5..1.0));
+        if Instant::now() + wait >= until {
+            return Err(error);
+        }
+        sleep(wait).await;
+        (limit, pause) = ((limit * 2).min(LONGEST), (pause * 2).min(LONGEST_PAUSE));
+    }
+}
