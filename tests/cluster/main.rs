@@ -20,6 +20,7 @@ mod components;
 mod coverage;
 mod eviction;
 mod exec;
+mod hand_over;
 mod kubectl;
 mod lifecycle;
 mod monitoring;

@@ -229,7 +229,7 @@ async fn live(ns: &Namespace, pods: &[Pod]) {
     let webhook = format!("{}:{}", address(&pods[0]), port(&pods[0], "webhook"));
     // A stranger, who does not know the path; and one who says nothing.
     let mut stranger = https::connect(webhook.parse().unwrap(), &[]).await.unwrap();
-    assert_eq!(stranger.post(b"{}").await.unwrap().status, 403);
+    assert_eq!(stranger.post(b"{}").await.unwrap().status, 503);
     drop(TcpStream::connect(&webhook).await.unwrap());
     ns.evicted(&name, uid_of(&pod), deadline(&pod)).await;
 }

@@ -12,7 +12,7 @@ use crate::{
     kubectl::{Namespace, client, deadline, is_marked, record, run, uid_of},
 };
 
-async fn replicas() -> Vec<Pod> {
+pub async fn replicas() -> Vec<Pod> {
     let pods: Api<Pod> = Api::namespaced(client().await, SYSTEM);
     let selector = ListParams::default().labels("app.kubernetes.io/component=webhook");
     let mut found = pods.list(&selector).await.unwrap().items;
@@ -31,12 +31,15 @@ async fn invalid_requests_do_not_restart_a_replica() {
     let path = &entries.remove(0).client_config.service.unwrap().path.unwrap();
     for pod in &before {
         let address = format!("{}:10250", pod.status.as_ref().unwrap().pod_ip.as_ref().unwrap()).parse().unwrap();
-        let mut connection = https::connect(address, &[]).await.unwrap();
+        let post = async |body: &[u8]| {
+            let mut connection = https::connect(address, &[]).await.unwrap();
+            connection.post_to(path, body).await.unwrap().status
+        };
         for body in [&b""[..], b"hello", b"{}", &[0xff; 1000]] {
-            assert_eq!(connection.post_to(path, body).await.unwrap().status, 400);
+            assert_eq!(post(body).await, 400);
         }
-        assert_eq!(connection.post_to(path, &vec![b'x'; 3 * 1024 * 1024 + 1]).await.unwrap().status, 413);
-        assert_eq!(connection.post_to(path, b"still there?").await.unwrap().status, 400);
+        assert_eq!(post(&vec![b'x'; 3 * 1024 * 1024 + 1]).await, 413);
+        assert_eq!(post(b"still there?").await, 400);
     }
     let restarts = |pods: &[Pod]| {
         pods.iter()
@@ -103,7 +106,7 @@ async fn without_replicas_only_break_glass_and_exempt_users_can_exec() {
 }
 
 /// Kills the process of every replica, and only those: the pid comes from the kubelet's cgroup of the pod.
-async fn kill_nine(replicas: &[Pod]) {
+pub async fn kill_nine(replicas: &[Pod]) {
     let mut killed = 0;
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
