@@ -12,6 +12,7 @@
 #[allow(dead_code, reason = "another ring uses the rest")]
 mod common;
 
+mod clocks;
 mod connections;
 mod forward;
 mod leadership;

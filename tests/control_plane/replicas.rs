@@ -36,18 +36,12 @@ pub struct Replicas {
     kubeconfigs: Vec<String>,
     /// What they are started with.
     arguments: &'static [&'static str],
-    /// How far their clock is off, in the words of faketime(1).
-    clock: Option<&'static str>,
+    /// How far the clock of each is off, in the words of faketime(1), if it is; in a file that may change.
+    clocks: Vec<Option<&'static str>>,
 }
 
 /// Lives of seconds, so that a test sees many of them.
-const SHORT_LIVES: &[&str] = &[
-    "--ca-lifetime=30s",
-    "--serving-lifetime=5s",
-    "--hold=1s",
-    "--requests-per-connection=5",
-    "--secret-path-lifetime=10s",
-];
+const SHORT_LIVES: &[&str] = &["--ca-lifetime=30s", "--serving-lifetime=5s", "--hold=1s", "--secret-path-lifetime=10s"];
 
 pub fn webhook_port(n: usize) -> usize {
     18_250 + n
@@ -101,7 +95,7 @@ impl Replicas {
     /// One that nobody calls, and whose wall clock is off by this.
     pub async fn start_one_at(clock: &'static str) -> Self {
         let mut this = Self::prepare(kubeconfig(1), "").await;
-        this.clock = Some(clock);
+        this.clocks = vec![Some(clock)];
         let process = this.spawn(0);
         this.processes.push(process);
         this
@@ -116,8 +110,15 @@ impl Replicas {
         );
         std::fs::write(folder.path().join("pristine.yaml"), rules).unwrap();
         let kubeconfigs = vec![kubeconfig];
-        let this =
-            Self { client, address, processes: Vec::new(), folder, kubeconfigs, arguments: SHORT_LIVES, clock: None };
+        let this = Self {
+            client,
+            address,
+            processes: Vec::new(),
+            folder,
+            kubeconfigs,
+            arguments: SHORT_LIVES,
+            clocks: Vec::new(),
+        };
         this.objects().await;
         this
     }
@@ -125,10 +126,12 @@ impl Replicas {
     fn spawn(&self, n: usize) -> Child {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log(n)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_pristine"));
-        if let Some(clock) = self.clock {
-            // The wall clock alone: nobody sets the monotonic one.
+        if let Some(clock) = self.clocks.get(n).copied().flatten() {
+            self.set_clock(n, clock);
+            // The wall clock alone: no machine sets the monotonic one.
             let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketime.so.1", std::env::consts::ARCH);
-            command.env("LD_PRELOAD", library).env("FAKETIME", clock).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+            command.env("LD_PRELOAD", library).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+            command.env("FAKETIME_TIMESTAMP_FILE", self.clock_file(n)).env("FAKETIME_NO_CACHE", "1");
         }
         command
             .args(["serve", "--log-format=text"])
@@ -144,6 +147,24 @@ impl Replicas {
             .kill_on_drop(true)
             .spawn()
             .unwrap()
+    }
+
+    fn clock_file(&self, n: usize) -> PathBuf {
+        self.folder.path().join(format!("clock-{n}"))
+    }
+
+    /// Sets the clock of one that was started with a clock of its own.
+    pub fn set_clock(&self, n: usize, clock: &str) {
+        std::fs::write(self.clock_file(n), clock).unwrap();
+    }
+
+    /// One for each clock, behind the Service, which live as long as they do in a cluster.
+    pub async fn start_with_clocks(clocks: Vec<Option<&'static str>>) -> Self {
+        let mut this = Self::prepare(kubeconfig(1), "").await;
+        let count = clocks.len();
+        (this.clocks, this.arguments) = (clocks, &[]);
+        this.launch(count).await;
+        this
     }
 
     pub fn log(&self, n: usize) -> PathBuf {
