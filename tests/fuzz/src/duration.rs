@@ -14,9 +14,10 @@ fuzz_target!(|text: &str| {
     }
     let now = Timestamp::from_second(1_800_000_000).expect("a time");
     let paths = Paths { live: vec![text.to_owned()], previous: None };
-    assert!(paths.accepts(if text.is_empty() { "/" } else { text }, now));
-    if let Some(renewal) = paths.renewal(false, Duration::from_secs(900), 1, now) {
+    let (known_for, lifetime) = (Duration::from_secs(1), Duration::from_secs(900));
+    assert!(paths.accepts(if text.is_empty() { "/" } else { text }, known_for));
+    if let Some(renewal) = paths.renewal(false, lifetime, known_for, 1, now) {
         let next = Paths { live: vec![renewal.path.clone()], previous: renewal.previous };
-        assert_eq!(next.renewal(false, Duration::from_secs(900), 2, now), None, "one renewal is enough");
+        assert_eq!(next.renewal(false, lifetime, known_for, 2, now), None, "one renewal is enough");
     }
 });
