@@ -12,6 +12,7 @@ pub mod link;
 pub mod owners;
 pub mod persist;
 pub mod pods;
+pub mod webhook;
 
 /// The clock, the three places where a module reports what it did, and the link to the API server. Cheap to clone.
 #[derive(Clone)]
