@@ -16,7 +16,7 @@ use crate::{
     admission::{
         handler::Handler, http::Endpoint, marking::Marking, secret_path::renewer::PathRenewer, writers::Writers,
     },
-    api::{Context, link::Link, pods::Pods},
+    api::{Context, link::Link, pods::Pods, webhook::watch::EnforcementWatch},
     audit_log::AuditLog,
     certs::{self, mounted::Mounted, objects::Objects, replica_status::publisher, resolver::Resolver},
     cli::{
@@ -149,6 +149,17 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         context: context.clone(),
     };
     spawn("configuration", Box::pin(reload.run()));
+
+    let enforcement = EnforcementWatch {
+        client: client.clone(),
+        name: args.webhook_configuration.clone(),
+        service: args.service.clone(),
+        namespace: args.namespace.clone(),
+        about: about.clone(),
+        context: context.clone(),
+        stopping: stopping.clone(),
+    };
+    spawn("enforcement", Box::pin(enforcement.run()));
 
     let resolver = Resolver::default();
     let tls = server::tls_config(Arc::new(resolver.clone()))?;

@@ -122,6 +122,9 @@ pub struct Phase {
     pub phase: &'static str,
 }
 
+/// No label: in a [`Family`], a series without labels that does not exist until its value is known.
+pub type NoLabel = [(&'static str, &'static str); 0];
+
 /// Every metric of the process.
 pub struct Metrics {
     registry: Registry,
@@ -153,6 +156,8 @@ pub struct Metrics {
     pub not_after: Family<Certificate, Gauge<f64, AtomicU64>>,
     /// Whether caBundle in the webhook configuration is as intended.
     pub bundle_in_sync: Gauge,
+    /// Whether the webhook configuration is as strict as the shipped one, once that is known.
+    pub enforcement_intact: Family<NoLabel, Gauge>,
     /// 1 for the current phase of the CA rotation.
     pub phase: Family<Phase, Gauge>,
     /// How often another client changed caBundle and Pristine restored it.
@@ -185,6 +190,7 @@ impl Default for Metrics {
             leader: Gauge::default(),
             not_after: Family::default(),
             bundle_in_sync: Gauge::default(),
+            enforcement_intact: Family::default(),
             phase: Family::default(),
             bundle_repairs: Counter::default(),
             certificate_steps: Family::default(),
@@ -215,6 +221,8 @@ impl Default for Metrics {
         r.register_with_unit("certificate_not_after_timestamp", help, Unit::Seconds, all.not_after.clone());
         let help = "1 while caBundle of the webhook configuration is as intended";
         r.register("ca_bundle_in_sync", help, all.bundle_in_sync.clone());
+        let help = "1 while the webhook configuration is as strict as the shipped one, 0 while it is weakened or missing; no value until the API server has answered";
+        r.register("enforcement_intact", help, all.enforcement_intact.clone());
         r.register("ca_phase", "1 for the current phase of the CA rotation", all.phase.clone());
         r.register(
             "ca_bundle_repairs",
@@ -283,6 +291,7 @@ impl Metrics {
         for certificate in ["active", "next", "serving"] {
             drop(all.not_after.get_or_create(&Certificate { certificate }));
         }
+        drop(all.enforcement_intact.get_or_create(&[]));
         for phase in phases {
             drop(all.phase.get_or_create(&Phase { phase }));
         }

@@ -117,10 +117,9 @@ impl Events {
         let counters = metrics.clone();
         let publish = async move {
             while let Some(event) = waiting.recv().await {
-                let events: Api<Event> = match &event.metadata.namespace {
-                    Some(namespace) => Api::namespaced(client.clone(), namespace),
-                    None => Api::default_namespaced(client.clone()),
-                };
+                // The API server accepts Events about an object without a namespace only in the namespace `default`.
+                let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
+                let events: Api<Event> = Api::namespaced(client.clone(), namespace);
                 let problem = match timeout(PUBLISH_TIMEOUT, events.create(&PostParams::default(), &event)).await {
                     Ok(Ok(_)) => continue,
                     Ok(Err(error)) => chain(&error),
