@@ -93,7 +93,7 @@ async fn without_replicas_only_break_glass_and_exempt_users_can_exec() {
     let opened = ns.attempt(&[&BREAK_GLASS[..], &[&name, "--", "echo", "in"]].concat()).await;
     let velero = ["exec", "--as=velero", "--as-group=system:masters", &name, "--", "echo", "in"];
     let exempted = ns.attempt(&velero).await;
-    let none = r#"{"webhooks":[{"name":"exec.pods.pristine","matchConditions":[{"name":"not-exempt","$patch":"delete"}]},{"name":"debug.pods.pristine","matchConditions":[{"name":"not-exempt","$patch":"delete"}]}]}"#;
+    let none = r#"{"metadata":{"annotations":{"pristine/accepted-deviations":null}},"webhooks":[{"name":"exec.pods.pristine","matchConditions":[{"name":"not-exempt","$patch":"delete"}]},{"name":"debug.pods.pristine","matchConditions":[{"name":"not-exempt","$patch":"delete"}]}]}"#;
     run(&[&patch[..], &[none]].concat()).await;
     run(&["-n", SYSTEM, "scale", "deployment/pristine", "--replicas=2"]).await;
     run(&["-n", SYSTEM, "rollout", "status", "deployment/pristine", "--timeout=60s"]).await;

@@ -101,4 +101,6 @@ fn match_conditions_prints_a_patch_of_the_entries_that_fail_closed() {
     let rules = file(RULES);
     let (ok, text) = pristine(&["match-conditions", rules.path().to_str().unwrap()]);
     assert!(ok && text.contains(r#""expression":"!(((request.userInfo.username in [\"velero\"])))""#), "{text}");
+    let accepted = r#""metadata":{"annotations":{"pristine/accepted-deviations":"matchConditions"}}"#;
+    assert!(text.contains(accepted), "{text}");
 }

@@ -12,6 +12,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("mark", &[]),
     ("config", &["duration", "eviction", "mark"]),
     ("config::policy", &["mark"]),
+    ("config::policy::conditions", &["api::webhook::check", "mark"]),
     ("config::explain", &["admission", "mark"]),
     ("admission", &["mark"]),
     ("eviction", &["mark"]),

@@ -4,6 +4,7 @@
 use serde_json::json;
 
 use super::{Match, Policy, Rule, Verdict};
+use crate::api::webhook::check::ACCEPTED;
 
 /// The name of the condition.
 pub const NAME: &str = "not-exempt";
@@ -39,21 +40,22 @@ fn condition(matches: &Match) -> String {
 }
 
 /// The strategic merge patch of the webhook configuration that adds the condition to the entries that fail closed, or
-/// removes it.
+/// removes it. It also says that the deviation is on purpose; a patch cannot keep other words in that annotation.
 #[must_use]
 pub fn patch(policy: &Policy) -> serde_json::Value {
-    let condition = match expression(policy) {
-        Some(expression) => json!({ "name": NAME, "expression": expression }),
-        None => json!({ "name": NAME, "$patch": "delete" }),
+    let (condition, accepted) = match expression(policy) {
+        Some(expression) => (json!({ "name": NAME, "expression": expression }), Some("matchConditions")),
+        None => (json!({ "name": NAME, "$patch": "delete" }), None),
     };
     let entry = |name: &str| json!({ "name": name, "matchConditions": [condition] });
-    json!({ "webhooks": [entry("exec.pods.pristine"), entry("debug.pods.pristine")] })
+    let metadata = json!({ "annotations": { ACCEPTED: accepted } });
+    json!({ "metadata": metadata, "webhooks": [entry("exec.pods.pristine"), entry("debug.pods.pristine")] })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mark::Disposition;
+    use crate::{api::webhook::check::check, mark::Disposition};
 
     fn policy(rules: &[(serde_json::Value, Verdict)]) -> Policy {
         let rules = rules.iter().enumerate().map(|(n, (matches, action))| Rule {
@@ -88,5 +90,21 @@ mod tests {
         assert_eq!(expression(&policy(&[(json!({"users": ["a"]}), Verdict::Mark(Disposition::Record))])), None);
         let without = patch(&policy(&[]));
         assert_eq!(without["webhooks"][0]["matchConditions"][0]["$patch"], "delete");
+        assert_eq!(without["metadata"], json!({ "annotations": { "pristine/accepted-deviations": null } }));
+    }
+
+    #[test]
+    fn the_configuration_with_the_patch_has_only_accepted_deviations() {
+        let text = include_str!("../../../manifests/base/webhook.yaml");
+        let mut live: serde_json::Value = serde_saphyr::from_str(text).unwrap();
+        let patch = patch(&policy(&[(json!({"users": ["velero"]}), Verdict::Exempt)]));
+        live["metadata"]["annotations"] = patch["metadata"]["annotations"].clone();
+        for n in 0..2 {
+            let condition = patch["webhooks"][n]["matchConditions"][0].clone();
+            live["webhooks"][n]["matchConditions"].as_array_mut().unwrap().push(condition);
+        }
+        let found = check(Some(&serde_json::from_value(live).unwrap()), "pristine", "pristine-system");
+        let accepted: Vec<_> = found.iter().filter(|it| it.is_accepted).map(|it| it.entry.unwrap()).collect();
+        assert_eq!((accepted, found.len()), (vec!["exec.pods.pristine", "debug.pods.pristine"], 2));
     }
 }
