@@ -3,13 +3,12 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
     admissionregistration::v1::{
-        ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingWebhook, ValidatingWebhookConfiguration,
+        ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingWebhookConfiguration,
     },
     coordination::v1::Lease,
     core::v1::{ConfigMap, Pod},
     rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{
     Api,
     api::{ListParams, Patch, PatchParams},
@@ -23,7 +22,14 @@ use super::{
     format::{duration, plain},
     output::{Failure, emit, is_colourful},
 };
-use crate::{clock::Clock, config};
+use crate::{
+    api::webhook::{
+        self,
+        check::{ACCEPTED, Weakness, check, list},
+    },
+    clock::Clock,
+    config,
+};
 
 const POLICIES: [&str; 4] =
     ["mark.pods.pristine", "self.pods.pristine", "self.webhooks.pristine", "audit.pods.pristine"];
@@ -97,69 +103,30 @@ pub async fn run(connection: &Connection, clock: &Clock) -> Result<(), Failure> 
     if broken == 0 { Ok(()) } else { Err(Failure::new(format!("{broken} of the checks above are BROKEN"))) }
 }
 
-/// The webhook entries of the shipped manifest.
-fn shipped() -> Vec<ValidatingWebhook> {
-    let text = include_str!("../../manifests/base/webhook.yaml");
-    let found: ValidatingWebhookConfiguration = serde_saphyr::from_str(text).unwrap_or_default();
-    found.webhooks.unwrap_or_default()
-}
-
 async fn entries(connection: &Connection) -> Finding {
     let api: Api<ValidatingWebhookConfiguration> = Api::all(connection.client.clone());
-    let found = match connection.call("get validatingwebhookconfigurations", api.get_opt(NAME)).await {
-        Ok(Some(found)) => found.webhooks.unwrap_or_default(),
-        Ok(None) => {
-            return Broken(
-                format!("ValidatingWebhookConfiguration {NAME} does not exist: no exec is recorded"),
-                REAPPLY.into(),
-            );
-        }
-        Err(failure) => return unknown(&failure),
-    };
-    let shipped = shipped();
-    let (mut broken, mut changed) = (Vec::new(), Vec::new());
-    for entry in &shipped {
-        let name = &entry.name;
-        let Some(live) = found.iter().find(|live| live.name == *name) else {
-            broken.push(format!("{name} is missing"));
-            continue;
-        };
-        let is_empty =
-            |selector: &Option<LabelSelector>| selector.as_ref().is_none_or(|it| *it == LabelSelector::default());
-        if !is_empty(&live.object_selector) {
-            broken.push(format!("{name} has an objectSelector: an exec has no labels, so the webhook is never called"));
-        }
-        if live.rules != entry.rules {
-            broken.push(format!("the rules of {name} differ from the shipped ones"));
-        }
-        let service = |entry: &ValidatingWebhook| {
-            entry.client_config.service.as_ref().map(|service| (service.name.clone(), service.namespace.clone()))
-        };
-        if service(live) != service(entry) {
-            broken.push(format!("{name} calls another Service"));
-        }
-        if !is_empty(&live.namespace_selector) {
-            changed.push(format!("{name} has a namespaceSelector: requests in other namespaces are not recorded"));
-        }
-        if live.match_conditions != entry.match_conditions {
-            let why = "requests that they exclude are not recorded";
-            changed.push(format!("the matchConditions of {name} differ from the shipped ones: {why}"));
-        }
-        if live.failure_policy != entry.failure_policy {
-            let has = live.failure_policy.as_deref().unwrap_or("Fail");
-            changed.push(format!(
-                "{name} has failurePolicy {has}, but is shipped with {}",
-                entry.failure_policy.as_deref().unwrap_or("Fail")
-            ));
-        }
+    match connection.call("get validatingwebhookconfigurations", api.get_opt(NAME)).await {
+        Ok(live) => compared(&check(live.as_ref(), NAME, &connection.pristine)),
+        Err(failure) => unknown(&failure),
     }
-    let all = || broken.iter().chain(&changed).map(String::as_str).collect::<Vec<_>>().join("; ");
-    match (broken.is_empty(), changed.is_empty()) {
-        (false, _) => Broken(all(), REAPPLY.into()),
-        (true, false) => {
-            Warning(all(), "unless this is intended, apply the manifest again, with your components".into())
+}
+
+/// The finding about the webhook configuration, which each replica also reports.
+fn compared(found: &[Weakness]) -> Finding {
+    let (accepted, open): (Vec<_>, Vec<_>) = found.iter().partition(|weakness| weakness.is_accepted);
+    let listed = || format!("accepted by the annotation {ACCEPTED}: {}", list(accepted.iter().copied()));
+    let mut text = list(open.iter().copied());
+    if !open.is_empty() {
+        if !accepted.is_empty() {
+            text = format!("{text}; {}", listed());
         }
-        (true, true) => Fine(format!("{} entries, as shipped", shipped.len())),
+        return Broken(text, format!("{REAPPLY}, with your components"));
+    }
+    let count = webhook::check::entries();
+    if accepted.is_empty() {
+        Fine(format!("{count} entries, as shipped"))
+    } else {
+        Fine(format!("{count} entries; {}", listed()))
     }
 }
 
@@ -339,4 +306,29 @@ fn bypasses(rbac: &Rbac, nodes_proxy_is_guarded: bool) -> Vec<(String, Finding)>
     let admins = if admins.is_empty() { "<none>".to_owned() } else { admins.join(", ") };
     all.push(("RBAC".to_owned(), Fine(format!("full access to the cluster: {admins}"))));
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_weakness_is_broken_and_an_accepted_one_is_listed() {
+        let weakness = |field, is_accepted| {
+            let what = format!("{field} is weak");
+            Weakness { entry: Some("exec.pods.pristine"), field, what, is_accepted }
+        };
+        let (open, accepted) = (weakness("rules", false), weakness("failurePolicy", true));
+        let listed =
+            "accepted by the annotation pristine/accepted-deviations: exec.pods.pristine: failurePolicy is weak";
+        let Broken(text, fix) = compared(&[accepted.clone(), open.clone()]) else { panic!() };
+        assert_eq!(text, format!("exec.pods.pristine: rules is weak; {listed}"));
+        assert!(fix.starts_with("kubectl apply -f manifests/install.yaml"), "{fix}");
+        let Broken(text, _) = compared(&[open]) else { panic!() };
+        assert_eq!(text, "exec.pods.pristine: rules is weak");
+        let Fine(text) = compared(&[accepted]) else { panic!() };
+        assert_eq!(text, format!("4 entries; {listed}"));
+        let Fine(text) = compared(&[]) else { panic!() };
+        assert_eq!(text, "4 entries, as shipped");
+    }
 }

@@ -129,7 +129,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("clap_complete", &["plugin::completion"]),
     ("tracing_subscriber", &["telemetry"]),
     ("prometheus_client", &["telemetry", "telemetry::process"]),
-    ("serde_saphyr", &["api::webhook::check", "config", "plugin::doctor", "plugin::get"]),
+    ("serde_saphyr", &["api::webhook::check", "config", "plugin::get"]),
     ("anyhow", &["cli::commands", "run", "telemetry", "main"]),
     ("arc_swap", &["certs::resolver"]),
     ("std::fs", &["cli::commands", "config", "certs::mounted", "telemetry::process"]),
