@@ -18,6 +18,7 @@ mod common;
 mod attacks;
 mod components;
 mod coverage;
+mod enforcement;
 mod eviction;
 mod exec;
 mod hand_over;
