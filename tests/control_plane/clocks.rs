@@ -45,7 +45,8 @@ async fn replicas_whose_clocks_differ_refuse_nothing_and_do_not_write_against_ea
     let client = client(1).await;
     pods(&client).await;
     let seconds = setting("PRISTINE_CLOCK_SECONDS").map_or(40, |text| text.parse().unwrap());
-    for ahead in ["+20m", "+365d"] {
+    // Not a whole year: the API server's own certificate has expired for such a clock.
+    for ahead in ["+20m", "+300d"] {
         let replicas = Replicas::start_with_clocks(vec![None, Some(ahead)]).await;
         let (ca, written) = (secret(&client).await, generation(&client).await);
         let (admitted, failures) = execs(Duration::from_secs(seconds)).await;
