@@ -56,7 +56,9 @@ impl World {
     }
 
     fn execute(&mut self, step: &Step) {
-        let generation = self.store().map_or(0, |store| store.generation) + 1;
+        // As the controller counts: a new CA is newer than all that was ever seen.
+        let known = self.store().into_iter().chain(&self.observed.memory).map(|store| store.generation).max();
+        let generation = known.unwrap_or(0).max(self.observed.published_generation) + 1;
         match step {
             Step::Idle { .. } => {}
             Step::Withdraw => self.observed.bundles = None,
