@@ -10,15 +10,7 @@
 //! - They call at any moment. So a client that only holds a connection open loses it to the next one, if all places are
 //!   taken.
 
-use std::{
-    convert::Infallible,
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use http_body_util::Full;
 use hyper::{Request, Response, body::Bytes, body::Incoming, service::service_fn};
@@ -117,7 +109,7 @@ pub async fn serve<S: Service>(
 ) {
     let places = Places::new(limits.connections);
     let acceptor = TlsAcceptor::from(tls);
-    let shared = Arc::new(Shared { acceptor, service, limits, metrics, busy: Busy::default(), broken });
+    let shared = Arc::new(Shared { acceptor, service, limits, metrics, busy: Gauge::default(), broken });
     let drain = limits.drain;
     let mut end: Option<Instant> = None;
     let mut drain_check = tokio::time::interval(Duration::from_millis(100));
@@ -147,7 +139,7 @@ pub async fn serve<S: Service>(
         }
     }
     drop(listener);
-    let _ = timeout(LAST_ANSWERS, shared.busy.until_none()).await;
+    let _ = timeout(LAST_ANSWERS, until_idle(&shared.busy)).await;
 }
 
 /// Returns when `stop` is true, or when its sender is gone.
@@ -155,33 +147,13 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// The number of requests being answered.
-#[derive(Clone, Default)]
-struct Busy(Arc<AtomicUsize>);
-
-/// One request being answered. It is counted until it is dropped, and hyper drops it when the client is gone.
-struct Answering(Arc<AtomicUsize>);
-
-impl Busy {
-    fn start(&self) -> Answering {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Answering(self.0.clone())
-    }
-
-    async fn until_none(&self) {
-        while self.0.load(Ordering::Relaxed) > 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+async fn until_idle(busy: &Gauge) {
+    while busy.get() > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-impl Drop for Answering {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// One more in a gauge, until it is dropped, however the connection ends.
+/// One more in a gauge until it is dropped, also if hyper drops the request because its client is gone.
 struct Counted<'a>(&'a Gauge);
 
 impl<'a> Counted<'a> {
@@ -202,7 +174,8 @@ struct Shared<S> {
     service: Arc<S>,
     limits: Limits,
     metrics: Arc<Metrics>,
-    busy: Busy,
+    /// Requests being answered.
+    busy: Gauge,
     broken: Arc<Notify>,
 }
 
@@ -242,7 +215,7 @@ impl<S: Service> Shared<S> {
         let _open = Counted::new(&self.metrics.connections);
         let service = service_fn(async |request| {
             place.keep();
-            let _answering = self.busy.start();
+            let _answering = Counted::new(&self.busy);
             Ok::<_, Infallible>(self.service.call(request).await)
         });
         let served = hyper::server::conn::http1::Builder::new()
