@@ -1,9 +1,10 @@
 //! Decides about a review and answers it, or hands it over. I/O.
 //!
-//! A review is handled in a task of its own, which goes on when its request is over: what was begun is marked and
-//! reported, even if the client is gone by then. A request waits for that task only for a part of the API server's timeout. If the
-//! task is not done by then, the answer is `503` with `Retry-After: 0`, and the API server sends the review again, over
-//! a new connection to any replica ([`Reply::HandOver`]). The schedule is in docs/design.md, "Hand-over".
+//! A review is handled in a task of its own, which continues after its request ends: what was begun is marked and
+//! reported, even if the client is gone by then. A request waits for that task only for a part of the API server's
+//! timeout. If the task is not done by then, the answer is `503` with `Retry-After: 0`, and the API server sends the
+//! review again, over a new connection to any replica ([`Reply::HandOver`]). The schedule is in docs/design.md, "What
+//! happens to an exec that one replica cannot handle?".
 
 use std::{
     collections::HashMap,
@@ -32,8 +33,6 @@ const PATIENCE_CUT_OFF: f64 = 0.06;
 /// A review that must not be denied is handed over so many times, and then answered without a record: the API server
 /// itself admits it after eleven, and then its audit log says nothing.
 const MAX_HAND_OVERS: u32 = 4;
-/// How long a review is remembered: the longest timeout of a webhook.
-const MEMORY: Duration = Duration::from_secs(30);
 
 /// Answers admission reviews.
 pub struct Handler {
@@ -61,7 +60,6 @@ struct Reviews(Mutex<HashMap<String, Seen>>);
 
 struct Seen {
     request: Arc<Request>,
-    since: Instant,
     /// When the API server gives up soon: the last moment for an answer that its user reads.
     until: Instant,
     hand_overs: u32,
@@ -168,9 +166,8 @@ impl Handler {
 }
 
 impl Reviews {
-    /// The outcome of the task that handles this review. Begins a task if there is none, or if the last one
-    /// ended without an answer.
-    /// Returns also until when there is time for it, which is counted from the first attempt.
+    /// The outcome of the task that handles this review. Begins a task if there is none, or if the last one ended without
+    /// an answer. Returns also until when there is time for it, which is counted from the first attempt.
     fn see(
         &self,
         request: &Arc<Request>,
@@ -178,7 +175,8 @@ impl Reviews {
         begin: impl FnOnce(Instant) -> Outcome,
     ) -> (Outcome, Instant) {
         let mut all = self.lock();
-        all.retain(|_, seen| seen.since.elapsed() < MEMORY);
+        // By then the API server has given up.
+        all.retain(|_, seen| Instant::now() < seen.until + RESERVE);
         // Another request with a known UID gets no answer that was meant for that one.
         if let Some(seen) = all.get_mut(&request.uid).filter(|seen| seen.request == *request) {
             if matches!(seen.outcome.peek(), Some(Reply::HandOver(_))) && Instant::now() < seen.until {
@@ -187,8 +185,7 @@ impl Reviews {
             return (seen.outcome.clone(), seen.until);
         }
         let outcome = begin(until);
-        let seen =
-            Seen { request: request.clone(), since: Instant::now(), until, hand_overs: 0, outcome: outcome.clone() };
+        let seen = Seen { request: request.clone(), until, hand_overs: 0, outcome: outcome.clone() };
         all.insert(request.uid.clone(), seen);
         (outcome, until)
     }
