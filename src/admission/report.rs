@@ -71,7 +71,7 @@ impl Report<'_> {
         let mut news = 0;
         for one in recorded {
             answer.audit.insert("rule", one.interaction.rule.clone());
-            // What another replica wrote for this very review may not be told yet: its answer may have been lost. Its
+            // What another replica wrote for this very review may not be reported yet: its answer may have been lost. Its
             // line and this one then have the same `review`.
             if !one.folded || one.is_own(&marked.mark) {
                 news += 1;
@@ -136,7 +136,7 @@ impl Report<'_> {
         self.render(&Answer { denial: None, audit })
     }
 
-    /// A review that must not be denied goes to another replica. If none answers, the API server admits it and its
+    /// A review that must not be denied is handed over to another replica. If none answers, the API server admits it and its
     /// audit log says nothing, so the line is written before.
     pub(super) fn handed_over(&self, why: &str) {
         self.write_about("handed-over", why);

@@ -81,7 +81,7 @@ pub enum Error {
     /// The API server rejected the call. If a permission is missing, its answer names the verb and the resource.
     #[error("cannot {0}")]
     Api(&'static str, #[source] Box<kube::Error>),
-    /// The Secret is `immutable`: the API server would reject every update, for ever.
+    /// The Secret is `immutable`: the API server rejects every update.
     #[error("the Secret {0} is immutable; delete it, and a replica restores it from memory")]
     Immutable(String),
     /// The API server did not answer.

@@ -45,7 +45,7 @@ impl Places {
         self.count - self.free.available_permits()
     }
 
-    /// Takes a place. If none is free, the oldest connection without a request is told to give up its own; if all have
+    /// Takes a place. If none is free, the oldest connection without a request has to give up its own; if all have
     /// a request, this waits for the first answer.
     ///
     /// # Panics
