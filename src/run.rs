@@ -16,7 +16,7 @@ use crate::{
     admission::{
         handler::Handler, http::Endpoint, marking::Marking, secret_path::renewer::PathRenewer, writers::Writers,
     },
-    api::{Context, link::Link, pods::Pods, webhook::watch::EnforcementWatch},
+    api::{Context, link::Link, pods::Pods, webhook::enforcement::EnforcementWatch},
     audit_log::AuditLog,
     certs::{self, mounted::Mounted, objects::Objects, replica_status::publisher, resolver::Resolver},
     cli::{
