@@ -16,7 +16,12 @@ use crate::{
     admission::{
         handler::Handler, http::Endpoint, marking::Marking, secret_path::renewer::PathRenewer, writers::Writers,
     },
-    api::{Context, link::Link, pods::Pods, webhook::enforcement::EnforcementWatch},
+    api::{
+        Context,
+        link::Link,
+        pods::Pods,
+        webhook::{enforcement::Enforcement, watch::ConfigurationWatch},
+    },
     audit_log::AuditLog,
     certs::{self, mounted::Mounted, objects::Objects, replica_status::publisher, resolver::Resolver},
     cli::{
@@ -150,9 +155,12 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     };
     spawn("configuration", Box::pin(reload.run()));
 
-    let enforcement = EnforcementWatch {
+    let (configuration_watch, configuration) =
+        ConfigurationWatch::new(client.clone(), args.webhook_configuration.clone());
+    spawn("webhook configuration", Box::pin(configuration_watch.run()));
+    let enforcement = Enforcement {
         client: client.clone(),
-        name: args.webhook_configuration.clone(),
+        seen: configuration.clone(),
         service: args.service.clone(),
         namespace: args.namespace.clone(),
         about: about.clone(),

@@ -1,44 +1,38 @@
-//! Watches the webhook configuration, and reports when another client has weakened or deleted it (I/O). What is weak is
-//! decided in [`super::check`].
+//! Reports when another client has weakened or deleted the webhook configuration (I/O). What is weak is decided in
+//! [`super::check`].
 //!
-//! The metric has no value until the API server has answered once, and keeps its value while the watch fails: an API
-//! server that does not answer says nothing about the configuration.
+//! The metric has no value until the API server has answered once, and keeps its value while the watch fails
+//! ([`Seen::is_known`]).
 
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt as _};
 use k8s_openapi::api::{
     admissionregistration::v1::ValidatingWebhookConfiguration,
     core::v1::{Namespace, ObjectReference},
 };
-use kube::{
-    Api, Client, Resource as _,
-    runtime::{WatchStreamExt as _, watcher},
-};
+use kube::{Api, Client, Resource as _};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout},
 };
 
-use super::check::{ACCEPTED, Weakness, check, list};
-use crate::{
-    api::{Context, events::EventType},
-    error::chain,
+use super::{
+    check::{ACCEPTED, Weakness, check, list},
+    watch::Seen,
 };
+use crate::api::{Context, events::EventType};
 
 /// How often the log repeats a weakness that lasts.
 const REPEAT: Duration = Duration::from_secs(600);
 /// For the one request about our namespace.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
-type Change = Result<watcher::Event<ValidatingWebhookConfiguration>, watcher::Error>;
-
-/// The task that watches the webhook configuration.
-pub struct EnforcementWatch {
-    /// To watch with.
+/// The task that reports.
+pub struct Enforcement {
+    /// To read our namespace with.
     pub client: Client,
-    /// The name of the configuration.
-    pub name: String,
+    /// The configuration.
+    pub seen: watch::Receiver<Seen>,
     /// The Service that its entries must call.
     pub service: String,
     /// The namespace of the Service, which is ours.
@@ -60,43 +54,36 @@ struct Reported {
     repeat: Option<Instant>,
 }
 
-impl EnforcementWatch {
+impl Enforcement {
     /// Runs until SIGTERM: an uninstallation also deletes the configuration.
     pub async fn run(self) {
-        let named = watcher::Config::default().timeout(60).fields(&format!("metadata.name={}", self.name));
-        let api: Api<ValidatingWebhookConfiguration> = Api::all(self.client.clone());
-        let changes = watcher(api, named).default_backoff().boxed();
         let mut stopping = self.stopping.clone();
         tokio::select! {
-            () = self.follow(changes) => {}
+            () = self.follow() => {}
             _ = stopping.wait_for(|stopping| *stopping) => {}
         }
     }
 
-    async fn follow(&self, mut changes: impl Stream<Item = Change> + Unpin) {
+    async fn follow(&self) {
         let mut reported = Reported::default();
-        let mut listed = None;
+        let mut seen = self.seen.clone();
+        seen.mark_changed();
         loop {
             let repeat = reported.repeat;
-            let change = tokio::select! {
-                change = changes.next() => change,
+            tokio::select! {
+                changed = seen.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let Seen { is_known, live } = seen.borrow_and_update().clone();
+                    if is_known {
+                        self.judge(live.as_deref(), &mut reported).await;
+                    }
+                }
                 () = async { sleep_until(repeat.unwrap_or_else(Instant::now)).await }, if repeat.is_some() => {
                     tracing::warn!(weaknesses = list(&reported.open), "the webhook configuration is still weakened");
                     reported.repeat = Some(Instant::now() + REPEAT);
-                    continue;
                 }
-            };
-            match change {
-                None => return,
-                Some(Err(error)) => {
-                    let error = chain(&error);
-                    tracing::warn!(error, "cannot watch the webhook configuration, retrying");
-                }
-                Some(Ok(watcher::Event::Init)) => listed = None,
-                Some(Ok(watcher::Event::InitApply(live))) => listed = Some(live),
-                Some(Ok(watcher::Event::InitDone)) => self.judge(listed.take().as_ref(), &mut reported).await,
-                Some(Ok(watcher::Event::Apply(live))) => self.judge(Some(&live), &mut reported).await,
-                Some(Ok(watcher::Event::Delete(_))) => self.judge(None, &mut reported).await,
             }
         }
     }

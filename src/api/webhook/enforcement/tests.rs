@@ -1,6 +1,5 @@
 use std::sync::{Arc, Mutex, atomic::AtomicBool, atomic::Ordering::SeqCst};
 
-use futures_util::stream;
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use kube::client::Body;
@@ -14,7 +13,7 @@ use crate::{api::link::Link, audit_log::AuditLog, clock::Clock, telemetry::Metri
 type Events = Arc<Mutex<Vec<[String; 5]>>>;
 
 /// The task with an API server whose namespace `n` may be terminating, and the Events that it was sent.
-fn task(terminating: &Arc<AtomicBool>) -> (EnforcementWatch, Events, watch::Sender<bool>) {
+fn task(terminating: &Arc<AtomicBool>) -> (Enforcement, Events, watch::Sender<bool>, watch::Sender<Seen>) {
     let (events, terminating) = (Events::default(), terminating.clone());
     let sent = events.clone();
     let service = tower::service_fn(move |request: Request<Body>| {
@@ -51,8 +50,9 @@ fn task(terminating: &Arc<AtomicBool>) -> (EnforcementWatch, Events, watch::Send
         name: Some("replica".to_owned()),
         ..ObjectReference::default()
     };
-    let [name, service, namespace] = ["pristine", "pristine", "n"].map(str::to_owned);
-    (EnforcementWatch { client, name, service, namespace, about, context, stopping }, events, stop)
+    let [service, namespace] = ["pristine", "n"].map(str::to_owned);
+    let (sees, seen) = watch::channel(Seen::default());
+    (Enforcement { client, seen, service, namespace, about, context, stopping }, events, stop, sees)
 }
 
 /// The shipped configuration, for the namespace `n`.
@@ -68,48 +68,43 @@ fn weakened() -> ValidatingWebhookConfiguration {
 }
 
 /// The value of the metric, if it has one.
-fn intact(task: &EnforcementWatch) -> Option<i64> {
+fn intact(task: &Enforcement) -> Option<i64> {
     let text = task.context.metrics.render();
     let line = text.lines().find(|line| line.starts_with("pristine_enforcement_intact"))?;
     line.rsplit(' ').next().unwrap().parse().ok()
 }
 
 /// Follows these changes, one each minute; the metric after each of them.
-async fn follow(task: &EnforcementWatch, changes: Vec<Change>) -> Vec<Option<i64>> {
+async fn follow(
+    task: &Enforcement,
+    sees: &watch::Sender<Seen>,
+    changes: Vec<Option<ValidatingWebhookConfiguration>>,
+) -> Vec<Option<i64>> {
     let minute = Duration::from_secs(60);
-    let changes = stream::iter(changes).chain(stream::pending()).then(async |change| {
-        sleep(minute).await;
-        change
-    });
-    let changes = std::pin::pin!(changes);
-    let mut seen = Vec::new();
-    let look = async {
-        sleep(minute / 2).await;
-        for _ in 0..6 {
-            seen.push(intact(task));
+    let mut after = Vec::new();
+    let change = async {
+        for live in changes {
             sleep(minute).await;
+            sees.send_replace(Seen { is_known: true, live: live.map(Arc::new) });
+            sleep(Duration::from_secs(1)).await;
+            after.push(intact(task));
         }
     };
     tokio::select! {
-        () = task.follow(changes) => {}
-        () = look => {}
+        () = task.follow() => {}
+        () = change => {}
     }
-    seen
+    after
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_metric_and_the_events_follow_the_configuration() {
-    use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
-    let (task, events, _stop) = task(&Arc::default());
-    let failed = || Err(watcher::Error::NoResourceVersion);
-    let seen =
-        follow(&task, vec![failed(), Ok(Apply(weakened())), failed(), Ok(Apply(weakened())), Ok(Apply(shipped()))])
-            .await;
-    assert_eq!(seen, [None, None, Some(0), Some(0), Some(0), Some(1)]);
-    let seen =
-        follow(&task, vec![Ok(Init), Ok(InitDone), Ok(InitApply(shipped())), Ok(InitDone), Ok(Delete(shipped()))])
-            .await;
-    assert_eq!(seen, [Some(1), Some(1), Some(0), Some(0), Some(1), Some(0)]);
+    let (task, events, _stop, sees) = task(&Arc::default());
+    let before = tokio::time::timeout(Duration::from_secs(9), task.follow()).await;
+    assert!(before.is_err() && intact(&task).is_none(), "nothing is known yet");
+    let changes = vec![Some(weakened()), Some(weakened()), Some(shipped()), None, Some(shipped()), None];
+    let seen = follow(&task, &sees, changes).await;
+    assert_eq!(seen, [Some(0), Some(0), Some(1), Some(0), Some(1), Some(0)]);
 
     let events = events.lock().unwrap();
     let short: Vec<_> = events.iter().map(|[kind, name, _, reason, _]| format!("{kind} {name} {reason}")).collect();
@@ -124,24 +119,24 @@ async fn the_metric_and_the_events_follow_the_configuration() {
 
 #[tokio::test(start_paused = true)]
 async fn an_accepted_deviation_leaves_the_metric_at_one_and_publishes_nothing() {
-    let (task, events, _stop) = task(&Arc::default());
+    let (task, events, _stop, sees) = task(&Arc::default());
     let mut accepted = weakened();
     accepted.metadata.annotations.as_mut().unwrap().insert(ACCEPTED.to_owned(), "failurePolicy".to_owned());
-    let seen = follow(&task, vec![Ok(watcher::Event::Apply(accepted))]).await;
+    let seen = follow(&task, &sees, vec![Some(accepted)]).await;
     assert_eq!((seen.last().unwrap(), events.lock().unwrap().len()), (&Some(1), 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn uninstalling_publishes_no_warning() {
     let terminating = Arc::new(AtomicBool::new(true));
-    let (task, events, _stop) = task(&terminating);
-    let seen = follow(&task, vec![Ok(watcher::Event::Delete(shipped()))]).await;
+    let (task, events, _stop, sees) = task(&terminating);
+    let seen = follow(&task, &sees, vec![None]).await;
     assert_eq!((seen.last().unwrap(), events.lock().unwrap().len()), (&Some(0), 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_task_ends_with_sigterm() {
-    let (task, _, stop) = task(&Arc::default());
+    let (task, _, stop, _sees) = task(&Arc::default());
     stop.send_replace(true);
     timeout(Duration::from_secs(1), task.run()).await.unwrap();
 }
