@@ -3,8 +3,8 @@
 pub mod handler;
 pub mod http;
 pub mod marking;
+pub mod path_guard;
 mod report;
 pub mod review;
-pub mod secret_path;
 pub mod validate;
 pub mod writers;

@@ -7,6 +7,7 @@ use kube::Client;
 
 use crate::{audit_log::AuditLog, clock::Clock, telemetry::Metrics};
 
+pub mod call;
 pub mod events;
 pub mod link;
 pub mod owners;

@@ -34,6 +34,7 @@ pub mod replica_status;
 pub mod resolver;
 pub mod rotation;
 pub mod secret;
+pub mod secret_path;
 
 /// How long certificates are valid. Checked by [`Lifetimes::new`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

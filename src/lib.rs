@@ -22,7 +22,7 @@
 //! |---|---|---|---|
 //! | [`cli`] | the command line | [`cli::args`], [`cli::docgen`] | [`cli::commands`] |
 //! | [`config`] | the configuration file and its rules | [`config::policy`], [`config::explain`] | [`config::reload`] |
-//! | [`admission`] | the answer to one admission review | [`admission::review`], [`admission::validate`], [`admission::secret_path`] | [`admission::http`], [`admission::handler`], [`admission::marking`] |
+//! | [`admission`] | the answer to one admission review | [`admission::review`], [`admission::validate`] | [`admission::http`], [`admission::handler`], [`admission::marking`] |
 //! | [`mark`] | the mark and the status on a pod | [`mark::status`], [`mark::extension`], [`mark::owner`], [`mark::redact`] | |
 //! | [`eviction`] | when a marked pod is evicted | [`eviction::plan`](mod@eviction::plan), [`eviction::pacing`], [`eviction::queue`], [`eviction::entry`], [`eviction::quarantine`], [`eviction::successor`] | [`eviction::controller`], [`eviction::reconcile`], [`eviction::mark_successor`], [`eviction::leadership`] |
 //! | [`certs`] | the CA, serving certificates, caBundle | [`certs::rotation`], [`certs::secret`], [`certs::bundle`], [`certs::ca`], [`certs::replica_status`] | [`certs::controller`], [`certs::objects`], [`certs::mounted`], [`certs::resolver`] |

@@ -13,17 +13,18 @@ use tokio::{
 };
 
 use crate::{
-    admission::{
-        handler::Handler, http::Endpoint, marking::Marking, secret_path::renewer::PathRenewer, writers::Writers,
-    },
+    admission::{handler::Handler, http::Endpoint, marking::Marking, path_guard::PathGuard, writers::Writers},
     api::{
         Context,
         link::Link,
         pods::Pods,
-        webhook::{enforcement::Enforcement, watch::ConfigurationWatch},
+        webhook::{enforcement::Enforcement, watch::ConfigurationWatch, writer::Writer},
     },
     audit_log::AuditLog,
-    certs::{self, mounted::Mounted, objects::Objects, replica_status::publisher, resolver::Resolver},
+    certs::{
+        self, mounted::Mounted, objects::Objects, replica_status::publisher, resolver::Resolver,
+        secret_path::SecretPath,
+    },
     cli::{
         args::{Cli, Command, Serve},
         commands,
@@ -155,8 +156,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     };
     spawn("configuration", Box::pin(reload.run()));
 
-    let (configuration_watch, configuration) =
-        ConfigurationWatch::new(client.clone(), args.webhook_configuration.clone());
+    let (configuration_watch, configuration) = ConfigurationWatch::new(client.clone(), args.names());
     spawn("webhook configuration", Box::pin(configuration_watch.run()));
     let enforcement = Enforcement {
         client: client.clone(),
@@ -173,25 +173,20 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let tls = server::tls_config(Arc::new(resolver.clone()))?;
     let (namespace, name) = (args.namespace.clone(), args.pod_name.clone());
     spawn("replica status", Box::pin(publisher::run(pods.clone(), namespace, name, resolver.clone())));
-    let objects = Objects::new(client.clone(), args.names());
+    let broken = Arc::new(Notify::new());
+    let (path, path_key) = SecretPath::new(args.secret_path_lifetime, broken.clone());
+    let writer = Writer::new(client.clone(), args.names());
+    let objects = Objects::new(client.clone(), args.secret.clone(), writer, configuration.clone());
     let certificates: Task = {
         let (context, ready) = (context.clone(), trusted);
-        if let Some(path) = args.tls_dir.clone() {
+        if let Some(directory) = args.tls_dir.clone() {
             let hold = lifetimes.hold;
-            Box::pin(Mounted { path, objects, hold, context, about, resolver, ready }.run())
+            Box::pin(Mounted { directory, objects, hold, context, about, resolver, ready }.run(path))
         } else {
-            Box::pin(certs::controller::Controller { objects, lifetimes, context, resolver, ready }.run())
+            Box::pin(certs::controller::Controller { objects, lifetimes, context, resolver, ready }.run(path))
         }
     };
     spawn("certificates", certificates);
-
-    let broken = Arc::new(Notify::new());
-    let service = (args.service.clone(), args.namespace.clone());
-    let configuration = args.webhook_configuration.clone();
-    let clock = context.clock.clone();
-    let (renewer, guard) =
-        PathRenewer::new(client.clone(), configuration, service, args.secret_path_lifetime, clock, broken.clone());
-    spawn("secret path", Box::pin(renewer.run()));
 
     let elector = LeaderElector {
         client: client.clone(),
@@ -215,7 +210,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let metrics = context.metrics.clone();
     let marking = Marking { pods, policy: policy_rx, context: context.clone(), writers: Writers::default() };
     let handler = Handler::new(marking, context);
-    let endpoint = Arc::new(Endpoint::new(handler, guard, metrics.clone()));
+    let endpoint = Arc::new(Endpoint::new(handler, PathGuard::new(configuration, path_key), metrics.clone()));
     let limits = Limits { drain: args.drain, ..Limits::default() }.within(files);
     let webhook = server::serve(webhook_port, tls, endpoint, limits, metrics, stopping, broken);
     let mut webhook = tokio::spawn(webhook);

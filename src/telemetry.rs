@@ -162,6 +162,8 @@ pub struct Metrics {
     pub phase: Family<Phase, Gauge>,
     /// How often another client changed caBundle and Pristine restored it.
     pub bundle_repairs: Counter,
+    /// Renewals of the secret path by this replica.
+    pub secret_path_renewals: Counter,
     /// Steps taken by the certificate controller.
     pub certificate_steps: Family<Outcome, Counter>,
     /// Reloads of a changed configuration, by result.
@@ -193,6 +195,7 @@ impl Default for Metrics {
             enforcement_intact: Family::default(),
             phase: Family::default(),
             bundle_repairs: Counter::default(),
+            secret_path_renewals: Counter::default(),
             certificate_steps: Family::default(),
             reloads: Family::default(),
             configuration_valid: Gauge::default(),
@@ -229,6 +232,8 @@ impl Default for Metrics {
             "Changes of caBundle by other clients that were reverted",
             all.bundle_repairs.clone(),
         );
+        let help = "Renewals of the secret URL path by this replica";
+        r.register("secret_path_renewals", help, all.secret_path_renewals.clone());
         r.register("certificate_steps", "Steps taken by the certificate controller", all.certificate_steps.clone());
         r.register("configuration_reloads", "Reloads of a changed configuration", all.reloads.clone());
         let help = "1 while the current content of the configuration file is in use";

@@ -12,9 +12,11 @@ use tokio::{
     time::Instant,
 };
 
-use super::handler::{Handler, Reply};
+use super::{
+    handler::{Handler, Reply},
+    path_guard::PathGuard,
+};
 use crate::{
-    admission::secret_path::renewer::PathGuard,
     duration, server,
     telemetry::{Metrics, Reason},
 };

@@ -20,6 +20,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use self::pace::Pace;
 use super::{
     Lifetimes, MAX_SECRET_AGE, after,
     ca::{self, Ca},
@@ -27,15 +28,21 @@ use super::{
     resolver::Resolver,
     rotation::{Missing, Observed, Serving, Step, Stored, apply, generation_after, is_missing, may_be_ready, plan},
     secret::{PHASES, Store},
+    secret_path::SecretPath,
 };
 use crate::{
-    api::{Context, events::EventType},
+    api::{
+        Context, call,
+        events::EventType,
+        webhook::{path, writer::Publication},
+    },
     clock::Now,
     error::chain,
     server::readiness::Readiness,
     telemetry::{Certificate as Label, Outcome, Phase},
 };
 
+mod pace;
 mod troubles;
 
 /// The longest validity of a certificate that is issued from memory while steps fail.
@@ -57,40 +64,6 @@ pub struct Controller {
     pub ready: Readiness,
 }
 
-/// The pauses between steps.
-#[derive(Default)]
-struct Pace {
-    failures: u32,
-    last: Option<(&'static str, Timestamp)>,
-    repeats: u32,
-}
-
-impl Pace {
-    /// The pause after a step. Zero, unless the same step is repeated: then another client undoes it each time, and
-    /// every new caBundle makes each API server open new connections.
-    fn after(&mut self, step: &Step, now: Timestamp) -> Duration {
-        let again = self.last.is_some_and(|(last, at)| last == step.as_str() && now < after(at, REPEAT_WINDOW));
-        self.last = Some((step.as_str(), now));
-        self.repeats = if again { self.repeats.saturating_add(1) } else { 0 };
-        // Never long: an admission fails if caBundle is repaired late.
-        if again { spread(self.repeats.min(3)) } else { Duration::ZERO }
-    }
-
-    /// The pause after a failure. It is random, so that two replicas with a conflict do not have another.
-    fn after_failure(&mut self) -> Duration {
-        self.failures = self.failures.saturating_add(1);
-        spread(self.failures)
-    }
-}
-
-/// A random pause of up to 100 ms, doubling to some 10 s.
-fn spread(times: u32) -> Duration {
-    Duration::from_millis(50 * 2_u64.saturating_pow(times.min(8))).mul_f64(rand::random_range(0.5..1.0))
-}
-
-/// The same step within this time is a repetition.
-const REPEAT_WINDOW: Duration = Duration::from_secs(10);
-
 /// Why a step failed.
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -103,8 +76,8 @@ enum Error {
 }
 
 /// What this replica remembers between two steps. It can lose all of it.
-#[derive(Default)]
 struct Memory {
+    path: SecretPath,
     store: Option<Store>,
     serving: Option<Serving>,
     missing: Option<Missing>,
@@ -116,13 +89,20 @@ struct Memory {
     published: Option<String>,
 }
 
+impl Memory {
+    const fn new(path: SecretPath) -> Self {
+        let (store, serving, missing, observed_at) = (None, None, None, None);
+        Self { path, store, serving, missing, observed_at, troubles: vec![], published: None }
+    }
+}
+
 impl Controller {
     /// Runs until the process ends.
-    pub async fn run(self) {
+    pub async fn run(self, path: SecretPath) {
         let wake = Notify::new();
         tokio::select! {
             () = self.watch(&wake) => {}
-            () = self.reconcile_loop(&wake) => {}
+            () = self.reconcile_loop(&wake, path) => {}
         }
     }
 
@@ -137,22 +117,22 @@ impl Controller {
         }
     }
 
-    async fn reconcile_loop(&self, wake: &Notify) {
-        let mut memory = Memory::default();
+    async fn reconcile_loop(&self, wake: &Notify, path: SecretPath) {
+        let mut memory = Memory::new(path);
         let mut pace = Pace::default();
         loop {
             let wait = match self.reconcile(&mut memory).await {
                 Ok((Step::Idle { until }, _)) => {
                     let wait =
                         Duration::try_from(until.duration_since(self.context.clock.corrected())).unwrap_or_default();
-                    wait.clamp(Duration::from_millis(10), RESYNC_INTERVAL)
+                    wait.min(memory.path.next()).clamp(Duration::from_millis(10), RESYNC_INTERVAL)
                 }
                 Ok((step, now)) => {
                     sleep(pace.after(&step, now.corrected)).await;
                     continue;
                 }
                 Err(error) => {
-                    if !matches!(error, Error::Object(objects::Error::Conflict)) {
+                    if !matches!(&error, Error::Object(error) if error.is_conflict()) {
                         tracing::warn!(error = %chain(&error), "a certificate step failed, retrying");
                         self.ready.set_missing(chain(&error));
                         self.renew_offline(&mut memory);
@@ -193,7 +173,7 @@ impl Controller {
 
     fn issue(&self, store: &Store, life: Duration, memory: &mut Memory, now: Timestamp) -> Result<(), Error> {
         let cross = store.served_cross();
-        let leaf = store.active.issue(&self.objects.names.dns(), life, now, cross)?;
+        let leaf = store.active.issue(&[self.objects.names().dns()], life, now, cross)?;
         let (issuer, cross) = (store.active.certificate.clone(), cross.cloned());
         let serving = Serving { leaf: leaf.certificate.clone(), issuer, cross, issued_at: now };
         self.resolver.serve(leaf)?;
@@ -217,7 +197,7 @@ impl Controller {
         let (own, now) = (self.context.clock.now(), self.context.clock.interval());
         if after(asked, MAX_SECRET_AGE) < own {
             // The process was suspended meanwhile, and the CA that it has read may be retired by now.
-            return Err(Error::Object(objects::Error::Conflict));
+            return Err(objects::Error::from(call::Error::Conflict).into());
         }
         let stored = live.stored();
         self.report_troubles(&stored, &live, memory);
@@ -226,6 +206,8 @@ impl Controller {
         let elapsed = last.map(|last| last.elapsed()).unwrap_or_default();
         let missing = is_missing(&stored, published_generation, &self.lifetimes, &now);
         memory.missing = Missing::observe(memory.missing, missing, own, elapsed);
+        let in_secret = if let Stored::Store(store) = &stored { store.path_key } else { None };
+        memory.path.plan(&live.paths(), in_secret.or_else(|| memory.store.as_ref()?.path_key), &now);
         let observed = Observed {
             stored,
             memory: memory.store.clone(),
@@ -233,6 +215,7 @@ impl Controller {
             serving: memory.serving.clone(),
             missing_for: memory.missing.as_ref().map(Missing::waited),
             published_generation,
+            path_due: memory.path.due().is_some(),
             owned: live.is_owned(),
             namespace_terminating: live.is_terminating(),
             rotate: live.wants_rotation(),
@@ -269,14 +252,16 @@ impl Controller {
             Stored::Store(store) => Some(&**store),
             Stored::Absent | Stored::Unreadable(_) => None,
         };
-        let names = self.objects.names.dns();
+        let names = [self.objects.names().dns()];
         let newest = known.into_iter().chain(&observed.memory).map(|store| store.generation).max().unwrap_or(0);
         let newest = newest.max(observed.published_generation);
         let next = match step {
             Step::Idle { .. } => return Ok(()),
             Step::Withdraw => return Ok(self.objects.withdraw(&live).await?),
             Step::Publish(pem) => {
-                self.objects.publish(pem, newest, &live).await?;
+                let path = memory.path.due();
+                self.objects.publish(&Publication { bundle: Some((pem, newest)), path }, &live).await?;
+                memory.path.written(&self.context.metrics);
                 let changed = observed.bundles.iter().flatten().any(|live| live != pem.as_bytes());
                 if changed && memory.published.as_ref() == Some(pem) {
                     self.context.metrics.bundle_repairs.inc();
@@ -299,7 +284,7 @@ impl Controller {
             }
             Step::Create => {
                 let (active, _) = Ca::create(newest.saturating_add(1), &names, self.lifetimes.ca, now.earliest, None)?;
-                Some(Store::first(active))
+                Some(Store::first(active, path::Key::new(rand::random())))
             }
             Step::Restore => observed.memory.clone(),
             Step::Stage => known
@@ -310,12 +295,15 @@ impl Controller {
                 })
                 .transpose()?
                 .flatten(),
-            Step::Adopt | Step::BeginHold | Step::BreakHold | Step::Activate | Step::Retire => {
+            Step::Adopt | Step::AddPathKey | Step::BeginHold | Step::BreakHold | Step::Activate | Step::Retire => {
                 known.and_then(|store| apply(step, store, &self.lifetimes, now, None))
             }
         };
         let Some(mut store) = next else { return Ok(()) };
         store.generation = generation_after(step, newest);
+        // The one that the replicas know, whatever happened to the Secret: what API servers call stays checkable.
+        let remembered = observed.memory.as_ref().and_then(|memory| memory.path_key);
+        store.path_key = remembered.or(store.path_key).or_else(|| Some(path::Key::new(rand::random())));
         self.objects.write(&store, live).await?;
         if let Some((reason, note)) = event(step, &store) {
             tracing::info!(reason, note, "the CA in the Secret changed");
@@ -328,14 +316,16 @@ impl Controller {
     /// Sets the metrics and the readiness.
     fn report(&self, observed: &Observed, step: &Step, now: &Now) {
         let has_entries = observed.bundles.as_ref().is_some_and(|bundles| !bundles.is_empty());
-        self.context.metrics.bundle_in_sync.set(i64::from(has_entries && !matches!(step, Step::Publish(_))));
+        let differs = |pem: &String| observed.bundles.iter().flatten().any(|live| live != pem.as_bytes());
+        let is_in_sync = has_entries && !matches!(step, Step::Publish(pem) if differs(pem));
+        self.context.metrics.bundle_in_sync.set(i64::from(is_in_sync));
         let gauge = |certificate, at: Option<Timestamp>| {
             let seconds = at.map_or(0.0, |at| at.duration_since(Timestamp::UNIX_EPOCH).as_secs_f64());
             self.context.metrics.not_after.get_or_create(&Label { certificate }).set(seconds);
         };
         gauge("serving", observed.serving.as_ref().map(|serving| serving.leaf.not_after));
         let Stored::Store(store) = &observed.stored else {
-            return self.ready.set_missing(format!("Secret {} is absent or unreadable", self.objects.names.secret));
+            return self.ready.set_missing(format!("Secret {} is absent or unreadable", self.objects.secret));
         };
         for phase in PHASES {
             self.context.metrics.phase.get_or_create(&Phase { phase }).set(i64::from(phase == store.phase()));
@@ -344,7 +334,7 @@ impl Controller {
         gauge("next", store.next.as_ref().map(|next| next.certificate.not_after));
         match (&observed.bundles, &observed.serving) {
             (None, _) => {
-                let name = &self.objects.names.configuration;
+                let name = &self.objects.names().configuration;
                 self.ready.set_missing(format!(
                     "there is no ValidatingWebhookConfiguration {name}: apply the manifest, Pristine never creates it"
                 ));
@@ -358,7 +348,9 @@ impl Controller {
             }
             (Some(bundles), _) if bundles.is_empty() => self.ready.set_missing(format!(
                 "no entry of the ValidatingWebhookConfiguration {} calls the Service {}/{}",
-                self.objects.names.configuration, self.objects.names.namespace, self.objects.names.service
+                self.objects.names().configuration,
+                self.objects.names().namespace,
+                self.objects.names().service
             )),
             _ => self.ready.set_missing("caBundle does not trust the serving certificate yet".to_owned()),
         }

@@ -25,9 +25,14 @@ use super::{
     ca::Leaf,
     objects::{self, Objects},
     resolver::Resolver,
+    secret_path::SecretPath,
 };
 use crate::{
-    api::{Context, events::EventType},
+    api::{
+        Context,
+        events::EventType,
+        webhook::{path::Key, writer::Publication},
+    },
     clock::Now,
     dir_watch::DirWatch,
     error::chain,
@@ -43,7 +48,7 @@ const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
 /// Serves what is mounted.
 pub struct Mounted {
     /// The directory.
-    pub path: PathBuf,
+    pub directory: PathBuf,
     /// The webhook configuration.
     pub objects: Objects,
     /// How long caBundle must have trusted a certificate before it is served.
@@ -67,8 +72,8 @@ struct Pair {
 }
 
 /// What this replica remembers between two calls of `reconcile`.
-#[derive(Default)]
 struct Memory {
+    path: SecretPath,
     serving: Option<Certificate>,
     /// The certificate that is not served yet, and since when every caBundle has trusted it.
     waiting: Option<(Certificate, Instant)>,
@@ -94,12 +99,18 @@ impl From<objects::Error> for Problem {
     }
 }
 
+impl Memory {
+    fn new(path: SecretPath) -> Self {
+        Self { path, serving: None, waiting: None, problem: None, had_ca: false, leaving: Leaving::default() }
+    }
+}
+
 impl Mounted {
     /// Runs until the process ends.
-    pub async fn run(self) {
-        let directory = DirWatch::watch(&self.path);
+    pub async fn run(self, path: SecretPath) {
+        let files = DirWatch::watch(&self.directory);
         let wake = Notify::new();
-        let mut memory = Memory::default();
+        let mut memory = Memory::new(path);
         let watching = async {
             let mut changes = self.objects.changes();
             while changes.next().await.is_some() {
@@ -109,15 +120,20 @@ impl Mounted {
         let reconciling = async {
             let started = Instant::now();
             loop {
-                let problem = self.reconcile(&mut memory, started.elapsed()).await.err();
+                let (wrote, problem) = match self.reconcile(&mut memory, started.elapsed()).await {
+                    Ok(wrote) => (wrote, None),
+                    Err(problem) => (false, Some(problem)),
+                };
                 if let Some(problem) = problem.as_ref().filter(|problem| memory.problem.as_ref() != Some(problem)) {
                     self.report(problem);
                 }
                 memory.problem = problem;
                 let is_waiting = memory.waiting.is_some();
                 let pause = if is_waiting { self.hold.min(Duration::from_secs(5)) } else { RESYNC_INTERVAL };
+                let pause = if wrote { Duration::ZERO } else { pause.min(memory.path.next()) };
+                let pause = pause.max(Duration::from_millis(10));
                 tokio::select! {
-                    () = directory.changed() => {}
+                    () = files.changed() => {}
                     () = wake.notified() => {}
                     () = tokio::time::sleep(pause) => {}
                 }
@@ -130,7 +146,7 @@ impl Mounted {
     }
 
     fn report(&self, problem: &Problem) {
-        let path = self.path.display();
+        let path = self.directory.display();
         let (reason, note) = match problem {
             Problem::Refused(why) => {
                 tracing::error!(%path, problem = why, "cannot use the mounted certificate");
@@ -146,23 +162,28 @@ impl Mounted {
         self.context.events.publish(self.about.clone(), EventType::Warning, reason, "Issue", &note);
     }
 
-    /// Reads the directory and the objects, then publishes the CA or serves the certificate, if due.
-    async fn reconcile(&self, memory: &mut Memory, at: Duration) -> Result<(), Problem> {
+    /// Reads the directory and the objects, then publishes the CA and the secret path or serves the certificate, if due.
+    /// Returns whether the webhook configuration was written, by this replica or one that was faster.
+    async fn reconcile(&self, memory: &mut Memory, at: Duration) -> Result<bool, Problem> {
         let now = self.context.clock.interval();
         let pair = self.read(memory.had_ca, &now);
         let live = self.objects.read().await?;
         if live.is_terminating() {
-            return Ok(self.objects.withdraw(&live).await?);
+            self.objects.withdraw(&live).await?;
+            return Ok(false);
         }
         let Some(bundles) = live.bundles() else {
-            let name = &self.objects.names.configuration;
+            let name = &self.objects.names().configuration;
             self.ready.set_missing(format!(
                 "there is no ValidatingWebhookConfiguration {name}: apply the manifest, Pristine never creates it"
             ));
-            return Ok(());
+            return Ok(false);
         };
         let pair = pair.map_err(Problem::Refused)?;
-        let name = &self.objects.names.dns()[0];
+        let name = &self.objects.names().dns();
+        // All replicas mount the same key. For the moment in which they do not, the live path is good for all of them.
+        memory.path.plan(&live.paths(), Some(Key::derive(pair.key.secret_der())), &now);
+        let mut bundle = None;
         if let Some(ca) = &pair.ca {
             memory.had_ca = true;
             memory.leaving.observe(ca, &bundles, at);
@@ -170,17 +191,25 @@ impl Mounted {
                 memory.leaving.drop_unneeded(&self.objects.served_chains().await?, name, self.hold, &now, at);
             }
             let wanted = memory.leaving.wanted(&now);
-            if !live.is_owned() || bundles.iter().any(|live| live != wanted.as_bytes()) {
-                return match self.objects.publish(&wanted, live.published_generation(), &live).await {
-                    // Our own write, or the one of the replica that was faster, wakes this loop again.
-                    Ok(()) | Err(objects::Error::Conflict) => Ok(()),
-                    Err(error) => Err(error.into()),
-                };
-            }
+            bundle = Some(wanted);
+        }
+        let differs = bundle.as_ref().is_some_and(|wanted| bundles.iter().any(|live| live != wanted.as_bytes()));
+        if differs || memory.path.due().is_some() || !live.is_owned() {
+            let bundle = bundle.as_deref().map(|wanted| (wanted, live.published_generation()));
+            let path = memory.path.due();
+            return match self.objects.publish(&Publication { bundle, path }, &live).await {
+                Ok(()) => {
+                    memory.path.written(&self.context.metrics);
+                    Ok(true)
+                }
+                Err(error) if error.is_conflict() => Ok(true),
+                Err(error) => Err(error.into()),
+            };
         }
         let accepts = |live: &Vec<u8>| bundle::verifies(live, &pair.chain, name, now.corrected);
         let accepted = !bundles.is_empty() && bundles.iter().all(accepts);
-        self.serve(pair, accepted, memory, now.corrected).map_err(Problem::Refused)
+        self.serve(pair, accepted, memory, now.corrected).map_err(Problem::Refused)?;
+        Ok(false)
     }
 
     /// Serves the pair, once it has been trusted for the hold.
@@ -228,7 +257,7 @@ impl Mounted {
     /// Reads and checks the files. The certificate and the key must belong together: a half-written pair is an error.
     fn read(&self, had_ca: bool, now: &Now) -> Result<Pair, String> {
         let file = |name: &str| {
-            let path = self.path.join(name);
+            let path = self.directory.join(name);
             let bytes = fs::read(&path).map_err(|error| format!("cannot read {name}: {error}"))?;
             if bytes.len() > bundle::MAX_BYTES {
                 Err(format!("{name}: {} bytes exceed the limit of {}", bytes.len(), bundle::MAX_BYTES))
@@ -246,7 +275,7 @@ impl Mounted {
         if leaf.not_after <= now.corrected {
             return Err(format!("tls.crt: the certificate expired at {}", leaf.not_after));
         }
-        let ca = match fs::symlink_metadata(self.path.join("ca.crt")) {
+        let ca = match fs::symlink_metadata(self.directory.join("ca.crt")) {
             // A file that is there but cannot be read is a mistake, and no wish for another component.
             Err(error) if error.kind() == ErrorKind::NotFound && !had_ca => None,
             _ => Some(file("ca.crt")?),

@@ -3,106 +3,81 @@
 //!
 //! - The **Secret** contains the CA with its key, as [`super::secret`] encodes them. An operator requests a new CA with
 //!   its annotation [`ROTATE`]. Written by [`Objects::write`].
-//! - The **`ValidatingWebhookConfiguration`** contains caBundle in each of our entries. It also records the generation
-//!   of the store that caBundle was written from, and our namespace as its owner. Written by [`Objects::publish`],
-//!   deleted by [`Objects::withdraw`].
+//! - The **`ValidatingWebhookConfiguration`** contains caBundle and the secret path in each of our entries. It also
+//!   records the generation of the store that caBundle was written from, and our namespace as its owner. Written by
+//!   [`Objects::publish`], deleted by [`Objects::withdraw`], both through [`crate::api::webhook::writer`].
 //! - The **namespace** is only read, for its UID and for whether it is being deleted.
 //!
 //! [`Objects::read`] asks the API server, never a cache. Every write is a compare-and-swap on what was read: an update
 //! carries the resourceVersion, a deletion the UID, and a create fails if the object exists. A write that comes too
-//! late fails with [`Error::Conflict`], and the caller reads again. So all replicas can write, and no leader is needed.
+//! late fails with [`call::Error::Conflict`], and the caller reads again. So all replicas can write, and no leader is
+//! needed.
 
 use std::{
     collections::BTreeMap,
     sync::{Mutex, PoisonError},
-    time::Duration,
 };
 
 use futures_util::{Stream, StreamExt as _, stream};
-use k8s_openapi::{
-    ByteString,
-    api::{
-        admissionregistration::v1::{ValidatingWebhook, ValidatingWebhookConfiguration},
-        core::v1::{Namespace, ObjectReference, Pod, Secret},
-    },
+use k8s_openapi::api::{
+    admissionregistration::v1::ValidatingWebhookConfiguration,
+    core::v1::{Namespace, ObjectReference, Pod, Secret},
 };
 use kube::{
     Api, Client,
-    api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
+    api::{ListParams, ObjectMeta, PostParams},
     core::PartialObjectMeta,
     runtime::{WatchStreamExt as _, watcher},
 };
 use rustls_pki_types::CertificateDer;
-use serde_json::json;
-use tokio::time::timeout;
+use tokio::sync::watch;
 
 use super::{
     replica_status::{REPLICA, ReplicaStatus},
     rotation::Stored,
     secret::{self, Store},
 };
-
-/// For one call to the API server. Other webhooks, which may be slow, review the writes of Secrets.
-const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+use crate::api::{
+    call::{self, call},
+    webhook::{
+        Names,
+        path::Paths,
+        watch::Seen,
+        writer::{GENERATION, Publication, Writer, is_owned},
+    },
+};
 
 /// The annotation of the Secret by which an operator requests a new CA now. Its value is the reason, for people.
 pub const ROTATE: &str = "pristine/rotate";
 
-/// The annotation of the webhook configuration with the generation of the store that caBundle was written from.
-const GENERATION: &str = "pristine/generation";
-
-/// The names of the objects.
-#[derive(Clone, Debug)]
-pub struct Names {
-    /// Our namespace.
-    pub namespace: String,
-    /// The Secret with the CA.
-    pub secret: String,
-    /// The Service that the webhook entries name.
-    pub service: String,
-    /// The `ValidatingWebhookConfiguration`.
-    pub configuration: String,
-}
-
-impl Names {
-    /// The names in the serving certificate: the one that the API server verifies.
-    #[must_use]
-    pub fn dns(&self) -> Vec<String> {
-        vec![format!("{}.{}.svc", self.service, self.namespace)]
-    }
-}
-
 /// Why an object could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another client, most often another replica, wrote first. Read again.
-    #[error("another client changed the object first")]
-    Conflict,
-    /// The API server rejected the call. If a permission is missing, its answer names the verb and the resource.
-    #[error("cannot {0}")]
-    Api(&'static str, #[source] Box<kube::Error>),
+    /// The call failed.
+    #[error(transparent)]
+    Call(#[from] call::Error),
     /// The Secret is `immutable`: the API server rejects every update.
     #[error("the Secret {0} is immutable; delete it, and a replica restores it from memory")]
     Immutable(String),
-    /// The API server did not answer.
-    #[error("cannot {0}: no answer within {limit:?}", limit = CALL_TIMEOUT)]
-    Timeout(&'static str),
 }
 
-async fn call<T>(action: &'static str, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Error> {
-    match timeout(CALL_TIMEOUT, request).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(Error::Conflict),
-        Ok(Err(error)) => Err(Error::Api(action, Box::new(error))),
-        Err(_) => Err(Error::Timeout(action)),
+impl Error {
+    /// Whether another client wrote first.
+    #[must_use]
+    pub const fn is_conflict(&self) -> bool {
+        matches!(self, Self::Call(call::Error::Conflict))
     }
 }
 
 /// Reads and writes the objects.
 pub struct Objects {
     client: Client,
-    /// The names of the objects.
-    pub names: Names,
+    /// The name of the Secret with the CA.
+    pub secret: String,
+    /// The webhook configuration.
+    webhook: Writer,
+    /// What the watch of the webhook configuration has seen.
+    seen: watch::Receiver<Seen>,
     /// UID of the Secret as it was read or written last: `kubectl describe` finds the Events about it by the UID.
     secret_uid: Mutex<Option<String>>,
 }
@@ -112,6 +87,7 @@ pub struct Live {
     secret: Option<Secret>,
     configuration: Option<ValidatingWebhookConfiguration>,
     namespace: Namespace,
+    secret_name: String,
     names: Names,
 }
 
@@ -129,9 +105,13 @@ impl Live {
     /// caBundle of each of our entries; `None` if the webhook configuration does not exist.
     #[must_use]
     pub fn bundles(&self) -> Option<Vec<Vec<u8>>> {
-        let configuration = self.configuration.as_ref()?;
-        let bundle = |entry: &ValidatingWebhook| entry.client_config.ca_bundle.clone().unwrap_or_default().0;
-        Some(self.entries(configuration).map(bundle).collect())
+        self.configuration.as_ref().map(|live| self.names.bundles(live))
+    }
+
+    /// The secret path in our entries.
+    #[must_use]
+    pub fn paths(&self) -> Paths {
+        self.configuration.as_ref().map(|live| self.names.paths(live)).unwrap_or_default()
     }
 
     /// Generation of the store that caBundle was written from; 0 if none is recorded, or no readable one.
@@ -150,7 +130,7 @@ impl Live {
     pub fn troubles(&self) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
         if self.secret.as_ref().is_some_and(is_immutable) {
-            let Names { namespace, secret, .. } = &self.names;
+            let (namespace, secret) = (&self.names.namespace, &self.secret_name);
             let note = format!(
                 "the Secret is immutable, so the CA cannot be renewed; run kubectl -n {namespace} delete secret \
                  {secret}, and a running replica restores it from memory at once"
@@ -181,51 +161,43 @@ impl Live {
     /// Whether our namespace owns the webhook configuration, so that it is garbage-collected with the namespace.
     #[must_use]
     pub fn is_owned(&self) -> bool {
-        let uid = self.namespace.metadata.uid.as_ref();
-        let owned = |found: &ValidatingWebhookConfiguration| {
-            found.metadata.owner_references.iter().flatten().any(|owner| Some(&owner.uid) == uid)
-        };
-        self.configuration.as_ref().is_none_or(owned)
-    }
-
-    /// The entries that call our Service. Others in the same object are not Pristine's.
-    fn entries<'a>(&self, all: &'a ValidatingWebhookConfiguration) -> impl Iterator<Item = &'a ValidatingWebhook> {
-        let Names { service, namespace, .. } = self.names.clone();
-        all.webhooks.iter().flatten().filter(move |entry| {
-            let target = entry.client_config.service.as_ref();
-            target.is_some_and(|target| target.name == service && target.namespace == namespace)
-        })
+        self.configuration.as_ref().is_none_or(|live| is_owned(live, &self.namespace))
     }
 }
 
 impl Objects {
-    /// Reads and writes through this client.
+    /// Reads and writes through this client the Secret with this name, and the webhook configuration, of which `seen` is
+    /// the watch.
     #[must_use]
-    pub const fn new(client: Client, names: Names) -> Self {
-        Self { client, names, secret_uid: Mutex::new(None) }
+    pub const fn new(client: Client, secret: String, webhook: Writer, seen: watch::Receiver<Seen>) -> Self {
+        Self { client, secret, webhook, seen, secret_uid: Mutex::new(None) }
+    }
+
+    /// The names of the webhook configuration and of our entries in it.
+    #[must_use]
+    pub const fn names(&self) -> &Names {
+        &self.webhook.names
     }
 
     fn secrets(&self) -> Api<Secret> {
-        Api::namespaced(self.client.clone(), &self.names.namespace)
-    }
-
-    fn configurations(&self) -> Api<ValidatingWebhookConfiguration> {
-        Api::all(self.client.clone())
+        Api::namespaced(self.client.clone(), &self.names().namespace)
     }
 
     /// One item for each change of the Secret, the webhook configuration or our namespace. It has no content: the
     /// caller reads the objects.
-    pub fn changes(&self) -> impl Stream<Item = Result<(), watcher::Error>> + Send + Unpin {
+    pub fn changes(&self) -> impl Stream<Item = Result<(), watcher::Error>> + Send + Unpin + use<> {
         let named = |name: &str| watcher::Config::default().timeout(60).fields(&format!("metadata.name={name}"));
-        let secrets: Api<PartialObjectMeta<Secret>> = Api::namespaced(self.client.clone(), &self.names.namespace);
-        let configurations: Api<PartialObjectMeta<ValidatingWebhookConfiguration>> = Api::all(self.client.clone());
-        let secrets = watcher(secrets, named(&self.names.secret)).default_backoff();
-        let configurations = watcher(configurations, named(&self.names.configuration)).default_backoff();
+        let secrets: Api<PartialObjectMeta<Secret>> = Api::namespaced(self.client.clone(), &self.names().namespace);
+        let secrets = watcher(secrets, named(&self.secret)).default_backoff();
         let namespaces: Api<PartialObjectMeta<Namespace>> = Api::all(self.client.clone());
-        let namespaces = watcher(namespaces, named(&self.names.namespace)).default_backoff();
+        let namespaces = watcher(namespaces, named(&self.names().namespace)).default_backoff();
+        let configuration = stream::unfold(self.seen.clone(), async |mut seen| {
+            seen.changed().await.ok()?;
+            Some((Ok(()), seen))
+        });
         stream::select_all([
             secrets.map(|event| event.map(drop)).boxed(),
-            configurations.map(|event| event.map(drop)).boxed(),
+            configuration.boxed(),
             namespaces.map(|event| event.map(drop)).boxed(),
         ])
     }
@@ -238,13 +210,12 @@ impl Objects {
     /// # Errors
     /// The API server's answer, or that it did not answer.
     pub async fn read(&self) -> Result<Live, Error> {
-        let Names { secret, configuration, namespace, .. } = &self.names;
-        let configuration = call("get the webhook configuration", self.configurations().get_opt(configuration)).await?;
-        let secret = call("get the Secret", self.secrets().get_opt(secret)).await?;
+        let configuration = self.webhook.read().await?;
+        let secret = call("get the Secret", self.secrets().get_opt(&self.secret)).await?;
         self.remember(secret.as_ref());
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
-        let namespace = call("get our namespace", namespaces.get(namespace)).await?;
-        Ok(Live { secret, configuration, namespace, names: self.names.clone() })
+        let namespace = call("get our namespace", namespaces.get(&self.names().namespace)).await?;
+        Ok(Live { secret, configuration, namespace, secret_name: self.secret.clone(), names: self.names().clone() })
     }
 
     /// The chain that each replica says it serves. One that has not said it yet is left out.
@@ -252,7 +223,7 @@ impl Objects {
     /// # Errors
     /// The API server's answer, or that it did not answer.
     pub async fn served_chains(&self) -> Result<Vec<Vec<CertificateDer<'static>>>, Error> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.names.namespace);
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.names().namespace);
         let ours = ListParams::default().labels("app.kubernetes.io/name=pristine,app.kubernetes.io/component=webhook");
         let pods = call("list our pods", pods.list(&ours)).await?;
         let status = |pod: Pod| ReplicaStatus::parse(pod.metadata.annotations?.get(REPLICA)?);
@@ -265,22 +236,16 @@ impl Objects {
     /// The API server's answer, unless the configuration is gone already.
     pub async fn withdraw(&self, live: &Live) -> Result<(), Error> {
         let Some(configuration) = &live.configuration else { return Ok(()) };
-        let preconditions = Preconditions { uid: configuration.metadata.uid.clone(), resource_version: None };
-        let params = DeleteParams::default().preconditions(preconditions);
-        let api = self.configurations();
-        match call("delete the webhook configuration", api.delete(&self.names.configuration, &params)).await {
-            Err(Error::Api(_, error)) if matches!(&*error, kube::Error::Api(status) if status.code == 404) => Ok(()),
-            deleted => deleted.map(drop),
-        }
+        Ok(self.webhook.delete(configuration).await?)
     }
 
     /// Writes the store, if the Secret is still as it was read.
     ///
     /// # Errors
-    /// [`Error::Conflict`] if it is not.
+    /// [`call::Error::Conflict`] if it is not.
     pub async fn write(&self, store: &Store, live: Live) -> Result<(), Error> {
         let data = Some(secret::encode(store));
-        let (name, params) = (&self.names.secret, PostParams::default());
+        let (name, params) = (&self.secret, PostParams::default());
         if let Some(mut secret) = live.secret {
             if is_immutable(&secret) {
                 return Err(Error::Immutable(name.clone()));
@@ -301,30 +266,14 @@ impl Objects {
         Ok(())
     }
 
-    /// Patches caBundle of each of our entries, the generation, and our namespace as the owner, if the webhook
-    /// configuration is still as it was read. A strategic merge patch: server-side apply would own the entries, and an
-    /// upgrade that removes one would then fail with 422.
+    /// Writes into each of our entries, and our namespace as the owner, if the webhook configuration is still as it was
+    /// read.
     ///
     /// # Errors
-    /// [`Error::Conflict`] if the webhook configuration has changed.
-    pub async fn publish(&self, pem: &str, generation: u64, live: &Live) -> Result<(), Error> {
+    /// [`call::Error::Conflict`] if it is not.
+    pub async fn publish(&self, what: &Publication<'_>, live: &Live) -> Result<(), Error> {
         let Some(configuration) = &live.configuration else { return Ok(()) };
-        let bundle = ByteString(pem.as_bytes().to_vec());
-        let entry = |entry: &ValidatingWebhook| json!({ "name": entry.name, "clientConfig": { "caBundle": bundle } });
-        let patch = Patch::Strategic(json!({
-            "metadata": {
-                "resourceVersion": configuration.metadata.resource_version,
-                "annotations": { GENERATION: generation.to_string() },
-                "ownerReferences": [{
-                    "apiVersion": "v1", "kind": "Namespace",
-                    "name": live.namespace.metadata.name, "uid": live.namespace.metadata.uid,
-                }],
-            },
-            "webhooks": live.entries(configuration).map(entry).collect::<Vec<_>>(),
-        }));
-        let params = PatchParams { field_manager: Some("pristine".to_owned()), ..PatchParams::default() };
-        let api = self.configurations();
-        call("patch the webhook configuration", api.patch(&self.names.configuration, &params, &patch)).await.map(drop)
+        Ok(self.webhook.publish(what, configuration, &live.namespace).await?)
     }
 
     /// The reference to the Secret, for Events about it.
@@ -333,8 +282,8 @@ impl Objects {
         ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Secret".to_owned()),
-            namespace: Some(self.names.namespace.clone()),
-            name: Some(self.names.secret.clone()),
+            namespace: Some(self.names().namespace.clone()),
+            name: Some(self.secret.clone()),
             uid: self.secret_uid.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             ..ObjectReference::default()
         }

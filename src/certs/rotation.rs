@@ -52,6 +52,7 @@ pub enum Stored {
 
 /// Everything that a plan is made from.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is one observation, and all combinations occur")]
 pub struct Observed {
     /// The Secret.
     pub stored: Stored,
@@ -66,6 +67,8 @@ pub struct Observed {
     pub missing_for: Option<Duration>,
     /// Generation of the store that caBundle was written from. A Secret with a lower one was restored from a backup.
     pub published_generation: u64,
+    /// Whether the secret path has to be written ([`crate::api::webhook::path`]).
+    pub path_due: bool,
     /// Whether our namespace owns the webhook configuration, so that it is garbage-collected with the namespace.
     pub owned: bool,
     /// Whether our namespace is being deleted.
@@ -158,7 +161,7 @@ fn decide(observed: &Observed, lifetimes: &Lifetimes, now: &Now) -> Step {
             let wanted = bundle::pem(store.roots());
             // Once the next CA signs, no replica may restore a store from before. The published generation prevents it.
             let fenced = store.previous.is_empty() || observed.published_generation >= store.generation;
-            if !observed.owned || !fenced || bundles.iter().any(|live| live != wanted.as_bytes()) {
+            if !observed.owned || observed.path_due || !fenced || bundles.iter().any(|live| live != wanted.as_bytes()) {
                 let holding = store.next.is_some() && store.published_at.is_some();
                 let next = store.next.as_ref().map(|next| &next.certificate).into_iter().collect::<Vec<_>>();
                 if holding && !bundles.iter().all(|live| bundle::contains(live, &next)) {
@@ -175,6 +178,10 @@ fn decide(observed: &Observed, lifetimes: &Lifetimes, now: &Now) -> Step {
     }
     if published && let Some(step) = advance(store, observed.rotate, lifetimes, now) {
         return step;
+    }
+    // Last: a Secret that cannot be written must hold up nothing else.
+    if store.path_key.is_none() {
+        return Step::AddPathKey;
     }
     idle(next_deadline(store, observed.serving.as_ref(), lifetimes, now), now)
 }
@@ -274,7 +281,7 @@ pub const fn generation_after(step: &Step, newest: u64) -> u64 {
 }
 
 /// The store after a step that changes it. `fresh` is the CA created for [`Step::Stage`], and that CA signed by the
-/// active one.
+/// active one. The writer of a store without a path key adds one.
 #[must_use]
 pub fn apply(
     step: &Step,
@@ -293,7 +300,7 @@ pub fn apply(
             store.published_at = None;
         }
         // Only the generation changes: the caller raises it above what was published.
-        Step::Adopt => {}
+        Step::Adopt | Step::AddPathKey => {}
         Step::BeginHold => store.published_at = Some(now.latest),
         Step::BreakHold => store.published_at = None,
         Step::Activate => {

@@ -12,6 +12,7 @@ use super::{
     Certificate, bundle,
     ca::{Ca, Key},
 };
+use crate::api::webhook::path;
 
 /// The content of the Secret: the CA that signs now, the one that signs next, and those that are still trusted.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -30,13 +31,24 @@ pub struct Store {
     pub published_at: Option<Timestamp>,
     /// When `previous` stops being trusted.
     pub retire_at: Option<Timestamp>,
+    /// The key of the secret path; none if another client has removed it from the Secret.
+    pub path_key: Option<path::Key>,
 }
 
 impl Store {
     /// The store of a CA without a predecessor. The writer sets the generation.
     #[must_use]
-    pub const fn first(active: Ca) -> Self {
-        Self { generation: 0, active, next: None, previous: vec![], cross: None, published_at: None, retire_at: None }
+    pub fn first(active: Ca, path_key: path::Key) -> Self {
+        Self {
+            generation: 0,
+            active,
+            next: None,
+            previous: vec![],
+            cross: None,
+            published_at: None,
+            retire_at: None,
+            path_key: Some(path_key),
+        }
     }
 
     /// Every CA that API servers must trust, oldest first.
@@ -83,7 +95,7 @@ const SCHEMA: u32 = 1;
 /// Encodes a store as the Secret's data.
 #[must_use]
 pub fn encode(store: &Store) -> BTreeMap<String, ByteString> {
-    let Store { generation, active, next, previous, cross, published_at, retire_at } = store;
+    let Store { generation, active, next, previous, cross, published_at, retire_at, path_key } = store;
     let state = State { schema: SCHEMA, generation: *generation, published_at: *published_at, retire_at: *retire_at };
     let state = serde_json::to_string(&state).expect("the state serialises");
     let mut data = vec![
@@ -100,6 +112,9 @@ pub fn encode(store: &Store) -> BTreeMap<String, ByteString> {
     }
     if let Some(cross) = cross {
         data.push(("cross.crt", bundle::pem([cross])));
+    }
+    if let Some(key) = path_key {
+        data.push(("path.key", key.to_text()));
     }
     data.into_iter().map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes()))).collect()
 }
@@ -157,6 +172,7 @@ pub fn decode(data: &BTreeMap<String, ByteString>) -> Result<Store, String> {
         cross: optional("cross.crt")?.map(|bytes| certificate("cross.crt", bytes)).transpose()?,
         published_at: state.published_at,
         retire_at: state.retire_at,
+        path_key: optional("path.key")?.map(|bytes| path::Key::parse(bytes).map_err(at("path.key"))).transpose()?,
     })
 }
 

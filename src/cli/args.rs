@@ -4,10 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{
-    certs::{Lifetimes, objects::Names},
-    telemetry::LogFormat,
-};
+use crate::{api::webhook::Names, certs::Lifetimes, telemetry::LogFormat};
 
 /// Marks a pod before an exec into it is admitted, and evicts the pod after a TTL.
 #[derive(Debug, Parser)]
@@ -140,12 +137,11 @@ impl Serve {
         Lifetimes::new(self.ca_lifetime, self.serving_lifetime, self.hold)
     }
 
-    /// The names of the objects.
+    /// The names of the webhook configuration and of our entries in it.
     #[must_use]
     pub fn names(&self) -> Names {
         Names {
             namespace: self.namespace.clone(),
-            secret: self.secret.clone(),
             service: self.service.clone(),
             configuration: self.webhook_configuration.clone(),
         }

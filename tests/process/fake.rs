@@ -166,11 +166,11 @@ impl Fake {
                 if body["metadata"]["resourceVersion"] != live["metadata"]["resourceVersion"] {
                     return status(409, "Conflict", "the object has been modified");
                 }
-                live["metadata"]["ownerReferences"] = body["metadata"]["ownerReferences"].clone();
+                merge(&mut live["metadata"], &body["metadata"]);
                 let patched = &body["webhooks"];
                 for entry in live["webhooks"].as_array_mut().unwrap() {
                     let same = patched.as_array().unwrap().iter().find(|other| other["name"] == entry["name"]).unwrap();
-                    entry["clientConfig"]["caBundle"] = same["clientConfig"]["caBundle"].clone();
+                    merge(&mut entry["clientConfig"], &same["clientConfig"]);
                 }
                 bump(live);
                 (200, live.clone())
@@ -220,6 +220,18 @@ impl Fake {
                 (200, pod.clone())
             }
             _ => status(404, "NotFound", "the fake does not know this"),
+        }
+    }
+}
+
+/// A JSON merge patch (RFC 7386).
+fn merge(live: &mut Value, patch: &Value) {
+    let Some(fields) = patch.as_object() else { return *live = patch.clone() };
+    for (key, value) in fields {
+        if value.is_null() {
+            live.as_object_mut().map(|live| live.remove(key));
+        } else {
+            merge(&mut live[key], value);
         }
     }
 }

@@ -8,14 +8,12 @@ use std::{
 
 use jiff::Timestamp;
 use pristine::{
-    admission::{
-        handler::Handler,
-        http::Endpoint,
-        marking::Marking,
-        secret_path::{Paths, renewer::PathGuard},
-        writers::Writers,
+    admission::{handler::Handler, http::Endpoint, marking::Marking, path_guard::PathGuard, writers::Writers},
+    api::{
+        Context,
+        pods::Pods,
+        webhook::{path::Paths, watch::Seen},
     },
-    api::{Context, pods::Pods},
     audit_log::AuditLog,
     certs::{ca::Ca, resolver::Resolver},
     clock::Clock,
@@ -81,7 +79,8 @@ pub async fn webhook_with(fake: Fake, rules: &str, limits: Limits) -> Webhook {
     let pods = Pods::new(fake.client());
     let handler =
         Handler::new(Marking { pods, policy: rules, context: context.clone(), writers: Writers::default() }, context);
-    let guard = PathGuard::of(Paths { live: vec![String::new()], previous: None });
+    let paths = Paths { live: vec![String::new()], renewed_at: None };
+    let guard = PathGuard::new(watch::channel(Seen { paths, ..Seen::default() }).1, watch::channel(None).1);
     let endpoint = Arc::new(Endpoint::new(handler, guard, metrics.clone()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -6,15 +6,13 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use pristine::{
-    api::{Context, link::Link},
-    audit_log::AuditLog,
-    certs::{
-        bundle,
-        ca::Ca,
-        mounted::Mounted,
-        objects::{Names, Objects},
-        resolver::Resolver,
+    api::{
+        Context,
+        link::Link,
+        webhook::{Names, watch::ConfigurationWatch, writer::Writer},
     },
+    audit_log::AuditLog,
+    certs::{bundle, ca::Ca, mounted::Mounted, objects::Objects, resolver::Resolver, secret_path::SecretPath},
     clock::Clock,
     server::readiness::Readiness,
     telemetry::Metrics,
@@ -90,24 +88,23 @@ fn world(bundle: &str, hold: Duration) -> World {
     let (context, publish) =
         Context::new(fake.client(), "test", Clock::system(), AuditLog::stdout(), metrics.clone(), Link::default());
     tokio::spawn(publish);
-    let names = Names {
-        namespace: "pristine-system".into(),
-        secret: "unused".into(),
-        service: "pristine".into(),
-        configuration: "pristine".into(),
-    };
+    let [namespace, service, configuration] = ["pristine-system", "pristine", "pristine"].map(str::to_owned);
+    let names = Names { configuration, service, namespace };
+    let (changes, seen) = ConfigurationWatch::new(fake.client(), names.clone());
+    tokio::spawn(changes.run());
     let ready = Readiness::default();
     let resolver = Resolver::default();
     let mounted = Mounted {
-        path: mount.path().to_owned(),
-        objects: Objects::new(fake.client(), names),
+        directory: mount.path().to_owned(),
+        objects: Objects::new(fake.client(), "unused".to_owned(), Writer::new(fake.client(), names), seen),
         hold,
         about: ObjectReference::default(),
         context,
         resolver: resolver.clone(),
         ready: ready.clone(),
     };
-    tokio::spawn(mounted.run());
+    let (path, _key) = SecretPath::new(Duration::from_secs(86_400), Arc::default());
+    tokio::spawn(mounted.run(path));
     World { mount, fake, resolver, metrics, ready }
 }
 
@@ -181,6 +178,10 @@ async fn a_certificate_is_not_served_until_the_injected_ca_bundle_trusts_it() {
     tokio::time::sleep(Duration::from_millis(700)).await;
     world.serves(&leaf).await;
     assert_eq!(world.bundle(), first.ca(), "the bundle is somebody else's");
+    let configuration = world.fake.state().configuration.clone().unwrap();
+    let path = |entry: usize| configuration["webhooks"][entry]["clientConfig"]["service"]["path"].clone();
+    assert!(path(0).as_str().is_some_and(|path| path.starts_with("/review/")) && path(0) == path(1), "{configuration}");
+    assert_eq!(configuration["metadata"]["ownerReferences"][0]["uid"], "namespace-uid", "{configuration}");
     for entry in world.fake.state().configuration.as_mut().unwrap()["webhooks"].as_array_mut().unwrap() {
         entry["clientConfig"]["caBundle"] = json!(BASE64_STANDARD.encode(second.ca()));
     }

@@ -75,7 +75,7 @@ impl Enforcement {
                     if changed.is_err() {
                         return;
                     }
-                    let Seen { is_known, live } = seen.borrow_and_update().clone();
+                    let Seen { is_known, live, .. } = seen.borrow_and_update().clone();
                     if is_known {
                         self.judge(live.as_deref(), &mut reported).await;
                     }

@@ -1,8 +1,9 @@
 use http::{Request, Response};
 use kube::client::Body;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::*;
+use crate::api::webhook::path::Key;
 
 /// An API server that knows one Secret, with this UID, and no webhook configuration.
 fn objects(uid: Option<&'static str>) -> Objects {
@@ -22,14 +23,15 @@ fn objects(uid: Option<&'static str>) -> Objects {
     });
     let names = ["n", "s", "p", "c"].map(str::to_owned);
     let [namespace, secret, service_name, configuration] = names;
-    let names = Names { namespace, secret, service: service_name, configuration };
-    Objects::new(Client::new(service, "n"), names)
+    let names = Names { namespace, service: service_name, configuration };
+    let client = Client::new(service, "n");
+    Objects::new(client.clone(), secret, Writer::new(client, names), watch::channel(Seen::default()).1)
 }
 
 fn store() -> Store {
-    let life = Duration::from_secs(3600);
+    let life = std::time::Duration::from_secs(3600);
     let (active, _) = super::super::ca::Ca::create(1, &[], life, jiff::Timestamp::UNIX_EPOCH, None).unwrap();
-    Store::first(active)
+    Store::first(active, Key::new([7; 32]))
 }
 
 #[tokio::test]
@@ -50,7 +52,6 @@ fn live(immutable: Option<bool>, generation: &str) -> Live {
     let annotations = Some([(GENERATION.to_owned(), generation.to_owned())].into());
     let names = Names {
         namespace: "pristine-system".to_owned(),
-        secret: "pristine-ca".to_owned(),
         service: "pristine".to_owned(),
         configuration: "pristine".to_owned(),
     };
@@ -61,6 +62,7 @@ fn live(immutable: Option<bool>, generation: &str) -> Live {
             ..ValidatingWebhookConfiguration::default()
         }),
         namespace: Namespace::default(),
+        secret_name: "pristine-ca".to_owned(),
         names,
     }
 }

@@ -21,7 +21,7 @@ use super::{
     tests::{LIFETIMES, names},
     *,
 };
-use crate::{certs::ca::Ca, clock::Sightings};
+use crate::{api::webhook::path::Key, certs::ca::Ca, clock::Sightings};
 
 mod checks;
 mod moves;

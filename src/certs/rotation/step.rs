@@ -11,7 +11,7 @@ pub enum Step {
     Restore,
     /// Create the next CA, and add it to the Secret.
     Stage,
-    /// Write this caBundle into the webhook configuration.
+    /// Write this caBundle into the webhook configuration, and the secret path if that is due.
     Publish(String),
     /// Accept the Secret although its generation is lower than what was published: no replica has a newer store.
     Adopt,
@@ -23,6 +23,8 @@ pub enum Step {
     Activate,
     /// Stop trusting the previous CAs.
     Retire,
+    /// Add the key of the secret path to a Secret without one.
+    AddPathKey,
     /// Issue a serving certificate, in memory.
     Issue,
     /// Delete the webhook configuration: soon no replica is left to answer, and every exec would be denied.
@@ -48,6 +50,7 @@ impl Step {
             Self::BreakHold => "break_hold",
             Self::Activate => "activate",
             Self::Retire => "retire",
+            Self::AddPathKey => "add_path_key",
             Self::Issue => "issue",
             Self::Withdraw => "withdraw",
             Self::Idle { .. } => "idle",
@@ -62,7 +65,7 @@ impl Step {
 }
 
 /// Every word of [`Step::as_str`] but `idle`, which changes nothing: the values of the metric's label.
-pub const STEPS: [&str; 11] = [
+pub const STEPS: [&str; 12] = [
     "create",
     "restore",
     "adopt",
@@ -72,6 +75,7 @@ pub const STEPS: [&str; 11] = [
     "break_hold",
     "activate",
     "retire",
+    "add_path_key",
     "issue",
     "withdraw",
 ];

@@ -2,9 +2,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    api::webhook::path::Key,
     certs::{before, ca::Ca},
     clock::Sightings,
 };
+
+mod path;
 
 pub(super) const LIFETIMES: Lifetimes =
     Lifetimes { ca: Duration::from_secs(9000), serving: Duration::from_secs(900), hold: Duration::from_secs(60) };
@@ -33,6 +36,7 @@ impl World {
             owned: true,
             namespace_terminating: false,
             rotate: false,
+            path_due: false,
             published_generation: 0,
         };
         Self { now, observed, history: vec![(now, vec![])], generations: 0 }
@@ -78,7 +82,7 @@ impl World {
             Step::Create => {
                 let (active, _) = Ca::create(generation, &names(), LIFETIMES.ca, self.now, None).unwrap();
                 self.generations += 1;
-                self.write(Store { generation, ..Store::first(active) });
+                self.write(Store { generation, ..Store::first(active, Key::new([7; 32])) });
             }
             Step::Restore => {
                 let memory = self.observed.memory.clone().unwrap();
@@ -157,7 +161,7 @@ fn activation_erases_the_key_of_the_old_ca() {
     let store = world.store().unwrap();
     assert_eq!((store.previous.len(), store.next.is_none()), (1, true));
     let text = format!("{:?}", crate::certs::secret::encode(store).keys());
-    assert_eq!(text, r#"["active.crt", "active.key", "cross.crt", "previous.crt", "state.json"]"#);
+    assert_eq!(text, r#"["active.crt", "active.key", "cross.crt", "path.key", "previous.crt", "state.json"]"#);
 }
 
 #[test]

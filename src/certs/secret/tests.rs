@@ -21,6 +21,7 @@ pub(in crate::certs) fn store() -> Store {
         cross,
         published_at: Some(now),
         retire_at: Some(now),
+        path_key: Some(path::Key::new([7; 32])),
     }
 }
 
@@ -28,7 +29,15 @@ pub(in crate::certs) fn store() -> Store {
 fn decode_returns_the_store_that_was_encoded() {
     let full = store();
     assert_eq!(decode(&encode(&full)).unwrap(), full);
-    let small = Store { next: None, previous: vec![], cross: None, published_at: None, retire_at: None, ..full };
+    let small = Store {
+        next: None,
+        previous: vec![],
+        cross: None,
+        published_at: None,
+        retire_at: None,
+        path_key: None,
+        ..full
+    };
     assert_eq!(decode(&encode(&small)).unwrap(), small);
 }
 

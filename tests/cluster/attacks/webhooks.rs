@@ -76,7 +76,7 @@ async fn a_stolen_service_account_token_can_change_only_the_ca_bundle_and_the_pa
         add("/webhooks/0/clientConfig/caBundle", json!("LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0t")),
         add("/webhooks/0/clientConfig/service/path", json!("/review/other")),
         add("/metadata/annotations/pristine~1generation", json!("9")),
-        add("/metadata/annotations/pristine~1previous-path", json!("/x")),
+        add("/metadata/annotations/pristine~1path-renewed-at", json!("2026-01-01T00:00:00Z")),
     ] {
         // A caBundle that is no certificate is refused by the API server, and not by the policy.
         if let Err(status) = patch(&client, own.clone()).await {

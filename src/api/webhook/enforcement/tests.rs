@@ -51,8 +51,8 @@ fn task(terminating: &Arc<AtomicBool>) -> (Enforcement, Events, watch::Sender<bo
         ..ObjectReference::default()
     };
     let [service, namespace] = ["pristine", "n"].map(str::to_owned);
-    let (sees, seen) = watch::channel(Seen::default());
-    (Enforcement { client, seen, service, namespace, about, context, stopping }, events, stop, sees)
+    let (sender, seen) = watch::channel(Seen::default());
+    (Enforcement { client, seen, service, namespace, about, context, stopping }, events, stop, sender)
 }
 
 /// The shipped configuration, for the namespace `n`.
@@ -77,7 +77,7 @@ fn intact(task: &Enforcement) -> Option<i64> {
 /// Follows these changes, one each minute; the metric after each of them.
 async fn follow(
     task: &Enforcement,
-    sees: &watch::Sender<Seen>,
+    sender: &watch::Sender<Seen>,
     changes: Vec<Option<ValidatingWebhookConfiguration>>,
 ) -> Vec<Option<i64>> {
     let minute = Duration::from_secs(60);
@@ -85,7 +85,7 @@ async fn follow(
     let change = async {
         for live in changes {
             sleep(minute).await;
-            sees.send_replace(Seen { is_known: true, live: live.map(Arc::new) });
+            sender.send_replace(Seen { is_known: true, live: live.map(Arc::new), ..Seen::default() });
             sleep(Duration::from_secs(1)).await;
             after.push(intact(task));
         }
@@ -99,11 +99,11 @@ async fn follow(
 
 #[tokio::test(start_paused = true)]
 async fn the_metric_and_the_events_follow_the_configuration() {
-    let (task, events, _stop, sees) = task(&Arc::default());
+    let (task, events, _stop, sender) = task(&Arc::default());
     let before = tokio::time::timeout(Duration::from_secs(9), task.follow()).await;
     assert!(before.is_err() && intact(&task).is_none(), "nothing is known yet");
     let changes = vec![Some(weakened()), Some(weakened()), Some(shipped()), None, Some(shipped()), None];
-    let seen = follow(&task, &sees, changes).await;
+    let seen = follow(&task, &sender, changes).await;
     assert_eq!(seen, [Some(0), Some(0), Some(1), Some(0), Some(1), Some(0)]);
 
     let events = events.lock().unwrap();
@@ -119,18 +119,18 @@ async fn the_metric_and_the_events_follow_the_configuration() {
 
 #[tokio::test(start_paused = true)]
 async fn an_accepted_deviation_leaves_the_metric_at_one_and_publishes_nothing() {
-    let (task, events, _stop, sees) = task(&Arc::default());
+    let (task, events, _stop, sender) = task(&Arc::default());
     let mut accepted = weakened();
     accepted.metadata.annotations.as_mut().unwrap().insert(ACCEPTED.to_owned(), "failurePolicy".to_owned());
-    let seen = follow(&task, &sees, vec![Some(accepted)]).await;
+    let seen = follow(&task, &sender, vec![Some(accepted)]).await;
     assert_eq!((seen.last().unwrap(), events.lock().unwrap().len()), (&Some(1), 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn uninstalling_publishes_no_warning() {
     let terminating = Arc::new(AtomicBool::new(true));
-    let (task, events, _stop, sees) = task(&terminating);
-    let seen = follow(&task, &sees, vec![None]).await;
+    let (task, events, _stop, sender) = task(&terminating);
+    let seen = follow(&task, &sender, vec![None]).await;
     assert_eq!((seen.last().unwrap(), events.lock().unwrap().len()), (&Some(0), 0));
 }
 

@@ -45,6 +45,7 @@ impl World {
             owned: true,
             namespace_terminating: false,
             rotate: false,
+            path_due: false,
         };
         replica.seen = Some((observed, self.secrets.len(), self.configurations.len(), own));
     }
@@ -122,7 +123,7 @@ impl World {
         let mut store = match step {
             Step::Create => {
                 let (active, _) = create(newest + 1, None);
-                Store::first(active)
+                Store::first(active, Key::new([7; 32]))
             }
             Step::Restore => observed.memory.clone().unwrap(),
             step => {
