@@ -14,6 +14,8 @@ pub mod quarantine;
 pub mod queue;
 pub mod reconcile;
 pub mod successor;
+pub mod suspension;
+pub mod switch;
 
 pub use plan::{Next, plan};
 
@@ -30,11 +32,20 @@ pub struct Settings {
     pub per_minute: u32,
     /// Whether marked pods are taken out of service before their deadline.
     pub quarantine: bool,
+    /// Whether no pod is evicted.
+    pub suspend: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let day = Duration::from_secs(24 * 60 * 60);
-        Self { max_extension: day, max_grace_period: None, warn_before: None, per_minute: 600, quarantine: false }
+        Self {
+            max_extension: day,
+            max_grace_period: None,
+            warn_before: None,
+            per_minute: 600,
+            quarantine: false,
+            suspend: false,
+        }
     }
 }

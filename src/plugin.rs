@@ -23,6 +23,7 @@ pub mod format;
 pub mod get;
 pub mod output;
 pub mod row;
+pub mod suspend;
 pub mod version;
 
 /// List the pods that users have exec'd into, manage their eviction, and check that Pristine works.
@@ -54,6 +55,10 @@ pub enum Command {
     Release(extend::Release),
     /// Evict marked pods now, respecting PodDisruptionBudgets.
     Evict(evict::Arguments),
+    /// Suspend all evictions in the cluster until a time.
+    Suspend(suspend::Suspend),
+    /// End the suspension of evictions.
+    Resume(suspend::Resume),
     /// Show the CAs, the serving certificate of each replica, and whether caBundle trusts them.
     Certs,
     /// Check that the webhook is reachable and trusted, and list who can bypass it.
@@ -119,6 +124,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Hold(arguments) => extend::hold(&connection, &clock, &arguments).await,
         Command::Release(arguments) => extend::release(&connection, &clock, &arguments).await,
         Command::Evict(arguments) => evict::run(&connection, &arguments).await,
+        Command::Suspend(arguments) => suspend::suspend(&connection, &clock, &arguments).await,
+        Command::Resume(arguments) => suspend::resume(&connection, &arguments).await,
         Command::Certs => certs::run(&connection, &clock).await,
         Command::Doctor => doctor::run(&connection, &clock).await,
         Command::Version => version::run(&connection).await,

@@ -35,6 +35,7 @@ use crate::{
         self,
         leadership::{LeaderElector, Leadership},
         mark_successor::SuccessorMarker,
+        suspension::Suspended,
     },
     server::{self, Limits, listen, probes, readiness::Readiness},
     telemetry::{Metrics, init_logs},
@@ -128,7 +129,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let (settings_tx, settings_rx) = watch::channel(eviction);
     let (synced, trusted, ready) = (Readiness::default(), Readiness::default(), Readiness::default());
     let reachable = Readiness::default();
-    let leadership = Leadership::default();
+    let (leadership, suspended) = (Leadership::default(), Suspended::default());
     let (context, publish_events) =
         Context::new(client.clone(), &args.pod_name, clock, AuditLog::stdout(), metrics, link);
 
@@ -194,6 +195,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         name: args.lease.clone(),
         identity: args.pod_name.clone(),
         context: context.clone(),
+        suspended: suspended.clone(),
     };
     let mut election = tokio::spawn(elector.run(leadership.clone(), stopping.clone()));
     let evictions = eviction::controller::Controller {
@@ -202,6 +204,8 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         context: context.clone(),
         settings: settings_rx,
         leadership,
+        suspended,
+        about: own_pod(&args),
         successors: SuccessorMarker { pods: pods.clone(), context: context.clone() },
         synced,
     };

@@ -150,6 +150,8 @@ pub struct Metrics {
     pub marked: Family<StateLabel, Gauge>,
     /// Seconds that this replica's clock is ahead of the API server's.
     pub clock_ahead: Gauge<f64, AtomicU64>,
+    /// Whether evictions are suspended.
+    pub evictions_suspended: Gauge,
     /// Whether this replica is the leader, which evicts.
     pub leader: Gauge,
     /// When each certificate expires.
@@ -189,6 +191,7 @@ impl Default for Metrics {
             overdue_seconds: Gauge::default(),
             marked: Family::default(),
             clock_ahead: Gauge::default(),
+            evictions_suspended: Gauge::default(),
             leader: Gauge::default(),
             not_after: Family::default(),
             bundle_in_sync: Gauge::default(),
@@ -219,6 +222,8 @@ impl Default for Metrics {
         r.register("marked_pods", "Marked pods with a deadline, by state", all.marked.clone());
         let help = "How far this replica's clock is ahead of the API server's, to within a second";
         r.register_with_unit("clock_ahead", help, Unit::Seconds, all.clock_ahead.clone());
+        let help = "1 while evictions are suspended, by `kubectl pristine suspend` or the configuration";
+        r.register("evictions_suspended", help, all.evictions_suspended.clone());
         r.register("leader", "1 on the leader, the replica that evicts", all.leader.clone());
         let help = "When the certificate expires, in seconds since 1970";
         r.register_with_unit("certificate_not_after_timestamp", help, Unit::Seconds, all.not_after.clone());

@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream::FuturesUnordered};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::{
     Api, Client,
     runtime::{WatchStreamExt as _, watcher},
@@ -30,9 +30,10 @@ use super::{
     queue::Queue,
     reconcile::{Reconcile, lock},
     successor::successor_mark,
+    suspension::Suspended,
 };
 use crate::{
-    api::{Context, pods::Pods},
+    api::{Context, events::EventType, pods::Pods},
     error::chain,
     mark::{self, State, owner::controller},
     server::readiness::Readiness,
@@ -60,6 +61,10 @@ pub struct Controller {
     pub settings: watch::Receiver<Settings>,
     /// Whether this replica may evict.
     pub leadership: Leadership,
+    /// Whether any replica may.
+    pub suspended: Suspended,
+    /// This replica's pod, which the Events about a suspension are about.
+    pub about: ObjectReference,
     /// For pods that are deleted right after an interaction.
     pub successors: SuccessorMarker,
     /// Ready once all marked pods are known.
@@ -79,8 +84,14 @@ impl Controller {
         let pacing = Arc::new(Mutex::new(Pacing::default()));
         let mut reconciles = FuturesUnordered::new();
         let mut swept = Instant::now();
+        let mut suspended = None;
         loop {
             let now = self.context.clock.never_ahead();
+            if self.report_suspension(&mut suspended, now) {
+                // The pods that became due meanwhile are due now, whenever they would have been looked at again.
+                listed.replaces_known = true;
+                events = watch();
+            }
             // Not in every iteration, because it visits every pod.
             if swept.elapsed() >= TICK {
                 swept = Instant::now();
@@ -123,7 +134,11 @@ impl Controller {
             let count = match state {
                 // A replica that is not the leader does not know what delays an eviction. It may have known as a
                 // leader.
-                State::EvictionQueued | State::EvictionBlocked | State::Evicting if !self.leadership.is_held() => 0,
+                State::EvictionQueued | State::EvictionBlocked | State::Suspended | State::Evicting
+                    if !self.leadership.is_held() =>
+                {
+                    0
+                }
                 State::Marked if !self.leadership.is_held() => {
                     let all = i64::try_from(queue.uids().len()).unwrap_or(i64::MAX);
                     all - queue.count(State::Terminating)
@@ -135,8 +150,33 @@ impl Controller {
         self.context.metrics.leader.set(i64::from(self.leadership.is_held()));
     }
 
+    fn why_suspended(&self, now: Timestamp) -> Option<String> {
+        self.suspended.why(self.settings.borrow().suspend, now)
+    }
+
+    /// Reports a change of the suspension, where `known` is why evictions were suspended. Returns whether it has ended.
+    fn report_suspension(&self, known: &mut Option<String>, now: Timestamp) -> bool {
+        let why = self.why_suspended(now);
+        self.context.metrics.evictions_suspended.set(i64::from(why.is_some()));
+        if why == *known || !self.suspended.is_known() {
+            return false;
+        }
+        let has_ended = why.is_none();
+        if self.leadership.is_held() {
+            let (reason, note) = why.as_ref().map_or_else(
+                || ("EvictionsResumed", "evictions are no longer suspended; pods that are due are evicted"),
+                |why| ("EvictionsSuspended", why.as_str()),
+            );
+            tracing::info!(reason, note, "the suspension of evictions changed");
+            self.context.events.publish(self.about.clone(), EventType::Normal, reason, "Evict", note);
+        }
+        *known = why;
+        has_ended
+    }
+
     fn report_overdue(&self, queue: &Queue, now: Timestamp) {
-        let earliest = if self.leadership.is_held() { queue.earliest() } else { None };
+        let evicts = self.leadership.is_held() && self.why_suspended(now).is_none();
+        let earliest = if evicts { queue.earliest() } else { None };
         let overdue = earliest.map_or(0.0, |deadline| now.duration_since(deadline).as_secs_f64().max(0.0));
         self.context.metrics.overdue_seconds.set(overdue);
     }
@@ -212,6 +252,7 @@ impl Controller {
             settings: *self.settings.borrow(),
             pacing: &pacing,
             leadership: &self.leadership,
+            suspended: &self.suspended,
             uid: &uid,
             entry: &entry,
         };

@@ -15,10 +15,11 @@ use crate::mark::{State, Status, extension::Extension, owner::controller};
 
 /// The states of an entry, with the words of `pristine_marked_pods`. An extended or quarantined pod counts as marked:
 /// its deadline is in the future.
-pub const STATES: [(State, &str); 5] = [
+pub const STATES: [(State, &str); 6] = [
     (State::Marked, "marked"),
     (State::EvictionQueued, "queued"),
     (State::EvictionBlocked, "blocked"),
+    (State::Suspended, "suspended"),
     (State::Evicting, "evicting"),
     (State::Terminating, "terminating"),
 ];
@@ -59,6 +60,8 @@ pub enum Requeue {
     Queued,
     /// The pod is due, and the rate limit allows no eviction for this long.
     Limited(Duration),
+    /// The pod is due, and evictions are suspended.
+    Suspended,
     /// The eviction was accepted.
     Accepted,
     /// The pod is terminating: reconcile it at this time.
@@ -75,6 +78,8 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 const BLOCKED_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// A pod is reconciled this long after an accepted eviction, in case it is not terminating.
 const EVICTED_RECHECK: Duration = Duration::from_secs(60);
+/// A pod that is due while evictions are suspended is looked at again after this; that needs no request.
+const SUSPENDED_RECHECK: Duration = Duration::from_secs(30);
 /// The longest wait of a pod that the rate limit delays, so that it is evicted soon after the others are.
 const MAX_LIMITED_WAIT: Duration = Duration::from_secs(5);
 
@@ -105,6 +110,8 @@ impl Entry {
                 let spread = wait.mul_f64(1.0 + random * (1.0 + number(State::EvictionQueued)));
                 (later(spread.min(wait.max(MAX_LIMITED_WAIT))), State::EvictionQueued)
             }
+            // When the suspension ends, all marked pods are listed again.
+            Requeue::Suspended => (later(SUSPENDED_RECHECK.mul_f64(1.0 + random)), State::Suspended),
             Requeue::Accepted => (later(EVICTED_RECHECK), State::Evicting),
             Requeue::Terminating(at) => (at, State::Terminating),
             // The pod is terminating all the same. Only its status could not be written.
@@ -118,7 +125,7 @@ impl Entry {
         let refusals = match requeue {
             Requeue::Refused(_) => self.refusals.saturating_add(1),
             // A wait for other pods or for the rate limit does not reset the backoff.
-            Requeue::Queued | Requeue::Limited(_) => self.refusals,
+            Requeue::Queued | Requeue::Limited(_) | Requeue::Suspended => self.refusals,
             _ => 0,
         };
         let queued = if state == State::EvictionQueued { self.queued.saturating_add(1) } else { 0 };

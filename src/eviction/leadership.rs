@@ -23,6 +23,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+use super::suspension::Suspended;
 use crate::{api::Context, clock::TOLERATED_SKEW, error::chain};
 
 // The names of client-go, with the defaults of its core clients.
@@ -107,6 +108,8 @@ pub struct LeaderElector {
     pub identity: String,
     /// The clock, and the places to report to.
     pub context: Context,
+    /// The switch that stops evictions: read before this replica begins to lead, and at each renewal.
+    pub suspended: Suspended,
 }
 
 impl LeaderElector {
@@ -116,7 +119,11 @@ impl LeaderElector {
         let mut seen: Option<(String, Instant)> = None;
         loop {
             let started = Instant::now();
-            match timeout(RETRY_PERIOD * 2, self.try_acquire_or_renew(&api, &mut seen)).await {
+            let round = async {
+                let suspension = self.suspended.refresh(&self.client, &self.namespace);
+                tokio::join!(self.try_acquire_or_renew(&api, &mut seen), suspension).0
+            };
+            match timeout(RETRY_PERIOD * 2, round).await {
                 Ok(Ok(true)) => leadership.hold(started + RENEW_DEADLINE),
                 Ok(Ok(false)) => leadership.release(),
                 Ok(Err(error)) => tracing::warn!(error = %chain(&error), "cannot read or write the Lease, retrying"),

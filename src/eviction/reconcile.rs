@@ -15,6 +15,7 @@ use super::{
     pacing::{Owner, Pacing},
     plan::{Waiting, grace_period, plan, stuck, waiting},
     quarantine,
+    suspension::Suspended,
 };
 use crate::{
     api::{
@@ -28,6 +29,8 @@ use crate::{
     telemetry,
 };
 
+mod take_out;
+
 /// One reconciliation of one pod.
 pub struct Reconcile<'a> {
     /// Reads the pod, writes its status, evicts it.
@@ -40,6 +43,8 @@ pub struct Reconcile<'a> {
     pub pacing: &'a Mutex<Pacing>,
     /// Whether this replica may evict.
     pub leadership: &'a Leadership,
+    /// Whether any replica may.
+    pub suspended: &'a Suspended,
     /// UID of the pod.
     pub uid: &'a str,
     /// What the queue knows of the pod.
@@ -67,7 +72,12 @@ impl Reconcile<'_> {
     async fn reconcile(&self) -> Result<Requeue, pods::Error> {
         let Entry { namespace, name, owner, deadline, .. } = self.entry;
         let (owner, now) = (owner.as_deref(), self.context.clock.never_ahead());
+        let is_suspended = self.why_suspended().is_some();
+        if is_suspended && self.entry.state == State::Suspended {
+            return Ok(Requeue::Suspended);
+        }
         if *deadline <= now
+            && !is_suspended
             && self.entry.state != State::Terminating
             && let Some((requeue, why)) = self.cannot_evict(owner, now)
         {
@@ -94,7 +104,7 @@ impl Reconcile<'_> {
             Next::Wait { mark, until } => {
                 // First, so that a user who requests an extension gets an answer even if the quarantine fails.
                 match self.wait(&pod, until).await? {
-                    Requeue::Again(at) if self.settings.quarantine && quarantine::is_wanted(&pod) => {
+                    Requeue::Again(at) if self.settings.quarantine && !is_suspended && quarantine::is_wanted(&pod) => {
                         Ok(Requeue::Again(at.min(self.quarantine(&pod, &mark).await)))
                     }
                     waiting => Ok(waiting),
@@ -116,8 +126,26 @@ impl Reconcile<'_> {
                 }
                 Ok(Requeue::Done)
             }
-            Next::Evict { mark, due } => self.evict_in_turn(&pod, &mark, due, owner).await,
+            Next::Evict { mark, due } => match self.why_suspended() {
+                Some(why) => self.suspend(&pod, &mark, due, &why).await,
+                None => self.evict_in_turn(&pod, &mark, due, owner).await,
+            },
         }
+    }
+
+    /// Why no pod is evicted now.
+    fn why_suspended(&self) -> Option<String> {
+        self.suspended.why(self.settings.suspend, self.context.clock.never_ahead())
+    }
+
+    /// Writes on a pod that is due that evictions are suspended.
+    async fn suspend(&self, pod: &Pod, mark: &Mark, due: Timestamp, why: &str) -> Result<Requeue, pods::Error> {
+        let message = format!("{}. It is due and not evicted: {why}", mark.summary());
+        let status = Status::due(State::Suspended, Some(due), why.to_owned());
+        if self.set_status(pod, mark, &status, &message).await? {
+            self.count("suspended");
+        }
+        Ok(Requeue::Suspended)
     }
 
     async fn evict_in_turn(
@@ -132,7 +160,7 @@ impl Reconcile<'_> {
         }
         // The process may have been suspended since the check before: the pod as read, and the Lease, may be out of
         // date.
-        if !self.leadership.is_held() {
+        if !self.leadership.is_held() || self.why_suspended().is_some() {
             lock(self.pacing).abandon(owner, self.uid);
             return Ok(Requeue::Queued);
         }
@@ -174,64 +202,6 @@ impl Reconcile<'_> {
             ));
         }
         (!pacing.ask(owner, self.uid, now)).then(|| (Requeue::Queued, OTHERS_FIRST.to_owned()))
-    }
-
-    /// Takes the pod out of service if its workload can spare it, and returns when to reconcile it again. A failure
-    /// here never delays the eviction.
-    async fn quarantine(&self, pod: &Pod, mark: &Mark) -> Timestamp {
-        let (owner, now) = (self.entry.owner.as_deref(), self.context.clock.never_ahead());
-        let later = |wait: Duration| now.checked_add(wait).unwrap_or(Timestamp::MAX);
-        if !lock(self.pacing).ask(owner, self.uid, now) {
-            return later(Duration::from_secs(1).mul_f64(rand::random_range(1.0..2.0)));
-        }
-        match self.try_quarantine(pod, mark, now).await {
-            Ok(true) => now,
-            Ok(false) => later(Duration::from_secs(5).mul_f64(rand::random_range(1.0..2.0))),
-            Err(error) => {
-                lock(self.pacing).abandon(owner, self.uid);
-                if matches!(error, pods::Error::Conflict | pods::Error::Gone) {
-                    return later(Duration::from_secs(1));
-                }
-                let Entry { namespace, name, .. } = self.entry;
-                let error = chain(&error);
-                tracing::warn!(namespace, pod = name, uid = self.uid, error, "cannot quarantine the pod, retrying");
-                later(Duration::from_secs(30))
-            }
-        }
-    }
-
-    /// Whether the pod was quarantined. Only if its owner is fully Ready and the disruption budgets would allow its
-    /// eviction: without its labels, the pod no longer counts for them.
-    async fn try_quarantine(&self, pod: &Pod, mark: &Mark, now: Timestamp) -> Result<bool, pods::Error> {
-        let Entry { namespace, name, owner: Some(owner), .. } = self.entry else { return Ok(false) };
-        let found = self.pods.owner(pod).await?;
-        if !lock(self.pacing).begin_quarantine(counted(owner, &found), self.uid, now) {
-            return Ok(false);
-        }
-        let is_allowed = matches!(self.pods.evict(namespace, name, self.uid, None, true).await?, Outcome::Accepted);
-        let is_allowed = is_allowed && lock(self.pacing).spend(self.settings.per_minute, now).is_ok();
-        let found = if is_allowed { self.pods.selectors(pod).await? } else { None };
-        let Some((selector, services)) = found else {
-            lock(self.pacing).abandon(Some(owner), self.uid);
-            return Ok(false);
-        };
-        let labels = quarantine::labels(pod, &selector, &services);
-        let names = labels.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        let message = format!("{}; until then it is out of service, without the labels {names}", mark.summary());
-        self.pods.quarantine(pod, mark, &labels, &message).await?;
-        // Its owner no longer counts it, and creates the replacement.
-        lock(self.pacing).gone(Some(owner), self.uid);
-        self.count("quarantined");
-        tracing::info!(namespace, pod = name, uid = self.uid, names, "the pod is quarantined");
-        self.context.events.pod(pod, EventType::Normal, "PodQuarantined", "Quarantine", &message);
-        self.context.events.owner(
-            pod,
-            EventType::Normal,
-            "PodQuarantined",
-            "Quarantine",
-            &format!("pod {name}: {message}"),
-        );
-        Ok(true)
     }
 
     /// Answers a request for an extension, and warns before the deadline.

@@ -34,6 +34,8 @@ pub enum State {
     Evicting,
     /// A user extended the deadline or holds the pod.
     Extended,
+    /// The pod is due, and evictions are suspended.
+    Suspended,
     /// The pod is out of service until its deadline.
     Quarantined,
     /// The pod is due and is never evicted; the cause says why.
@@ -54,6 +56,7 @@ impl State {
             Self::EvictionBlocked => "EvictionBlocked",
             Self::Evicting => "Evicting",
             Self::Extended => "Extended",
+            Self::Suspended => "Suspended",
             Self::Quarantined => "Quarantined",
             Self::NotEvictable => "NotEvictable",
             Self::Terminating => "Terminating",

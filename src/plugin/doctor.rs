@@ -29,6 +29,7 @@ use crate::{
     },
     clock::Clock,
     config,
+    eviction::switch::{CONFIG_MAP, Suspension},
 };
 
 const POLICIES: [&str; 4] =
@@ -88,6 +89,9 @@ pub async fn run(connection: &Connection, clock: &Clock) -> Result<(), Failure> 
     }
     report("admission", admission(connection, trust.as_ref()).await)?;
     report("eviction", leader(connection, clock.now()).await)?;
+    if let Some(finding) = suspension(connection, clock.now()).await {
+        report("eviction", finding)?;
+    }
     report("policies", policies(connection).await)?;
     report("configuration", configuration(connection).await)?;
     match rbac(connection).await {
@@ -202,6 +206,18 @@ async fn admission(connection: &Connection, trust: Result<&Trust, &Failure>) -> 
         ),
         Err(failure) => unknown(&failure),
     }
+}
+
+/// Whether evictions are suspended; none if they are not.
+async fn suspension(connection: &Connection, now: Timestamp) -> Option<Finding> {
+    let api: Api<ConfigMap> = Api::namespaced(connection.client.clone(), &connection.pristine);
+    let found = match connection.call("get configmaps", api.get_opt(CONFIG_MAP)).await {
+        Ok(found) => found?.data.unwrap_or_default(),
+        Err(failure) => return Some(unknown(&failure)),
+    };
+    let suspension = Suspension::parse(&found).filter(|suspension| !suspension.is_over(now))?;
+    let text = format!("no pod is evicted: suspended {}", suspension.describe());
+    Some(Warning(text, "kubectl pristine resume".to_owned()))
 }
 
 async fn leader(connection: &Connection, now: Timestamp) -> Finding {

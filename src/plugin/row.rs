@@ -50,7 +50,7 @@ impl Row {
         let Status { state: written, evict_at, cause } =
             Status::on(pod).unwrap_or_else(|| Status::new(State::Marked, None));
         let is_extended = extension.asks() && written == State::Extended;
-        let is_waiting = matches!(written, State::EvictionBlocked | State::EvictionQueued);
+        let is_waiting = matches!(written, State::EvictionBlocked | State::EvictionQueued | State::Suspended);
         let deadline = evict_at.filter(|_| is_extended || is_waiting).or_else(|| mark.as_ref()?.evict_at);
         let annotations = pod.metadata.annotations.as_ref();
         let is_quarantined = annotations.is_some_and(|all| all.contains_key(QUARANTINED));
@@ -65,6 +65,7 @@ impl Row {
             (_, _, State::NotEvictable) => ("NotEvictable", cause),
             (_, _, State::EvictionBlocked) if is_due => ("Blocked", cause),
             (_, _, State::EvictionQueued) if is_due => ("Queued", cause),
+            (_, _, State::Suspended) if is_due => ("Suspended", cause),
             _ if is_due => ("Due", String::new()),
             _ if is_extended => (if extension.holds() { "Held" } else { "Extended" }, extension.summary(None)),
             _ if is_quarantined => ("Quarantined", "out of service until it is evicted".to_owned()),

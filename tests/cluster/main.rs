@@ -29,3 +29,4 @@ mod outage;
 mod pacing;
 mod plugin;
 mod stage;
+mod suspend;

@@ -34,6 +34,7 @@ fn any_requeue() -> impl Strategy<Value = Requeue> {
         Just(Requeue::Queued),
         (0_u64..61_000).prop_map(|wait| Requeue::Limited(Duration::from_millis(wait))),
         Just(Requeue::Accepted),
+        Just(Requeue::Suspended),
         (0_i64..1_000_000).prop_map(|later| Requeue::Terminating(at(1_000_000 + later))),
         proptest::option::of(0_u64..600).prop_map(|after| Requeue::Refused(after.map(Duration::from_secs))),
     ]
@@ -84,7 +85,7 @@ proptest! {
                 Requeue::Again(_) => Duration::from_secs(1000),
                 Requeue::Queued => Duration::from_secs(2),
                 Requeue::Limited(wait) => (*wait).max(Duration::from_secs(5)),
-                Requeue::Accepted => Duration::from_secs(60),
+                Requeue::Accepted | Requeue::Suspended => Duration::from_secs(60),
                 Requeue::Terminating(at) => at.duration_since(now).unsigned_abs(),
                 // Ten thousand blocked pods make 20 attempts a second together at most.
                 Requeue::Refused(_) => Duration::from_millis(300_000.max(63 * u64::try_from(waiting).unwrap())),
