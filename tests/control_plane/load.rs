@@ -77,7 +77,7 @@ impl Load {
         self.busy.fetch_sub(1, Ordering::Relaxed);
         match answer {
             Ok(()) => drop(self.admitted.fetch_add(1, Ordering::Relaxed)),
-            Err(other) => self.failures.lock().unwrap().push(other),
+            Err(other) => self.failures.lock().unwrap().push(format!("{} {other}", crate::common::now())),
         }
     }
 }
