@@ -5,7 +5,10 @@ use std::{fmt::Write as _, hint::black_box};
 
 use k8s_openapi::api::core::v1::Pod;
 use pristine::{
-    config::{self, policy::Policy},
+    config::{
+        self,
+        policy::{Attributes, Policy},
+    },
     mark::{Interaction, Operation, User},
 };
 use serde_json::json;
@@ -61,7 +64,8 @@ fn main() {
         let time = |policy: &Policy| {
             let start = Instant::now();
             for _ in 0..ROUNDS {
-                assert_eq!(black_box(policy).decide(&interaction, &user, &argv, &pod).rule, "last");
+                let it = Attributes { interaction: &interaction, user: &user, argv: &argv, pod: &pod, namespace: None };
+                assert_eq!(black_box(policy).decide(it).unwrap().rule, "last");
             }
             start.elapsed() / ROUNDS
         };

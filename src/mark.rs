@@ -19,7 +19,7 @@ mod interaction;
 pub mod owner;
 pub mod redact;
 pub mod status;
-pub use interaction::{EXEC_REQUEST_UID, Interaction, Operation, User};
+pub use interaction::{EXEC_REQUEST_UID, Interaction, Operation, POD_NAME, SERVICE_ACCOUNT, User};
 pub use status::{State, Status, is_ready};
 
 /// The label of every marked pod, and the only selector. User names never go into labels: an e-mail address is not a

@@ -25,7 +25,7 @@ use crate::{
         persist::persist,
         pods::{self, Marked, Pods, Recorded},
     },
-    config::policy::{Decision, Policy, Verdict},
+    config::policy::{Attributes, Decision, Labels, NamespaceNeeded, Policy, Verdict},
     error::chain,
     mark::{Disposition, Interaction, Operation},
 };
@@ -103,6 +103,8 @@ impl From<pods::Error> for Refused {
 /// A review that waits for its turn to be written.
 pub struct Waiting {
     request: Arc<Request>,
+    /// The labels of the pod's namespace, if the rules needed them.
+    namespace: Option<Labels>,
     done: oneshot::Sender<Result<Admitted, Refused>>,
 }
 
@@ -126,14 +128,17 @@ impl Marking {
         authorized?;
         let pod = pod?;
         // What needs no write needs no turn either.
-        let Decided { to_mark, exempt } = self.decide(request, &pod)?;
+        let mut namespace = None;
+        let Decided { to_mark, exempt } = self.decide(request, &pod, &mut namespace, until).await?;
         if request.dry_run {
             return Ok(Admitted::NothingToMark);
         }
         if to_mark.is_empty() {
             return Ok(Admitted::Exempt(exempt));
         }
-        Box::pin(self.in_turn(request, pod, until)).await
+        let (done, answer) = oneshot::channel();
+        let waiting = Waiting { request: request.clone(), namespace, done };
+        Box::pin(self.in_turn(waiting, answer, pod, until)).await
     }
 
     async fn read(&self, request: &Request, until: Instant) -> Result<Pod, Refused> {
@@ -155,11 +160,26 @@ impl Marking {
         Err(Refused::Validation(validate::forbidden(request, operation)))
     }
 
+    async fn read_namespace(&self, request: &Request, until: Instant) -> Result<Labels, Refused> {
+        let call = || self.pods.namespace_labels(&request.namespace);
+        match persist("get namespaces", &self.context.link, until, call).await {
+            // A namespace is deleted after its pods.
+            Err(pods::Error::Gone) => Err(Refused::Validation(validate::not_found(&request.pod))),
+            read => Ok(read?),
+        }
+    }
+
     /// Waits until this review is written, by this task or by the one that has the turn.
-    async fn in_turn(&self, request: &Arc<Request>, pod: Pod, until: Instant) -> Result<Admitted, Refused> {
+    async fn in_turn(
+        &self,
+        waiting: Waiting,
+        mut answer: oneshot::Receiver<Result<Admitted, Refused>>,
+        pod: Pod,
+        until: Instant,
+    ) -> Result<Admitted, Refused> {
+        let request = &waiting.request.clone();
         let writer = self.writers.of(&request.namespace, &request.pod);
-        let (done, mut answer) = oneshot::channel();
-        writer.wait(Waiting { request: request.clone(), done }, request.breaks_glass());
+        writer.wait(waiting, request.breaks_glass());
         let mut read = Some(pod);
         loop {
             tokio::select! {
@@ -199,8 +219,8 @@ impl Marking {
             };
             let mut to_mark = Vec::new();
             let mut decided = VecDeque::new();
-            for waiting in batch.drain(..) {
-                match self.decide(&waiting.request, &pod) {
+            for mut waiting in batch.drain(..) {
+                match self.decide(&waiting.request, &pod, &mut waiting.namespace, until).await {
                     Err(why) => drop(waiting.done.send(Err(why))),
                     Ok(Decided { to_mark: none, exempt }) if none.is_empty() => {
                         drop(waiting.done.send(Ok(Admitted::Exempt(exempt))));
@@ -254,14 +274,40 @@ impl Marking {
         persist("patch pods/status", &self.context.link, until, || self.pods.mark(pod, to_mark.clone())).await
     }
 
-    /// Applies the rules to each interaction of the review with this pod.
-    fn decide(&self, request: &Request, pod: &Pod) -> Result<Decided, Refused> {
+    /// Applies the rules to each interaction of the review with this pod. Reads the labels of the namespace if the rules
+    /// need them: never for rules without a `namespaceSelector`, and once for a review.
+    async fn decide(
+        &self,
+        request: &Request,
+        pod: &Pod,
+        namespace: &mut Option<Labels>,
+        until: Instant,
+    ) -> Result<Decided, Refused> {
         let policy = self.policy.borrow().clone();
+        if let Ok(decided) = self.decide_by(&policy, request, pod, namespace.as_ref()) {
+            return decided;
+        }
+        let labels = namespace.insert(self.read_namespace(request, until).await?);
+        let decided = self.decide_by(&policy, request, pod, Some(labels));
+        decided.unwrap_or_else(|NamespaceNeeded| Err(Refused::Now("the labels of the namespace are not known".into())))
+    }
+
+    fn decide_by(
+        &self,
+        policy: &Policy,
+        request: &Request,
+        pod: &Pod,
+        namespace: Option<&Labels>,
+    ) -> Result<Result<Decided, Refused>, NamespaceNeeded> {
         let mut decided = Decided::default();
         for act in &request.acts {
-            let container = validate::container(act, pod).map_err(Refused::Validation)?;
+            let container = match validate::container(act, pod) {
+                Ok(container) => container,
+                Err(denial) => return Ok(Err(Refused::Validation(denial))),
+            };
             let mut interaction = validate::interaction(request, act, container, self.context.clock.corrected());
-            let Decision { verdict, rule } = policy.decide(&interaction, &request.user, &act.command, pod);
+            let it = Attributes { interaction: &interaction, user: &request.user, argv: &act.command, pod, namespace };
+            let Decision { verdict, rule } = policy.decide(it)?;
             interaction.rule = rule;
             match verdict {
                 Verdict::Exempt => decided.exempt.push(interaction),
@@ -271,11 +317,11 @@ impl Marking {
                 }
                 Verdict::Deny { message } => {
                     let message = format!("rule {:?}: {message}", interaction.rule);
-                    return Err(Refused::Rule(Denial { code: 403, reason: "Forbidden", message }));
+                    return Ok(Err(Refused::Rule(Denial { code: 403, reason: "Forbidden", message })));
                 }
             }
         }
-        Ok(decided)
+        Ok(Ok(decided))
     }
 }
 

@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use crate::mark::{self, Disposition, Found, Interaction, Mark, State, Status, User};
 
 mod marked;
+mod namespace;
 pub use marked::{Marked, Recorded};
 
 /// The field manager of every write.

@@ -36,6 +36,9 @@ pub enum Command {
         /// The pod, as `kubectl get pod NAME -o json` prints it.
         #[arg(long)]
         pod: Option<PathBuf>,
+        /// The pod's namespace, as `kubectl get namespace NAME -o json` prints it, for rules with a namespaceSelector.
+        #[arg(long)]
+        namespace: Option<PathBuf>,
     },
     /// Print a patch of the webhook configuration with which the API server itself exempts users and groups.
     ///

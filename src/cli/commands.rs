@@ -5,7 +5,8 @@ use std::{fs, path::Path};
 
 use anyhow::Context as _;
 use clap::CommandFactory as _;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use serde::de::DeserializeOwned;
 
 use crate::{
     certs::{rotation::STEPS, secret::PHASES},
@@ -46,21 +47,21 @@ pub fn run(command: Command) -> anyhow::Result<()> {
             println!("{}: ok, {} rules and a default", file.display(), policy.rules.len());
         }
         Command::MatchConditions { file } => println!("{}", conditions::patch(&config::load(&file)?.policy)),
-        Command::Explain { config, review, pod } => {
+        Command::Explain { config, review, pod, namespace } => {
             let policy = config::load(&config)?.policy;
             let text = read(&review)?;
-            let pod = match pod {
-                None => None,
-                Some(path) => Some(
-                    serde_json::from_slice::<Pod>(&read(&path)?)
-                        .with_context(|| format!("{} is not a pod in JSON", path.display()))?,
-                ),
-            };
-            let explained = explain(&policy, &text, pod.as_ref(), Clock::system().now());
+            let pod = pod.map(|path| object::<Pod>("pod", &path)).transpose()?;
+            let namespace = namespace.map(|path| object::<Namespace>("namespace", &path)).transpose()?;
+            let labels = namespace.map(|namespace| namespace.metadata.labels.unwrap_or_default());
+            let explained = explain(&policy, &text, pod.as_ref(), labels.as_ref(), Clock::system().now());
             print!("{}", explained.with_context(|| format!("cannot explain {}", review.display()))?);
         }
     }
     Ok(())
+}
+
+fn object<T: DeserializeOwned>(kind: &str, path: &Path) -> anyhow::Result<T> {
+    serde_json::from_slice(&read(path)?).with_context(|| format!("{} is not a {kind} in JSON", path.display()))
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {

@@ -11,18 +11,26 @@ use crate::{
         review::{self, Denial},
         validate,
     },
-    config::policy::{Policy, Verdict},
+    config::policy::{Attributes, Labels, NamespaceNeeded, Policy, Verdict},
     mark::{Disposition, before_quarantine},
 };
 
-/// Explains the decision about the review in `text`, for this pod or for a pod of a `ReplicaSet` without labels.
+/// Explains the decision about the review in `text`, for this pod or for a pod of a `ReplicaSet` without labels, in a
+/// namespace with these labels or with none but its name.
 ///
 /// # Errors
 /// When the text is not a review.
-pub fn explain(policy: &Policy, text: &[u8], pod: Option<&Pod>, now: Timestamp) -> Result<String, review::Error> {
+pub fn explain(
+    policy: &Policy,
+    text: &[u8],
+    pod: Option<&Pod>,
+    namespace: Option<&Labels>,
+    now: Timestamp,
+) -> Result<String, review::Error> {
     let request = review::parse(text)?;
     let mut out = String::new();
     let assumed = assumed(&request.namespace, &request.pod);
+    let only_name: Labels = [("kubernetes.io/metadata.name".to_owned(), request.namespace.clone())].into();
     if pod.is_none() {
         out.push_str("no --pod: assuming a pod of a ReplicaSet, without labels\n");
     }
@@ -41,9 +49,19 @@ pub fn explain(policy: &Policy, text: &[u8], pod: Option<&Pod>, now: Timestamp) 
         };
         let interaction = validate::interaction(&request, act, container, now);
         let _ = writeln!(out, "pod {}/{}: {}", request.namespace, request.pod, interaction.summary());
-        let decided = policy.decide(&interaction, &request.user, &act.command, given);
+        let it = Attributes {
+            interaction: &interaction,
+            user: &request.user,
+            argv: &act.command,
+            pod: given,
+            namespace: Some(namespace.unwrap_or(&only_name)),
+        };
+        if namespace.is_none() && policy.decide(Attributes { namespace: None, ..it }) == Err(NamespaceNeeded) {
+            out.push_str("  no --namespace: assuming a namespace without labels, except its name\n");
+        }
+        let Ok(decided) = policy.decide(it) else { continue };
         for rule in &policy.rules {
-            if let Some(field) = rule.matches.misses(&interaction, &request.user, &act.command, given) {
+            if let Ok(Some(field)) = rule.matches.misses(it) {
                 let _ = writeln!(out, "  rule {:?} does not match: {field}", rule.name);
             } else {
                 let _ = writeln!(out, "  rule {:?} matches", rule.name);

@@ -3,8 +3,6 @@
 //! Pure. The first rule that matches decides, and the default if none does. A list that is empty or absent in a rule
 //! matches everything, as an empty selector of a Kubernetes webhook does. The exception is `operations`.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::api::core::v1::Pod;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -14,7 +12,9 @@ use crate::mark::{Disposition, Interaction, Operation, User, before_quarantine, 
 pub mod conditions;
 mod glob;
 pub mod overlap;
+mod selector;
 pub use glob::Glob;
+pub use selector::{Labels, Selector};
 
 /// What a rule does about an interaction: one type, from the configuration file to the answer.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -76,21 +76,40 @@ pub struct Match {
     pub containers: Vec<String>,
     /// `true`: only with a terminal or standard input. `false`: only with neither. If absent: both.
     pub interactive: Option<bool>,
+    /// `true`: only with a terminal (`kubectl exec -t`). `false`: only without one. If absent: both.
+    pub tty: Option<bool>,
+    /// `true`: only users who authenticated with the token of a pod, as programs in the cluster do. `false`: only other
+    /// users, also those of `kubectl --as`, `kubectl create token` and tokens in a Secret. If absent: both.
+    pub pod_token: Option<bool>,
     /// The first words of the command, each compared exactly. attach has no command.
     pub command_prefix: Vec<String>,
     /// Labels of the pod. A quarantined pod matches by the labels it had before.
     pub pod_selector: Selector,
     /// The kind of the pod's controller (`ReplicaSet`, `StatefulSet`, `DaemonSet`, `Job`, …), or `None` for a bare pod.
     pub owner_kinds: Vec<String>,
+    /// Labels of the pod's namespace.
+    pub namespace_selector: Selector,
 }
 
-/// A label selector as in Kubernetes, with `matchLabels` only.
-#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-pub struct Selector {
-    /// The labels that the pod must have, with exact values.
-    pub match_labels: BTreeMap<String, String>,
+/// What rules compare.
+#[derive(Clone, Copy, Debug)]
+pub struct Attributes<'a> {
+    /// The interaction.
+    pub interaction: &'a Interaction,
+    /// The user, as the API server sent it. In the interaction it is bounded and redacted, and a user must not escape a
+    /// rule by a 33rd group.
+    pub user: &'a User,
+    /// The command, as the API server sent it, for the same reason.
+    pub argv: &'a [String],
+    /// The pod.
+    pub pod: &'a Pod,
+    /// The labels of the pod's namespace, if they were read.
+    pub namespace: Option<&'a Labels>,
 }
+
+/// The decision depends on the labels of the pod's namespace, which were not read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct NamespaceNeeded;
 
 /// The kind of the pod's controller.
 #[must_use]
@@ -99,12 +118,20 @@ pub fn owner_kind(pod: &Pod) -> Option<&str> {
 }
 
 impl Policy {
-    /// The verdict on this interaction with this pod. `user` and `argv` are as the API server sent them: those in the
-    /// interaction are bounded and redacted, and a user must not escape a rule by a 33rd group.
-    #[must_use]
-    pub fn decide(&self, interaction: &Interaction, user: &User, argv: &[String], pod: &Pod) -> Decision {
-        let pod = &*before_quarantine(pod);
-        let matching = self.rules.iter().find(|rule| rule.matches.covers(interaction, user, argv, pod));
+    /// The verdict on this interaction with this pod.
+    ///
+    /// # Errors
+    /// If a rule that matches otherwise has a `namespaceSelector`, and the labels of the namespace were not read.
+    pub fn decide(&self, it: Attributes<'_>) -> Result<Decision, NamespaceNeeded> {
+        let pod = &*before_quarantine(it.pod);
+        let (it, interaction) = (Attributes { pod, ..it }, it.interaction);
+        let mut matching = None;
+        for rule in &self.rules {
+            if rule.matches.misses(it)?.is_none() {
+                matching = Some(rule);
+                break;
+            }
+        }
         let (action, rule) = matching.map_or((&self.default, "default"), |rule| (&rule.action, rule.name.as_str()));
         let verdict = match action {
             Verdict::Exempt | Verdict::Mark(Disposition::Record) => action.clone(),
@@ -116,24 +143,24 @@ impl Policy {
             }
             Verdict::Mark(_) | Verdict::Deny { .. } => action.clone(),
         };
-        Decision { verdict, rule: rule.to_owned() }
+        Ok(Decision { verdict, rule: rule.to_owned() })
     }
 }
 
 impl Match {
-    fn covers(&self, interaction: &Interaction, user: &User, argv: &[String], pod: &Pod) -> bool {
-        self.misses(interaction, user, argv, pod).is_none()
-    }
-
     /// The first field that does not match.
-    #[must_use]
-    pub fn misses(&self, interaction: &Interaction, user: &User, argv: &[String], pod: &Pod) -> Option<&'static str> {
+    ///
+    /// # Errors
+    /// If every other field matches, and the labels of the namespace were not read.
+    pub fn misses(&self, it: Attributes<'_>) -> Result<Option<&'static str>, NamespaceNeeded> {
+        let Attributes { interaction, user, argv, pod, .. } = it;
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let labels = pod.metadata.labels.as_ref();
-        let labelled = |(key, value)| labels.and_then(|all| all.get(key)) == Some(value);
+        let no_labels = Labels::new();
+        let labels = pod.metadata.labels.as_ref().unwrap_or(&no_labels);
         let interactive = interaction.stdin || interaction.tty;
-        // In the order of cost: most rules of a long file are for other namespaces.
-        if !any(&self.namespaces, |glob| glob.matches(namespace)) {
+        // In the order of cost: most rules of a long file are for other namespaces, and the labels of the namespace are read
+        // only for a rule that matches otherwise.
+        let missed = if !any(&self.namespaces, |glob| glob.matches(namespace)) {
             Some("namespaces")
         } else if !any(&self.users, |name| *name == user.name) {
             Some("users")
@@ -145,15 +172,23 @@ impl Match {
             Some("containers")
         } else if self.interactive.is_some_and(|wanted| wanted != interactive) {
             Some("interactive")
+        } else if self.tty.is_some_and(|wanted| wanted != interaction.tty) {
+            Some("tty")
+        } else if self.pod_token.is_some_and(|wanted| wanted != user.has_pod_token()) {
+            Some("podToken")
         } else if !argv.starts_with(&self.command_prefix) {
             Some("commandPrefix")
-        } else if !self.pod_selector.match_labels.iter().all(labelled) {
+        } else if !self.pod_selector.matches(labels) {
             Some("podSelector")
         } else if !any(&self.owner_kinds, |kind| kind == owner_kind(pod).unwrap_or("None")) {
             Some("ownerKinds")
-        } else {
+        } else if self.namespace_selector.is_empty() {
             None
-        }
+        } else {
+            let labels = it.namespace.ok_or(NamespaceNeeded)?;
+            (!self.namespace_selector.matches(labels)).then_some("namespaceSelector")
+        };
+        Ok(missed)
     }
 
     /// Tools use port-forward and proxy all the time, so a rule applies to them only if it names them.

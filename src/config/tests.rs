@@ -73,7 +73,34 @@ fn errors_name_file_line_field_and_remedy() {
         (
             rule("match: {operation: [exec]}\n  action: Record"),
             "6:11: unknown field `operation`, expected one of namespaces, users, groups, operations, containers, \
-             interactive, commandPrefix, podSelector, ownerKinds",
+             interactive, tty, podToken, commandPrefix, podSelector, ownerKinds, namespaceSelector",
+        ),
+        (rule("match: {tty: sometimes}\n  action: Record"), "6:16: invalid boolean"),
+        (
+            rule("match: {podSelector: {matchLabels: {tier: a b}}}\n  action: Record"),
+            "6:45: label value \"a b\" is invalid: use at most 63 letters, digits, `-`, `_` and `.`, beginning and ending \
+             with a letter or a digit",
+        ),
+        (
+            rule("match: {namespaceSelector: {matchLabels: {-x: a}}}\n  action: Record"),
+            "6:45: label key \"-x\" is invalid: use at most 63 letters, digits, `-`, `_` and `.`, beginning and ending \
+             with a letter or a digit; before it, a DNS name and `/` are allowed",
+        ),
+        (
+            rule(
+                "match: {podSelector: {matchExpressions: [{key: tier, operator: in, values: [a]}]}}\n  action: Record",
+            ),
+            "6:66: unknown variant `in`, expected one of In, NotIn, Exists, DoesNotExist",
+        ),
+        (
+            rule("match: {podSelector: {matchExpressions: [{key: tier, operator: In}]}}\n  action: Record"),
+            "6:44: label \"tier\": operator In needs values",
+        ),
+        (
+            rule(
+                "match: {namespaceSelector: {matchExpressions: [{key: t, operator: Exists, values: [a]}]}}\n  action: Record",
+            ),
+            "6:50: label \"t\": operator Exists takes no values; only In and NotIn do",
         ),
         (rule("action: Record\n- name: a\n  action: Record"), " rules[1].name: an earlier rule has the name \"a\""),
         (rule("action: Deny\n  ttl: 1m"), "5:3: rule \"a\": action Deny takes no ttl; only Evict does"),

@@ -51,6 +51,11 @@ impl Operation {
 /// the operator's own log, so that both logs can be joined.
 pub const EXEC_REQUEST_UID: &str = "spo-exec-request-uid";
 
+/// The key of [`User::extra`] with the pod that a ServiceAccount token is bound to, as the kubelet's tokens are.
+pub const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
+/// What the name of a ServiceAccount begins with, as a user.
+pub const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
+
 /// The user as the API server authenticated (or impersonated) them.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct User {
@@ -65,6 +70,16 @@ pub struct User {
     /// `userInfo.extra`, and [`EXEC_REQUEST_UID`]
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl User {
+    /// Whether the user authenticated with the token of a pod, as programs in the cluster do. A person who becomes a
+    /// ServiceAccount with `kubectl --as` or `kubectl create token` has no [`POD_NAME`], unless the person asks for a token
+    /// that is bound to a pod.
+    #[must_use]
+    pub fn has_pod_token(&self) -> bool {
+        self.name.starts_with(SERVICE_ACCOUNT) && self.extra.contains_key(POD_NAME)
+    }
 }
 
 /// One interaction of one user with one container.

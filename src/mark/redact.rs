@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 
-use crate::mark::{EXEC_REQUEST_UID, User, shorten};
+use crate::mark::{EXEC_REQUEST_UID, POD_NAME, User, shorten};
 
 mod command;
 mod lexer;
@@ -46,7 +46,7 @@ const EXTRA: [&str; 5] = [
     "reason",
     "authentication.kubernetes.io/credential-id",
     "authentication.kubernetes.io/node-name",
-    "authentication.kubernetes.io/pod-name",
+    POD_NAME,
 ];
 
 /// The user as recorded.

@@ -44,6 +44,9 @@ async fn the_service_account_has_no_more_permissions_than_it_needs() {
     for (arguments, expected) in [
         (&["patch", "pods", "--subresource=status"][..], "yes"),
         (&["create", "pods", "--subresource=eviction"], "yes"),
+        (&["get", "namespaces/default"], "yes"),
+        (&["list", "namespaces"], "no"),
+        (&["patch", "namespaces/default"], "no"),
         (&["patch", "pods"], "no"),
         (&["delete", "pods"], "no"),
         (&["get", "secrets"], "no"),

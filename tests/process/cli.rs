@@ -97,6 +97,43 @@ pod prod-us/web-0: exec into container app by \"alice\"
 }
 
 #[test]
+fn explain_reads_the_labels_of_the_namespace_or_says_what_it_assumes() {
+    let review = file(
+        r#"{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {"uid": "r", "operation": "CONNECT",
+        "resource": {"resource": "pods"}, "subResource": "exec", "namespace": "shop", "name": "web-0",
+        "userInfo": {"username": "alice"}, "object": {"container": "app", "command": ["psql"], "tty": true}}}"#,
+    );
+    let rules = file(&format!(
+        "{RULES}- {{name: machines, match: {{podToken: true, tty: false}}, action: Record}}
+- {{name: scripts, match: {{tty: false}}, action: Record}}
+- {{name: labelled, match: {{namespaceSelector: {{matchLabels: {{env: prod}}}}}}, action: Record}}
+"
+    ));
+    let namespace = file(r#"{"metadata": {"name": "shop", "labels": {"env": "prod"}}}"#);
+    let explain = |more: &[&str]| {
+        let (rules, review) = (rules.path().to_str().unwrap(), review.path().to_str().unwrap());
+        pristine(&[&["explain", "--config", rules, "--review", review], more].concat()).1
+    };
+    let text = explain(&["--namespace", namespace.path().to_str().unwrap()]);
+    for line in [
+        "  rule \"machines\" does not match: tty\n",
+        "  rule \"scripts\" does not match: tty\n",
+        "  rule \"labelled\" decides: Record",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+    assert!(!text.contains("assuming a namespace"), "{text}");
+    let text = explain(&[]);
+    for line in [
+        "  no --namespace: assuming a namespace without labels, except its name\n",
+        "  rule \"labelled\" does not match: namespaceSelector\n",
+        "  the default decides: ",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+}
+
+#[test]
 fn match_conditions_prints_a_patch_of_the_entries_that_fail_closed() {
     let rules = file(RULES);
     let (ok, text) = pristine(&["match-conditions", rules.path().to_str().unwrap()]);

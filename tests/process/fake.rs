@@ -33,6 +33,10 @@ pub struct State {
     pub calls: Vec<String>,
     /// What happens to the first call of each kind.
     pub fault: Option<Fault>,
+    /// The labels of every namespace.
+    pub namespace_labels: Value,
+    /// Answered to every read of a namespace.
+    pub refuse_namespaces: Option<u16>,
     /// What another admission plugin does to every write of `pods/status`.
     pub plugin: Option<Plugin>,
 }
@@ -155,7 +159,9 @@ impl Fake {
             }
             ("POST", [.., "events"]) => (201, body.clone()),
             ("GET", ["api", "v1", "namespaces", name]) => {
-                (200, json!({"metadata": {"name": name, "uid": "namespace-uid"}}))
+                let labels = &state.namespace_labels;
+                let namespace = json!({"metadata": {"name": name, "uid": "namespace-uid", "labels": labels}});
+                state.refuse_namespaces.map_or((200, namespace), |code| status(code, "Refused", "cannot be read"))
             }
             ("GET", [.., "validatingwebhookconfigurations", "pristine"]) => match &state.configuration {
                 Some(configuration) => (200, configuration.clone()),

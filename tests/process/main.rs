@@ -20,4 +20,5 @@ mod listen;
 mod mounted;
 mod openssl;
 mod reload;
+mod rules;
 mod webhook;

@@ -74,6 +74,7 @@ const PURE: &[&str] = &[
     "config::policy::conditions",
     "config::policy::glob",
     "config::policy::overlap",
+    "config::policy::selector",
     "admission::review",
     "admission::validate",
     "api::webhook",

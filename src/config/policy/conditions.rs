@@ -87,6 +87,18 @@ mod tests {
         {
             assert_eq!(expression(&policy(&[(matches, Verdict::Exempt)])), None);
         }
+        for (field, value) in [
+            ("tty", json!(false)),
+            ("podToken", json!(true)),
+            ("podSelector", json!({"matchExpressions": [{"key": "k", "operator": "Exists"}]})),
+            ("namespaceSelector", json!({"matchLabels": {"k": "v"}})),
+        ] {
+            assert_eq!(
+                expression(&policy(&[(json!({"users": ["a"], field: value}), Verdict::Exempt)])),
+                None,
+                "{field}"
+            );
+        }
         assert_eq!(expression(&policy(&[(json!({"users": ["a"]}), Verdict::Mark(Disposition::Record))])), None);
         let without = patch(&policy(&[]));
         assert_eq!(without["webhooks"][0]["matchConditions"][0]["$patch"], "delete");

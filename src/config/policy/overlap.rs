@@ -4,7 +4,7 @@
 //! Only certain cases are reported: every reported rule is dead, and an unreported rule may be dead too.
 
 use super::{Glob, Match, Rule};
-use crate::mark::Operation;
+use crate::mark::{Operation, SERVICE_ACCOUNT};
 
 /// A rule that never decides, and why.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -21,7 +21,7 @@ pub fn dead(rules: &[Rule]) -> Vec<Dead> {
     let mut found = Vec::new();
     for (n, rule) in rules.iter().enumerate() {
         let why = match impossible(&rule.matches) {
-            Some(why) => Some(why.to_owned()),
+            Some(why) => Some(format!("no interaction matches it: {why}")),
             None => rules[..n].iter().find(|earlier| earlier.matches.contains(&rule.matches)).map(|earlier| {
                 let differs = if earlier.action == rule.action { "" } else { ", with another action" };
                 format!("the earlier rule {:?} matches everything that it matches{differs}", earlier.name)
@@ -33,20 +33,28 @@ pub fn dead(rules: &[Rule]) -> Vec<Dead> {
 }
 
 /// Why no interaction can match these fields together.
-fn impossible(matches: &Match) -> Option<&'static str> {
-    let operations = &matches.operations;
-    if !operations.is_empty() && operations.iter().all(|operation| !operation.enters()) {
-        if !matches.containers.is_empty() {
-            return Some("no interaction matches it: port-forward and proxy name no container");
-        }
-        if matches.interactive == Some(true) {
-            return Some("no interaction matches it: port-forward and proxy have no terminal and no standard input");
-        }
-    }
-    if operations.as_slice() == [Operation::Attach] && !matches.command_prefix.is_empty() {
-        return Some("no interaction matches it: attach has no command");
-    }
-    None
+fn impossible(matches: &Match) -> Option<String> {
+    let Match { operations, interactive, tty, .. } = matches;
+    let only_ports = !operations.is_empty() && operations.iter().all(|operation| !operation.enters());
+    let fixed = if only_ports && !matches.containers.is_empty() {
+        Some("port-forward and proxy name no container")
+    } else if only_ports && (*interactive == Some(true) || *tty == Some(true)) {
+        Some("port-forward and proxy have no terminal and no standard input")
+    } else if operations.as_slice() == [Operation::Attach] && !matches.command_prefix.is_empty() {
+        Some("attach has no command")
+    } else if (interactive, tty) == (&Some(false), &Some(true)) {
+        Some("an interaction with a terminal is interactive")
+    } else if matches.pod_token == Some(true) && matches.names_no_service_account() {
+        Some("only ServiceAccounts have the token of a pod")
+    } else {
+        None
+    };
+    let selectors = [("podSelector", &matches.pod_selector), ("namespaceSelector", &matches.namespace_selector)];
+    let contradiction = || {
+        let found = selectors.iter().find_map(|(field, selector)| Some((field, selector.impossible()?)));
+        found.map(|(field, key)| format!("no label {key} fulfils all conditions of {field}"))
+    };
+    fixed.map(str::to_owned).or_else(contradiction)
 }
 
 impl Match {
@@ -56,7 +64,22 @@ impl Match {
             wide.is_empty() || (!narrow.is_empty() && narrow.iter().all(|value| wide.contains(value)))
         };
         let operations = |matches: &Self, operation| matches.covers_operation(operation);
-        let labels = &self.pod_selector.match_labels;
+        // A terminal is interactive, and what is not interactive has no terminal.
+        let interactive = match self.interactive {
+            None => true,
+            Some(true) => other.interactive == Some(true) || other.tty == Some(true),
+            Some(false) => other.interactive == Some(false),
+        };
+        let tty = match self.tty {
+            None => true,
+            Some(true) => other.tty == Some(true),
+            Some(false) => other.tty == Some(false) || other.interactive == Some(false),
+        };
+        let pod_token = match self.pod_token {
+            None => true,
+            Some(true) => other.pod_token == Some(true),
+            Some(false) => other.pod_token == Some(false) || other.names_no_service_account(),
+        };
         (self.namespaces.is_empty()
             || (!other.namespaces.is_empty()
                 && other.namespaces.iter().all(|narrow| self.namespaces.iter().any(|wide| wide.contains(narrow)))))
@@ -64,10 +87,18 @@ impl Match {
             && all(&self.groups, &other.groups)
             && Operation::ALL.into_iter().all(|it| !operations(other, it) || operations(self, it))
             && all(&self.containers, &other.containers)
-            && (self.interactive.is_none() || self.interactive == other.interactive)
+            && interactive
+            && tty
+            && pod_token
             && other.command_prefix.starts_with(&self.command_prefix)
-            && labels.iter().all(|(key, value)| other.pod_selector.match_labels.get(key) == Some(value))
+            && self.pod_selector.contains(&other.pod_selector)
             && all(&self.owner_kinds, &other.owner_kinds)
+            && self.namespace_selector.contains(&other.namespace_selector)
+    }
+
+    /// Whether it is about users by their names, and none of them is a ServiceAccount.
+    fn names_no_service_account(&self) -> bool {
+        !self.users.is_empty() && self.users.iter().all(|name| !name.starts_with(SERVICE_ACCOUNT))
     }
 }
 

@@ -28,10 +28,20 @@ fn interaction() -> Interaction {
 
 const EVICT: Verdict = Verdict::Mark(Disposition::Evict(Duration::from_secs(60)));
 
-fn decide(matches: serde_json::Value) -> String {
-    let rule = Rule { name: "r".into(), matches: serde_json::from_value(matches).unwrap(), action: Verdict::Exempt };
+/// The decision about [`interaction`] with this pod, in a namespace with the label `env: prod`.
+fn decided(policy: &Policy, pod: &Pod) -> Decision {
+    let labels = [("env".to_owned(), "prod".to_owned())].into();
     let i = interaction();
-    Policy { default: EVICT, rules: vec![rule] }.decide(&i, &i.user, &i.command, &pod(Some("ReplicaSet"))).rule
+    let it = Attributes { interaction: &i, user: &i.user, argv: &i.command, pod, namespace: Some(&labels) };
+    policy.decide(it).unwrap()
+}
+
+fn rule(matches: serde_json::Value) -> Rule {
+    Rule { name: "r".into(), matches: serde_json::from_value(matches).unwrap(), action: Verdict::Exempt }
+}
+
+fn decide(matches: serde_json::Value) -> String {
+    decided(&Policy { default: EVICT, rules: vec![rule(matches)] }, &pod(Some("ReplicaSet"))).rule
 }
 
 #[test]
@@ -43,17 +53,83 @@ fn each_field_narrows_a_rule() {
         (json!({"operations": ["exec"]}), json!({"operations": ["attach", "debug"]})),
         (json!({"containers": ["app"]}), json!({"containers": ["sidecar"]})),
         (json!({"interactive": false}), json!({"interactive": true})),
+        (json!({"tty": false}), json!({"tty": true})),
+        (json!({"podToken": false}), json!({"podToken": true})),
         (json!({"commandPrefix": ["sh", "-c"]}), json!({"commandPrefix": ["sh", "id"]})),
         (
             json!({"podSelector": {"matchLabels": {"tier": "db"}}}),
             json!({"podSelector": {"matchLabels": {"tier": "web"}}}),
         ),
+        (
+            json!({"podSelector": {"matchExpressions": [{"key": "tier", "operator": "In", "values": ["db", "web"]}]}}),
+            json!({"podSelector": {"matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]}}),
+        ),
         (json!({"ownerKinds": ["ReplicaSet"]}), json!({"ownerKinds": ["None"]})),
+        (
+            json!({"namespaceSelector": {"matchLabels": {"env": "prod"}}}),
+            json!({"namespaceSelector": {"matchExpressions": [{"key": "env", "operator": "NotIn", "values": ["prod"]}]}}),
+        ),
         (json!({}), json!({"namespaces": ["prod-*"], "groups": ["dev"]})),
     ] {
         assert_eq!(decide(yes.clone()), "r", "{yes}");
         assert_eq!(decide(no.clone()), "default", "{no}");
     }
+}
+
+#[test]
+fn only_a_service_account_with_the_token_of_a_pod_has_a_pod_token() {
+    let user = |name: &str, extra: &[&str]| User {
+        name: name.into(),
+        extra: extra.iter().map(|key| ((*key).to_owned(), vec!["x".to_owned()])).collect(),
+        ..User::default()
+    };
+    let (account, pod, credential) = (
+        "system:serviceaccount:ci:runner",
+        "authentication.kubernetes.io/pod-name",
+        "authentication.kubernetes.io/credential-id",
+    );
+    assert!(user(account, &[pod, credential]).has_pod_token());
+    // kubectl --as, kubectl create token, and a person whose authenticator adds the key.
+    for other in [user(account, &[]), user(account, &[credential]), user("alice", &[pod])] {
+        assert!(!other.has_pod_token(), "{other:?}");
+    }
+}
+
+#[test]
+fn a_terminal_is_one_way_to_be_interactive() {
+    for (stdin, tty, expected) in [
+        (false, false, [false, false]),
+        (true, false, [true, false]),
+        (true, true, [true, true]),
+        (false, true, [true, true]),
+    ] {
+        let i = Interaction { stdin, tty, ..interaction() };
+        let found = ["interactive", "tty"].map(|field| {
+            let matches: Match = serde_json::from_value(json!({ field: true })).unwrap();
+            let it = Attributes { interaction: &i, user: &i.user, argv: &[], pod: &pod(None), namespace: None };
+            matches.misses(it).unwrap().is_none()
+        });
+        assert_eq!(found, expected, "stdin {stdin}, tty {tty}");
+    }
+}
+
+#[test]
+fn labels_of_the_namespace_that_were_not_read_are_no_miss() {
+    let i = interaction();
+    let pod = pod(None);
+    let decide = |rules: Vec<Rule>| {
+        let it = Attributes { interaction: &i, user: &i.user, argv: &i.command, pod: &pod, namespace: None };
+        Policy { default: EVICT, rules }.decide(it)
+    };
+    let selects = |mut matches: serde_json::Value| {
+        matches["namespaceSelector"] = json!({"matchExpressions": [{"key": "x", "operator": "DoesNotExist"}]});
+        rule(matches)
+    };
+    assert_eq!(decide(vec![selects(json!({}))]), Err(NamespaceNeeded));
+    // They are not needed if another field decides, or an earlier rule.
+    assert_eq!(decide(vec![selects(json!({"users": ["bob"]}))]).unwrap().rule, "default");
+    assert_eq!(decide(vec![rule(json!({})), selects(json!({}))]).unwrap().rule, "r");
+    assert_eq!(decide(vec![rule(json!({"namespaceSelector": {}}))]).unwrap().rule, "r");
 }
 
 #[test]
@@ -63,7 +139,7 @@ fn the_first_matching_rule_decides() {
         default: EVICT,
         rules: vec![rule("a", Verdict::Mark(Disposition::Record)), rule("b", Verdict::Exempt)],
     };
-    let decision = policy.decide(&interaction(), &interaction().user, &[], &pod(None));
+    let decision = decided(&policy, &pod(None));
     assert_eq!(decision, Decision { verdict: Verdict::Mark(Disposition::Record), rule: "a".into() });
 }
 
@@ -75,17 +151,11 @@ fn bare_pods_and_job_pods_are_evicted_only_by_a_named_rule() {
         rules: vec![Rule { name: "r".into(), matches: Match::default(), action: EVICT }],
     };
     for owner in [None, Some("Job")] {
-        let unnamed = by_default.decide(&interaction(), &interaction().user, &[], &pod(owner)).verdict;
+        let unnamed = decided(&by_default, &pod(owner)).verdict;
         assert_eq!(unnamed, Verdict::Mark(Disposition::EvictIfOwned(Duration::from_secs(60))));
-        assert_eq!(
-            by_rule.decide(&interaction(), &interaction().user, &[], &pod(owner)).verdict,
-            Verdict::Mark(Disposition::Evict(Duration::from_secs(60)))
-        );
+        assert_eq!(decided(&by_rule, &pod(owner)).verdict, Verdict::Mark(Disposition::Evict(Duration::from_secs(60))));
     }
-    assert!(matches!(
-        by_default.decide(&interaction(), &interaction().user, &[], &pod(Some("StatefulSet"))).verdict,
-        Verdict::Mark(Disposition::Evict(_))
-    ));
+    assert!(matches!(decided(&by_default, &pod(Some("StatefulSet"))).verdict, Verdict::Mark(Disposition::Evict(_))));
 }
 
 #[test]
@@ -94,7 +164,7 @@ fn pods_that_run_to_completion_are_evicted_only_by_a_named_rule() {
     for (policy, evicted) in [("Never", false), ("OnFailure", false), ("Always", true)] {
         let mut task = pod(Some("TaskRun"));
         task.spec = serde_json::from_value(json!({"restartPolicy": policy, "containers": []})).unwrap();
-        let verdict = by_default.decide(&interaction(), &interaction().user, &[], &task).verdict;
+        let verdict = decided(&by_default, &task).verdict;
         assert_eq!(matches!(verdict, Verdict::Mark(Disposition::Evict(_))), evicted, "{policy}: {verdict:?}");
     }
 }
@@ -104,7 +174,7 @@ fn rules_see_a_quarantined_pod_as_it_was_before() {
     let database: Match = serde_json::from_value(json!({"podSelector": {"matchLabels": {"tier": "db"}}})).unwrap();
     let deny = Rule { name: "db".into(), matches: database, action: Verdict::Deny { message: "no".into() } };
     let policy = Policy { default: EVICT, rules: vec![deny] };
-    let decide = |pod: &Pod| policy.decide(&interaction(), &interaction().user, &[], pod).verdict;
+    let decide = |pod: &Pod| decided(&policy, pod).verdict;
     let first = serde_json::to_value(interaction()).unwrap();
     let mut marked = pod(None);
     marked.metadata.labels = None;

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
-    config::policy::{Policy, Verdict},
-    mark::{Disposition, Interaction, User},
+    config::policy::{Attributes, Labels, Policy, Verdict, selector::tests::selectors},
+    mark::{Disposition, Interaction, POD_NAME, User},
 };
 use k8s_openapi::api::core::v1::Pod;
 use proptest::prelude::*;
@@ -54,45 +54,81 @@ fn a_rule_that_no_interaction_can_match_is_reported() {
         (json!({"operations": ["proxy"], "containers": ["app"]}), "container"),
         (json!({"operations": ["port-forward"], "interactive": true}), "terminal"),
         (json!({"operations": ["attach"], "commandPrefix": ["sh"]}), "command"),
+        (json!({"operations": ["proxy", "port-forward"], "tty": true}), "terminal"),
+        (json!({"interactive": false, "tty": true}), "an interaction with a terminal is interactive"),
+        (json!({"podToken": true, "users": ["alice"]}), "only ServiceAccounts"),
+        (
+            json!({"podSelector": {"matchLabels": {"k": "a"}, "matchExpressions": [{"key": "k", "operator": "NotIn", "values": ["a"]}]}}),
+            "no label k fulfils all conditions of podSelector",
+        ),
+        (
+            json!({"namespaceSelector": {"matchExpressions": [
+                {"key": "e", "operator": "Exists"}, {"key": "e", "operator": "DoesNotExist"},
+            ]}}),
+            "no label e fulfils all conditions of namespaceSelector",
+        ),
     ] {
         let found = reasons(&[(matches, Verdict::Mark(Disposition::Record))]);
-        assert!(found[0].1.contains(word), "{found:?}");
+        assert!(found[0].1.starts_with("no interaction matches it: ") && found[0].1.contains(word), "{found:?}");
+    }
+}
+
+#[test]
+fn a_rule_for_terminals_or_tokens_covers_the_rules_that_imply_them() {
+    for (wide, narrow, is_dead) in [
+        (json!({"interactive": true}), json!({"tty": true}), true),
+        (json!({"tty": true}), json!({"interactive": true}), false),
+        (json!({"tty": false}), json!({"interactive": false}), true),
+        (json!({"interactive": false}), json!({"tty": false}), false),
+        (json!({"podToken": true}), json!({"podToken": true, "tty": false}), true),
+        (json!({"podToken": true}), json!({"tty": false}), false),
+        (json!({"podToken": false}), json!({"users": ["alice"]}), true),
+        (json!({"podToken": false}), json!({"users": ["alice", "system:serviceaccount:a:b"]}), false),
+    ] {
+        let found = reasons(&[(wide.clone(), Verdict::Exempt), (narrow.clone(), Verdict::Exempt)]);
+        assert_eq!(found.len(), usize::from(is_dead), "{wide} {narrow}");
     }
 }
 
 fn matches() -> impl Strategy<Value = Match> {
     let some = |words: &'static [&'static str]| proptest::sample::subsequence(words, 0..=words.len().min(2));
-    let labels = proptest::option::of(prop_oneof![Just("x"), Just("y")]);
+    let machines = (proptest::option::of(any::<bool>()), proptest::option::of(any::<bool>()));
+    let selectors = (machines, selectors(), selectors());
     (
         some(&["a", "a*", "?", "*", "ab", "b?"]),
-        some(&["u", "v"]),
+        some(&["u", "v", "system:serviceaccount:u"]),
         some(&["g", "h"]),
         some(&["exec", "attach", "proxy"]),
         some(&["c", "d"]),
         proptest::option::of(any::<bool>()),
         some(&["sh", "-c"]),
-        labels,
+        selectors,
         some(&["Job", "None"]),
     )
-        .prop_map(|(namespaces, users, groups, operations, containers, interactive, prefix, label, kinds)| {
-            let labels = label.map_or_else(|| json!({}), |label| json!({"l": label}));
-            serde_json::from_value(json!({
+        .prop_map(|(namespaces, users, groups, operations, containers, interactive, prefix, selectors, kinds)| {
+            let ((tty, pod_token), pod_selector, namespace_selector) = selectors;
+            let matches = serde_json::from_value(json!({
                 "namespaces": namespaces, "users": users, "groups": groups, "operations": operations,
-                "containers": containers, "interactive": interactive, "commandPrefix": prefix,
-                "podSelector": {"matchLabels": labels}, "ownerKinds": kinds,
-            }))
-            .unwrap()
+                "containers": containers, "interactive": interactive, "tty": tty, "podToken": pod_token,
+                "commandPrefix": prefix, "ownerKinds": kinds,
+            }));
+            Match { pod_selector, namespace_selector, ..matches.unwrap() }
         })
+}
+
+fn labels() -> impl Strategy<Value = Labels> {
+    proptest::collection::btree_map("[kl]", "[wxyz]", 0..=2)
 }
 
 proptest! {
     #[test]
     fn a_dead_rule_never_decides(
         rules in proptest::collection::vec(matches(), 2..6),
-        (namespace, user, group) in (prop_oneof!["a", "ab", "b", "bc", "c"], "[uvw]", "[ghi]"),
-        (operation, container, tty) in (0_usize..5, "[cde]", any::<bool>()),
+        (namespace, user, group) in (prop_oneof!["a", "ab", "b", "bc", "c"], "(system:serviceaccount:)?[uvw]", "[ghi]"),
+        (operation, container, stdin, tty) in (0_usize..5, "[cde]", any::<bool>(), any::<bool>()),
         command in prop_oneof![Just(vec![]), Just(vec!["sh"]), Just(vec!["sh", "-c", "id"])],
-        (label, owner) in ("[xyz]", any::<bool>()),
+        (labels, namespace_labels) in (labels(), labels()),
+        (owner, has_pod) in (any::<bool>(), any::<bool>()),
     ) {
         let action = Verdict::Mark(Disposition::Record);
         let rules = rules.into_iter().enumerate();
@@ -100,21 +136,25 @@ proptest! {
         let rules: Vec<Rule> = rules.collect();
         let owners = json!([{"apiVersion": "batch/v1", "kind": "Job", "name": "o", "uid": "o", "controller": true}]);
         let pod: Pod = serde_json::from_value(json!({"metadata": {
-            "namespace": namespace, "name": "p", "labels": {"l": label}, "ownerReferences": owner.then_some(owners),
+            "namespace": namespace, "name": "p", "labels": labels, "ownerReferences": owner.then_some(owners),
         }})).unwrap();
         let operation = Operation::ALL[operation];
         let enters = operation.enters();
         let command = if operation == Operation::Attach { vec![] } else { command };
         let argv: Vec<String> = command.into_iter().map(str::to_owned).collect();
-        let user = User { name: user, groups: vec![group], ..User::default() };
+        let extra = has_pod.then(|| (POD_NAME.to_owned(), vec!["p".to_owned()]));
+        let user = User { name: user, groups: vec![group], extra: extra.into_iter().collect(), ..User::default() };
         let interaction = Interaction {
             at: jiff::Timestamp::UNIX_EPOCH, operation,
             container: if enters { container } else { String::new() },
-            command: argv.clone(), stdin: false, tty: tty && enters, user: user.clone(),
+            command: argv.clone(), stdin: stdin && enters, tty: tty && enters, user: user.clone(),
             review: String::new(), rule: String::new(),
         };
         let dead: Vec<String> = dead(&rules).into_iter().map(|dead| dead.rule).collect();
-        let decided = Policy { default: Verdict::Exempt, rules }.decide(&interaction, &user, &argv, &pod).rule;
+        let it = Attributes {
+            interaction: &interaction, user: &user, argv: &argv, pod: &pod, namespace: Some(&namespace_labels),
+        };
+        let decided = Policy { default: Verdict::Exempt, rules }.decide(it).unwrap().rule;
         prop_assert!(!dead.contains(&decided), "{decided} of {dead:?}");
     }
 }
