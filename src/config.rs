@@ -14,11 +14,15 @@ use crate::{duration, eviction::Settings, mark::Disposition};
 pub mod explain;
 pub mod policy;
 pub mod reload;
+pub mod source;
 
 /// `apiVersion` of the file.
 pub const API_VERSION: &str = "pristine/v1alpha1";
 /// `kind` of the file.
 pub const KIND: &str = "PristineConfiguration";
+
+/// The configuration that is in force while there is no file.
+pub const BUILT_IN: &str = include_str!("config/default.yaml");
 
 /// The longest duration: a leap year. `Record` is the action of a rule that never evicts.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);

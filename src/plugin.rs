@@ -7,9 +7,9 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::clock::Clock;
+use crate::{clock::Clock, config};
 use connection::{Connection, Global};
-use output::{Failure, emit_stderr};
+use output::{Failure, emit, emit_stderr};
 
 pub mod bypass;
 pub mod certs;
@@ -63,6 +63,8 @@ pub enum Command {
     Certs,
     /// Check that the webhook is reachable and trusted, and list who can bypass it.
     Doctor,
+    /// Print the configuration that is in force until you write your own.
+    DefaultConfig,
     /// Print the versions of the plugin, Pristine and Kubernetes.
     Version,
     /// Print a completion script.
@@ -111,6 +113,7 @@ pub fn main(mut words: Vec<OsString>) -> ExitCode {
 
 async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
+        Command::DefaultConfig => return emit(config::BUILT_IN),
         Command::Completion { shell } => return completion::script(shell, Cli::command()),
         // A completion prints no error: it would appear in the middle of the line that the user is typing.
         Command::Complete { words } => return completion::complete(&words, &Cli::command()).await,
@@ -129,6 +132,6 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Certs => certs::run(&connection, &clock).await,
         Command::Doctor => doctor::run(&connection, &clock).await,
         Command::Version => version::run(&connection).await,
-        Command::Completion { .. } | Command::Complete { .. } => Ok(()),
+        Command::DefaultConfig | Command::Completion { .. } | Command::Complete { .. } => Ok(()),
     }
 }

@@ -30,7 +30,7 @@ use crate::{
         commands,
     },
     clock::Clock,
-    config::{self, Configuration, reload::Reload},
+    config::{Configuration, reload::Reload, source::Source},
     eviction::{
         self,
         leadership::{LeaderElector, Leadership},
@@ -50,6 +50,7 @@ pub fn main(cli: Cli) -> anyhow::Result<()> {
         Command::CheckConfig { .. }
         | Command::Explain { .. }
         | Command::MatchConditions { .. }
+        | Command::DefaultConfig
         | Command::Schema
         | Command::Docs { .. } => commands::run(cli.command),
         Command::Serve(args) => {
@@ -112,9 +113,11 @@ fn own_pod(args: &Serve) -> ObjectReference {
 #[allow(clippy::too_many_lines, reason = "the wiring is one list")]
 async fn serve(args: Serve) -> anyhow::Result<()> {
     let lifetimes = args.lifetimes().map_err(anyhow::Error::msg)?;
-    let text = config::read(&args.config)?;
-    let Configuration { policy, eviction } = config::parse(&args.config.display().to_string(), &text)?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), pod = args.pod_name, rules = policy.rules.len(), "starting");
+    let source = Source::new(args.config.clone());
+    let text = source.read()?;
+    let Configuration { policy, eviction } = text.parse()?;
+    let (version, rules, configuration) = (env!("CARGO_PKG_VERSION"), policy.rules.len(), text.name());
+    tracing::info!(version, pod = args.pod_name, rules, configuration, "starting");
     let files = listen::raise_file_limit();
     let metrics = Arc::new(Metrics::default());
     // Both ports first: if one is taken, the process fails before it does anything else.
@@ -148,7 +151,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
 
     let about = own_pod(&args);
     let reload = Reload {
-        path: args.config.clone(),
+        source,
         text,
         policy: policy_tx,
         eviction: settings_tx,

@@ -27,9 +27,9 @@ pub enum Command {
     },
     /// Print which rule decides about an admission review, and why the rules before it do not match.
     Explain {
-        /// The configuration file.
-        #[arg(long, default_value = "/etc/pristine/pristine.yaml")]
-        config: PathBuf,
+        /// The configuration file [default: /etc/pristine/pristine.yaml, or the built-in configuration if there is none].
+        #[arg(long)]
+        config: Option<PathBuf>,
         /// The AdmissionReview, JSON.
         #[arg(long)]
         review: PathBuf,
@@ -48,6 +48,8 @@ pub enum Command {
         /// The configuration file.
         file: PathBuf,
     },
+    /// Print the configuration that is in force until you write your own.
+    DefaultConfig,
     /// Print the JSON Schema of the configuration file.
     Schema,
     /// Print a generated page of docs/.
@@ -72,9 +74,9 @@ pub enum Page {
 /// Flags of `serve`.
 #[derive(Args, Debug)]
 pub struct Serve {
-    /// The configuration file.
-    #[arg(long, default_value = "/etc/pristine/pristine.yaml")]
-    pub config: PathBuf,
+    /// The configuration file [default: /etc/pristine/pristine.yaml, or the built-in configuration if there is none].
+    #[arg(long)]
+    pub config: Option<PathBuf>,
     /// Address of the webhook, which API servers call. The firewalls of private clusters admit port 10250 and one
     /// other.
     #[arg(long, default_value = "[::]:10250")]

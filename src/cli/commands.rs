@@ -19,6 +19,7 @@ use crate::{
         self,
         explain::explain,
         policy::{conditions, overlap},
+        source::Source,
     },
     plugin,
     telemetry::Metrics,
@@ -31,6 +32,7 @@ use crate::{
 pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(_) => unreachable!("serve is not a command that only prints"),
+        Command::DefaultConfig => print!("{}", config::BUILT_IN),
         Command::Schema => print!("{}", config::schema()),
         Command::Docs { page: Page::Configuration } => print!("{}", docgen::configuration(&config::schema())),
         Command::Docs { page: Page::Metrics } => {
@@ -48,7 +50,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::MatchConditions { file } => println!("{}", conditions::patch(&config::load(&file)?.policy)),
         Command::Explain { config, review, pod, namespace } => {
-            let policy = config::load(&config)?.policy;
+            let policy = Source::new(config).load()?.policy;
             let text = read(&review)?;
             let pod = pod.map(|path| object::<Pod>("pod", &path)).transpose()?;
             let namespace = namespace.map(|path| object::<Namespace>("namespace", &path)).transpose()?;

@@ -14,7 +14,8 @@ fn begin(title: &str, about: &str) -> String {
 #[must_use]
 pub fn configuration(schema: &str) -> String {
     let schema: Value = serde_json::from_str(schema).unwrap_or_default();
-    let about = "The file `pristine.yaml` of the ConfigMap `pristine`. Pristine reloads it when it changes. An invalid \
+    let about = "The file `pristine.yaml` of the ConfigMap `pristine`. Without it, the \
+                 built-in file is in force (`pristine default-config`). Pristine reloads it when it changes. An invalid \
                  file is rejected as a whole, with line and field, and the previous configuration stays in force. \
                  `pristine check-config FILE` checks a file, `pristine explain` prints which rule decides, and editors \
                  read [the JSON Schema](../manifests/configuration.schema.json). [The guide](configure.md) has examples.";

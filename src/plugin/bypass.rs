@@ -137,6 +137,15 @@ pub const PERMISSIONS: &[Permission] = &[
         is_ours: true,
         fix: NARROW,
     },
+    Permission {
+        allows: "write Pristine's configuration, while there is no ConfigMap pristine",
+        verbs: &["create"],
+        group: "",
+        resource: "configmaps",
+        name: None,
+        is_ours: true,
+        fix: NARROW,
+    },
 ];
 
 /// The roles and bindings of a cluster.

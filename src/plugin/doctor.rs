@@ -268,16 +268,34 @@ async fn policies(connection: &Connection) -> Finding {
 
 async fn configuration(connection: &Connection) -> Finding {
     let api: Api<ConfigMap> = Api::namespaced(connection.client.clone(), &connection.pristine);
-    let found = match connection.call("get configmaps", api.get_opt("pristine")).await {
-        Ok(found) => found.and_then(|map| map.data).and_then(|mut data| data.remove("pristine.yaml")),
-        Err(failure) => return unknown(&failure),
+    match connection.call("get configmaps", api.get_opt("pristine")).await {
+        Ok(found) => in_force(found, &connection.pristine),
+        Err(failure) => unknown(&failure),
+    }
+}
+
+/// The finding about the rules in force, which the replicas read from this ConfigMap.
+fn in_force(map: Option<ConfigMap>, namespace: &str) -> Finding {
+    let is_there = map.is_some();
+    let map = map.unwrap_or_default();
+    let binary = map.binary_data.into_iter().flatten().map(|(key, _)| key);
+    let mut data = map.data.unwrap_or_default();
+    let (text, others) = (data.remove("pristine.yaml"), data.into_keys().chain(binary).collect::<Vec<_>>());
+    let edit = format!("kubectl -n {namespace} edit configmap pristine");
+    let (name, from) = match (&text, others.as_slice(), is_there) {
+        (Some(_), ..) => ("pristine.yaml", "in the ConfigMap pristine"),
+        (None, [], false) => ("the built-in configuration", "built in, because there is no ConfigMap pristine"),
+        (None, [], true) => ("the built-in configuration", "built in, because the ConfigMap pristine is empty"),
+        (None, others, true) => {
+            let keys = others.join(", ");
+            let what =
+                format!("the ConfigMap pristine has no key pristine.yaml, but {keys}: its rules are not in force");
+            return Broken(what, edit);
+        }
+        (None, _, false) => unreachable!("keys are of a ConfigMap"),
     };
-    let edit = format!("kubectl -n {} edit configmap pristine", connection.pristine);
-    let Some(text) = found else {
-        return Broken("ConfigMap pristine with the key pristine.yaml does not exist".to_owned(), REAPPLY.into());
-    };
-    match config::parse("pristine.yaml", &text) {
-        Ok(read) => Fine(format!("{} rules and a default", read.policy.rules.len())),
+    match config::parse(name, text.as_deref().unwrap_or(config::BUILT_IN)) {
+        Ok(read) => Fine(format!("{} rules and a default, {from}", read.policy.rules.len())),
         Err(error) => Broken(format!("{error}; the previous configuration is in force"), edit),
     }
 }
@@ -326,7 +344,32 @@ fn bypasses(rbac: &Rbac, nodes_proxy_is_guarded: bool) -> Vec<(String, Finding)>
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn the_finding_says_whether_the_rules_in_force_are_built_in() {
+        let rules = "apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\ndefault: {action: Record}\n";
+        let map = |data| serde_json::from_value(json!({ "data": data })).unwrap();
+        let fine = |map| match in_force(map, "ns") {
+            Fine(text) => text,
+            Broken(text, _) | Warning(text, _) => panic!("{text}"),
+        };
+        assert_eq!(fine(None), "2 rules and a default, built in, because there is no ConfigMap pristine");
+        let empty = "2 rules and a default, built in, because the ConfigMap pristine is empty";
+        assert_eq!(fine(Some(map(json!({})))), empty);
+        let written = map(json!({"pristine.yaml": rules, "notes": ""}));
+        assert_eq!(fine(Some(written)), "0 rules and a default, in the ConfigMap pristine");
+        let Broken(text, fix) = in_force(Some(map(json!({"config.yaml": rules}))), "ns") else { panic!() };
+        assert!(text.contains("has no key pristine.yaml, but config.yaml"), "{text}");
+        assert_eq!(fix, "kubectl -n ns edit configmap pristine");
+        let Broken(text, _) = in_force(Some(map(json!({"pristine.yaml": "x"}))), "ns") else { panic!() };
+        assert!(
+            text.starts_with("pristine.yaml:1:1: ") && text.ends_with("the previous configuration is in force"),
+            "{text}"
+        );
+    }
 
     #[test]
     fn a_weakness_is_broken_and_an_accepted_one_is_listed() {

@@ -12,7 +12,7 @@ use crate::{
     kubectl::{IMAGE, Namespace, annotation, apply, deadline, is_marked, is_ready, kubectl, reason, run, uid_of},
 };
 
-/// manifests/base with this component, without its ConfigMap: the rules of the tests stay.
+/// manifests/base with this component.
 async fn render(component: Option<&str>) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = tempfile::tempdir_in(root.join("target")).unwrap();
@@ -22,9 +22,7 @@ async fn render(component: Option<&str>) -> String {
         component.unwrap_or_default()
     );
     fs::write(folder.path().join("kustomization.yaml"), kustomization).unwrap();
-    let rendered = run(&["kustomize", folder.path().to_str().unwrap()]).await;
-    let documents = rendered.split("\n---\n").filter(|document| !document.contains("\nkind: ConfigMap\n"));
-    documents.collect::<Vec<_>>().join("\n---\n")
+    run(&["kustomize", folder.path().to_str().unwrap()]).await
 }
 
 async fn apply_all(yaml: &str, more: &[&str]) {

@@ -4,7 +4,6 @@
 //! the rules that it found.
 
 use std::{
-    io::Write as _,
     path::Path,
     sync::{
         Arc,
@@ -27,7 +26,7 @@ use tokio::{
 
 use crate::{
     common::{SYSTEM, eventually, name_of},
-    kubectl::{Namespace, attempt, client, is_marked, run, uid_of},
+    kubectl::{self, Namespace, attempt, client, is_marked, run, uid_of},
 };
 
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/install.yaml");
@@ -159,18 +158,19 @@ async fn settled() -> Vec<Pod> {
     .await
 }
 
-/// The rules in force, as a patch that brings them back.
+/// The ConfigMap with the rules in force.
 async fn rules() -> String {
     let map = run(&["-n", SYSTEM, "get", "configmap", "pristine", "-o", "json"]).await;
     let map: Value = serde_json::from_str(&map).unwrap();
-    json!({"data": map["data"]}).to_string()
+    let metadata = json!({"name": "pristine", "namespace": SYSTEM});
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": map["data"]}).to_string()
 }
 
-/// Installs, with these rules instead of the shipped ones.
+/// Installs, with these rules instead of the built-in ones.
 async fn install(rules: &str) {
     run(&["apply", "-f", MANIFEST]).await;
     rolled_out().await;
-    run(&["-n", SYSTEM, "patch", "configmap", "pristine", "--type=merge", "-p", rules]).await;
+    kubectl::apply(SYSTEM, rules).await;
     run(&["-n", SYSTEM, "rollout", "restart", "deployment/pristine"]).await;
     settled().await;
 }
@@ -229,17 +229,6 @@ async fn deleting_the_namespace_interrupts_exec_for_less_than_two_seconds() {
     an_exec_is_marked().await;
 }
 
-/// The manifest without its ConfigMap, which would put the shipped rules in force.
-fn without_rules() -> tempfile::NamedTempFile {
-    let text = std::fs::read_to_string(MANIFEST).unwrap();
-    let is_rules = |document: &&str| document.lines().any(|line| line == "kind: ConfigMap");
-    let (rules, rest): (Vec<&str>, Vec<&str>) = text.split("\n---\n").partition(is_rules);
-    assert_eq!(rules.len(), 1);
-    let mut file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
-    file.write_all(rest.join("\n---\n").as_bytes()).unwrap();
-    file
-}
-
 async fn apply(manifest: &Path, how: &[&str]) {
     run(&[&["apply", "-f", manifest.to_str().unwrap()][..], how].concat()).await;
 }
@@ -259,7 +248,7 @@ async fn trusted(api: &Api<ValidatingWebhookConfiguration>) -> Vec<ByteString> {
 #[serial]
 async fn applying_the_manifest_again_fails_no_exec_and_keeps_the_ca_bundle() {
     let users = Users::start().await;
-    let manifest = without_rules();
+    let (manifest, rules) = (Path::new(MANIFEST), rules().await);
     let api: Api<ValidatingWebhookConfiguration> = Api::all(client().await);
     let before = trusted(&api).await;
     assert!(before.len() == 4 && before.iter().all(|bundle| !bundle.0.is_empty()), "{before:?}");
@@ -281,23 +270,50 @@ async fn applying_the_manifest_again_fails_no_exec_and_keeps_the_ca_bundle() {
     });
     let server_side = ["--server-side", "--force-conflicts"];
     for _ in 0..5 {
-        apply(manifest.path(), &[]).await;
+        apply(manifest, &[]).await;
     }
     for _ in 0..5 {
-        apply(manifest.path(), &server_side).await;
+        apply(manifest, &server_side).await;
     }
     // What a GitOps controller does all day.
     let start = Instant::now();
     for round in 0..10 {
         sleep_until(start + Duration::from_secs(2) * round).await;
-        apply(manifest.path(), &[&server_side[..], &["--field-manager=argocd-controller"]].concat()).await;
+        apply(manifest, &[&server_side[..], &["--field-manager=argocd-controller"]].concat()).await;
     }
     rolled_out().await;
+    let rules_after = self::rules().await;
     let tally = users.end("20 applies").await;
+    assert_eq!(rules_after, rules, "the rules of the user");
     stop.store(true, Ordering::Relaxed);
     let (count, wrong) = looks.await.unwrap();
     assert!(wrong.is_empty() && count > 100, "{} of {count} looks: {:?}", wrong.len(), wrong.first());
     tally.none_failed();
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+#[serial]
+async fn without_its_config_map_the_built_in_rules_are_in_force() {
+    let (rules, ns) = (rules().await, Namespace::new("t-exempt-").await);
+    let names = ns.workload("Deployment", 2).await;
+    let (first, second) = (name_of(&names[0]), name_of(&names[1]));
+    ns.run(&["exec", first, "--", "true"]).await;
+    assert!(!is_marked(&ns.pod(first).await), "the rules of the tests exempt it");
+    run(&["-n", SYSTEM, "delete", "configmap", "pristine"]).await;
+    // The kubelet notices within a minute.
+    eventually("the built-in rules", 120, || async {
+        ns.run(&["exec", second, "--", "true"]).await;
+        is_marked(&ns.pod(second).await).then_some(())
+    })
+    .await;
+    let events = run(&["-n", SYSTEM, "events", "--types=Warning"]).await;
+    let restarted = attempt(&["-n", SYSTEM, "rollout", "restart", "deployment/pristine"]).await;
+    settled().await;
+    let log = run(&["-n", SYSTEM, "logs", "deployment/pristine"]).await;
+    install(&rules).await;
+    assert!(events.contains("ConfigurationDeleted"), "{events}");
+    assert!(restarted.status.success() && log.contains("the built-in configuration"), "{log}");
 }
 
 #[tokio::test]

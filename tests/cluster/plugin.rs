@@ -214,7 +214,7 @@ OK   certificates: caBundle trusts every replica until at least <TIME>; Pristine
 OK   admission: the API server reaches the webhook and trusts its certificate (<N> ms, dry run)
 OK   eviction: <REPLICA> is the leader and evicts due pods
 OK   policies: marks are protected, and Pristine's ServiceAccount is restricted
-OK   configuration: <N> rules and a default
+OK   configuration: <N> rules and a default, in the ConfigMap pristine
 WARNING  get/create nodes/proxy: User kube-apiserver-kubelet-client (clusterrolebinding/pristine:kubelet-api-admin) can exec through the kubelet's API, which bypasses admission webhooks and audit policies for execs
          to fix: kubectl apply -k manifests/components/nodes-proxy-guard, or grant nodes/metrics, nodes/stats and nodes/log instead
 OK   RBAC: full access to the cluster: Group kubeadm:cluster-admins, Group system:masters

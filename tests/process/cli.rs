@@ -37,6 +37,39 @@ fn a_missing_configuration_file_is_named_in_the_error() {
 }
 
 #[test]
+fn the_built_in_configuration_is_printed_by_both_programs_and_is_valid() {
+    let (ok, text) = pristine(&["default-config"]);
+    assert!(
+        ok && text.contains("\n- {name: machines, match: {podToken: true, tty: false}, action: Record}\n"),
+        "{text}"
+    );
+    let (rules, review) = (file(&text), file(EXEC));
+    let path = rules.path().to_str().unwrap();
+    assert_eq!(pristine(&["check-config", path]), (true, format!("{path}: ok, 2 rules and a default\n")));
+    let plugin = Command::new(env!("CARGO_BIN_EXE_kubectl-pristine")).arg("default-config").output().unwrap();
+    assert_eq!(String::from_utf8(plugin.stdout).unwrap(), text);
+    // Without a file, it is the one that decides.
+    let explain = ["explain", "--review", review.path().to_str().unwrap()];
+    assert!(!std::path::Path::new("/etc/pristine").exists(), "of the machine that runs the tests");
+    assert_eq!(pristine(&explain), pristine(&[&explain[..], &["--config", path]].concat()));
+}
+
+#[test]
+fn a_configuration_file_that_the_user_named_must_exist() {
+    let review = file(EXEC);
+    let missing = "pristine: cannot read the configuration /does/not/exist.yaml: No such file";
+    let explain = ["explain", "--review", review.path().to_str().unwrap()];
+    for command in [&["serve"][..], &explain] {
+        let (ok, text) = pristine(&[command, &["--config", "/does/not/exist.yaml"]].concat());
+        assert!(!ok && text.starts_with(missing), "{text}");
+    }
+}
+
+const EXEC: &str = r#"{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {"uid": "r", "operation": "CONNECT",
+    "resource": {"resource": "pods"}, "subResource": "exec", "namespace": "kube-system", "name": "web-0",
+    "userInfo": {"username": "alice"}, "object": {"container": "app", "command": ["psql"]}}}"#;
+
+#[test]
 fn lifetimes_that_cannot_overlap_are_rejected() {
     let (ok, text) = pristine(&["serve", "--ca-lifetime", "1h", "--serving-lifetime", "1h"]);
     assert!(!ok && text.starts_with("pristine: --ca-lifetime 3600s is too short"), "{text}");

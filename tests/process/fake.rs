@@ -29,6 +29,8 @@ pub struct State {
     pub refuse_writes: Option<u16>,
     /// The webhook configuration, if there is one.
     pub configuration: Option<Value>,
+    /// The Events that were published.
+    pub events: Vec<Value>,
     /// `METHOD path`, without the query.
     pub calls: Vec<String>,
     /// What happens to the first call of each kind.
@@ -157,7 +159,10 @@ impl Fake {
                 review["status"] = json!({"allowed": !state.forbidden.contains(&asked)});
                 (201, review)
             }
-            ("POST", [.., "events"]) => (201, body.clone()),
+            ("POST", [.., "events"]) => {
+                state.events.push(body.clone());
+                (201, body.clone())
+            }
             ("GET", ["api", "v1", "namespaces", name]) => {
                 let labels = &state.namespace_labels;
                 let namespace = json!({"metadata": {"name": name, "uid": "namespace-uid", "labels": labels}});

@@ -8,9 +8,9 @@ use pristine::{
     audit_log::AuditLog,
     clock::Clock,
     config::{
-        self,
         policy::{Policy, Verdict},
         reload::Reload,
+        source::Source,
     },
     telemetry::Metrics,
 };
@@ -22,58 +22,140 @@ fn text(ttl: u32) -> String {
     format!("apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\ndefault: {{action: Evict, ttl: {ttl}s}}\n")
 }
 
-/// What kubelet does: a new directory, and the link to it swapped by a rename.
-fn swap(mount: &Path, version: u32, text: &str) {
+/// What kubelet does: a new directory, and the link to it swapped by a rename; then the links to its files.
+fn swap(mount: &Path, version: u32, file: Option<(&str, &str)>) {
     let folder = format!("..{version}");
     fs::create_dir(mount.join(&folder)).unwrap();
-    fs::write(mount.join(&folder).join("pristine.yaml"), text).unwrap();
+    if let Some((name, text)) = file {
+        fs::write(mount.join(&folder).join(name), text).unwrap();
+    }
     symlink(&folder, mount.join("..data_tmp")).unwrap();
     fs::rename(mount.join("..data_tmp"), mount.join("..data")).unwrap();
+    for name in ["pristine.yaml", "config.yaml"] {
+        let link = mount.join(name);
+        match file {
+            Some((there, _)) if there == name => drop(symlink(Path::new("..data").join(name), link)),
+            _ => drop(fs::remove_file(link)),
+        }
+    }
 }
 
-async fn becomes(rules: &mut watch::Receiver<Arc<Policy>>, ttl: u64) {
-    let wanted = Verdict::Mark(pristine::mark::Disposition::Evict(Duration::from_secs(ttl)));
-    let changed = rules.wait_for(|policy| policy.default == wanted);
-    tokio::time::timeout(Duration::from_secs(5), changed).await.expect("the new rules within seconds").unwrap();
+/// A replica that follows the file in this directory.
+struct Replica {
+    mount: tempfile::TempDir,
+    policy: watch::Receiver<Arc<Policy>>,
+    metrics: Arc<Metrics>,
+    fake: Fake,
+}
+
+impl Replica {
+    async fn start(first: Option<(&str, &str)>) -> Self {
+        let mount = tempfile::tempdir().unwrap();
+        swap(mount.path(), 0, first);
+        let source = Source::optional(mount.path().join("pristine.yaml"));
+        let (metrics, fake) = (Arc::new(Metrics::default()), Fake::default());
+        let text = source.read().unwrap();
+        let (policy, rules) = watch::channel(Arc::new(text.parse().unwrap().policy));
+        let (eviction, _) = watch::channel(pristine::eviction::Settings::default());
+        let (context, publish) =
+            Context::new(fake.client(), "test", Clock::system(), AuditLog::stdout(), metrics.clone(), Link::default());
+        tokio::spawn(publish);
+        let about = ObjectReference { name: Some("pristine-0".to_owned()), ..ObjectReference::default() };
+        let reload = Reload { source, text, policy, eviction, about, context };
+        tokio::spawn(reload.run());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        Self { mount, policy: rules, metrics, fake }
+    }
+
+    fn change(&self, version: u32, file: Option<(&str, &str)>) {
+        swap(self.mount.path(), version, file);
+    }
+
+    async fn evicts_after(&mut self, ttl: u64) {
+        let wanted = Verdict::Mark(pristine::mark::Disposition::Evict(Duration::from_secs(ttl)));
+        let changed = self.policy.wait_for(|policy| policy.default == wanted);
+        tokio::time::timeout(Duration::from_secs(5), changed).await.expect("the new rules within seconds").unwrap();
+    }
+
+    async fn counts(&self, result: &str, count: u32) {
+        let line = format!("pristine_configuration_reloads_total{{result=\"{result}\"}} {count}\n");
+        self.eventually(&line, || self.metrics.render().contains(&line)).await;
+    }
+
+    /// The Events with this reason.
+    async fn publishes(&self, reason: &str) -> Vec<String> {
+        let notes = || {
+            let events = self.fake.state().events.clone();
+            let found = events.iter().filter(|event| event["reason"] == reason);
+            found
+                .map(|event| format!("{} {}", event["type"].as_str().unwrap(), event["note"].as_str().unwrap()))
+                .collect::<Vec<_>>()
+        };
+        self.eventually(reason, || !notes().is_empty()).await;
+        notes()
+    }
+
+    async fn eventually(&self, what: &str, is_true: impl Fn() -> bool) {
+        for _ in 0..50 {
+            if is_true() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("never: {what}\n{}", self.metrics.render());
+    }
+}
+
+fn file(text: &str) -> (&str, &str) {
+    ("pristine.yaml", text)
 }
 
 #[tokio::test]
 async fn every_changed_configuration_is_loaded_and_an_invalid_one_is_rejected() {
-    let mount = tempfile::tempdir().unwrap();
-    swap(mount.path(), 0, &text(1));
-    symlink("..data/pristine.yaml", mount.path().join("pristine.yaml")).unwrap();
-    let path = mount.path().join("pristine.yaml");
-    let metrics = Arc::new(Metrics::default());
-    let first = text(1);
-    let (policy, mut rules) = watch::channel(Arc::new(config::load(&path).unwrap().policy));
-    let (eviction, _) = watch::channel(pristine::eviction::Settings::default());
-    let (context, publish) = Context::new(
-        Fake::default().client(),
-        "test",
-        Clock::system(),
-        AuditLog::stdout(),
-        metrics.clone(),
-        Link::default(),
-    );
-    tokio::spawn(publish);
-    let reload = Reload { path, text: first, policy, eviction, about: ObjectReference::default(), context };
-    tokio::spawn(reload.run());
-    tokio::time::sleep(Duration::from_millis(200)).await;
-
+    let mut replica = Replica::start(Some(file(&text(1)))).await;
     for n in 2..=4 {
-        swap(mount.path(), n, &text(n));
-        becomes(&mut rules, n.into()).await;
+        replica.change(n, Some(file(&text(n))));
+        replica.evicts_after(n.into()).await;
     }
-    swap(mount.path(), 5, "default: nonsense");
-    let refused = r#"pristine_configuration_reloads_total{result="refused"} 1"#;
-    for _ in 0..50 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        if metrics.render().contains(refused) {
-            break;
-        }
-    }
-    assert!(metrics.render().contains(refused), "{}", metrics.render());
-    becomes(&mut rules, 4).await;
-    swap(mount.path(), 6, &text(6));
-    becomes(&mut rules, 6).await;
+    replica.change(5, Some(file("default: nonsense")));
+    replica.counts("refused", 1).await;
+    replica.evicts_after(4).await;
+    replica.change(6, Some(file(&text(6))));
+    replica.evicts_after(6).await;
+}
+
+#[tokio::test]
+async fn a_config_map_that_appears_replaces_the_built_in_rules_and_one_that_is_deleted_brings_them_back() {
+    let mut replica = Replica::start(None).await;
+    replica.evicts_after(600).await;
+    assert_eq!(replica.policy.borrow().rules.len(), 2, "kube-system and machines");
+    replica.change(1, Some(file(&text(1))));
+    replica.evicts_after(1).await;
+    let note = "Normal 0 rules and a default are in force";
+    assert_eq!(replica.publishes("ConfigurationReloaded").await, [note]);
+
+    replica.change(2, None);
+    replica.evicts_after(600).await;
+    assert_eq!(replica.policy.borrow().rules.len(), 2);
+    let note =
+        "Warning the file does not exist any more, so the built-in configuration is in force: 2 rules and a default";
+    assert_eq!(replica.publishes("ConfigurationDeleted").await, [note]);
+    assert!(replica.metrics.render().contains("pristine_configuration_valid 1"));
+    replica.change(3, Some(file(&text(3))));
+    replica.evicts_after(3).await;
+    replica.counts("accepted", 3).await;
+}
+
+#[tokio::test]
+async fn a_config_map_with_another_key_does_not_bring_the_built_in_rules_back() {
+    let mut replica = Replica::start(Some(file(&text(1)))).await;
+    replica.change(1, Some(("config.yaml", &text(2))));
+    replica.counts("refused", 1).await;
+    replica.evicts_after(1).await;
+    let notes = replica.publishes("ConfigurationRefused").await;
+    assert!(
+        notes[0].contains("has no pristine.yaml, but config.yaml: the key of the ConfigMap must be pristine.yaml"),
+        "{notes:?}"
+    );
+    assert!(notes[0].ends_with("the previous configuration stays in force"), "{notes:?}");
 }

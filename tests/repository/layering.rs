@@ -28,6 +28,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("dir_watch", &[]),
     ("audit_log", &["mark"]),
     ("api", &["audit_log", "clock", "error", "mark", "telemetry"]),
+    ("config::source", &["config"]),
     ("config::reload", &["api", "config", "dir_watch", "error", "eviction", "telemetry"]),
     ("server", &["telemetry"]),
     ("admission::handler", &["api", "telemetry"]),
@@ -140,7 +141,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("serde_saphyr", &["api::webhook::check", "config", "plugin::get"]),
     ("anyhow", &["cli::commands", "run", "telemetry", "main"]),
     ("arc_swap", &["certs::resolver"]),
-    ("std::fs", &["cli::commands", "config", "certs::mounted", "telemetry::process"]),
+    ("std::fs", &["cli::commands", "config", "config::source", "certs::mounted", "telemetry::process"]),
 ];
 
 struct Source {

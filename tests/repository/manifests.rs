@@ -21,9 +21,15 @@ fn the_image_tag_is_the_version_of_the_crate() {
 }
 
 #[test]
-fn the_shipped_configuration_is_valid() {
-    let text = object("ConfigMap")["data"]["pristine.yaml"].as_str().unwrap().to_owned();
-    pristine::config::parse("install.yaml", &text).unwrap();
+fn no_apply_of_the_manifest_changes_the_rules() {
+    let maps: Vec<_> = objects().into_iter().filter(|object| object["kind"] == "ConfigMap").collect();
+    assert!(maps.is_empty(), "{maps:?}");
+    let config = json!({"name": "config", "configMap": {"name": "pristine", "optional": true}});
+    let volumes = template()["spec"]["volumes"].clone();
+    assert!(volumes.as_array().unwrap().contains(&config), "{volumes}");
+    let mounts = template()["spec"]["containers"][0]["volumeMounts"].clone();
+    let mounted = json!({"name": "config", "mountPath": "/etc/pristine", "readOnly": true});
+    assert!(mounts.as_array().unwrap().contains(&mounted), "{mounts}");
 }
 
 #[test]

@@ -74,12 +74,18 @@ fn a_rule_that_no_interaction_can_match_is_reported() {
 }
 
 #[test]
-fn a_rule_for_terminals_or_tokens_covers_the_rules_that_imply_them() {
+fn a_rule_covers_the_rules_whose_fields_imply_its_own() {
+    let env = |values: &[&str]| json!({"matchExpressions": [{"key": "env", "operator": "In", "values": values}]});
     for (wide, narrow, is_dead) in [
         (json!({"interactive": true}), json!({"tty": true}), true),
         (json!({"tty": true}), json!({"interactive": true}), false),
         (json!({"tty": false}), json!({"interactive": false}), true),
         (json!({"interactive": false}), json!({"tty": false}), false),
+        (json!({"podSelector": env(&["a", "b"])}), json!({"podSelector": {"matchLabels": {"env": "a"}}}), true),
+        (json!({"podSelector": env(&["a", "b"])}), json!({"podSelector": env(&["a", "c"])}), false),
+        (json!({"podSelector": env(&["a"])}), json!({"namespaceSelector": env(&["a"])}), false),
+        (json!({"namespaceSelector": env(&["a", "b"])}), json!({"namespaceSelector": env(&["b"])}), true),
+        (json!({"namespaceSelector": env(&["a"])}), json!({}), false),
         (json!({"podToken": true}), json!({"podToken": true, "tty": false}), true),
         (json!({"podToken": true}), json!({"tty": false}), false),
         (json!({"podToken": false}), json!({"users": ["alice"]}), true),
