@@ -28,5 +28,6 @@ mod monitoring;
 mod outage;
 mod pacing;
 mod plugin;
+mod rules;
 mod stage;
 mod suspend;
