@@ -93,8 +93,8 @@ impl Source {
         });
         let path = self.folder().display().to_string();
         let mut names = names.map_err(|source| Error::Read { path: path.clone(), source })?;
-        // The kubelet's own: `..data`, and the directory that it points to.
-        names.retain(|name| !name.starts_with('.'));
+        // The kubelet's own: `..data`, and the directory that it points to. No key begins with `..`.
+        names.retain(|name| !name.starts_with(".."));
         names.sort_unstable();
         let wanted = self.path.file_name().unwrap_or_default().to_string_lossy();
         match names.as_slice() {
@@ -145,6 +145,9 @@ mod tests {
         assert!(is_built_in(&optional), "the ConfigMap does not exist");
         assert_eq!(error(&named), cannot_read);
 
+        fs::write(folder.path().join("mount/.pristine.yaml"), EMPTY).unwrap();
+        assert!(error(&optional).contains("mount has no pristine.yaml, but .pristine.yaml: "), "a key with a dot");
+        fs::remove_file(folder.path().join("mount/.pristine.yaml")).unwrap();
         fs::write(folder.path().join("mount/config.yaml"), EMPTY).unwrap();
         let message = error(&optional);
         assert!(
