@@ -15,7 +15,6 @@ rotation_cluster() {
 	set -a
 	# shellcheck source=/dev/null
 	source "$folder/env"
-	PRISTINE_API_SERVER_PID_2=$(head -n 1 "$folder/run/kube-apiserver-2.pid")
 	PATH=$PRISTINE_CLUSTER_BIN:$PATH
 	set +a
 }

@@ -14,7 +14,7 @@ use serial_test::serial;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    common::{SYSTEM, eventually, name_of, setting},
+    common::{SYSTEM, eventually, figures, name_of, setting},
     kubectl::{Namespace, apply, is_marked, is_ready, run},
     outage::{kill_nine, replicas},
 };
@@ -50,7 +50,7 @@ fn ip(pod: &Pod) -> String {
 }
 
 /// One exec as the API server admits it, without a stream; the error if it was not admitted.
-async fn exec(client: &kube::Client, namespace: &str, pod: &str, word: &str) -> Result<(), String> {
+pub async fn exec(client: &kube::Client, namespace: &str, pod: &str, word: &str) -> Result<(), String> {
     let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}/exec?command=echo&command={word}");
     let answer = client.request_text(http::Request::post(path).body(vec![]).unwrap()).await;
     match answer {
@@ -58,12 +58,6 @@ async fn exec(client: &kube::Client, namespace: &str, pod: &str, word: &str) -> 
         Err(kube::Error::Api(status)) if status.message.to_lowercase().contains("upgrade") => Ok(()),
         other => Err(format!("{other:?}")),
     }
-}
-
-/// Median and 99th percentile.
-fn figures(mut times: Vec<Duration>) -> String {
-    times.sort();
-    format!("{} execs, median {:?}, p99 {:?}", times.len(), times[times.len() / 2], times[times.len() * 99 / 100])
 }
 
 async fn hundred(ns: &Namespace, pod: &str, round: &str) -> (Vec<Duration>, Vec<String>) {

@@ -105,19 +105,27 @@ async fn without_replicas_only_break_glass_and_exempt_users_can_exec() {
     assert!(!is_marked(&ns.pod(&name).await));
 }
 
-/// Kills the process of every replica, and only those: the pid comes from the kubelet's cgroup of the pod.
-pub async fn kill_nine(replicas: &[Pod]) {
-    let mut killed = 0;
+/// The process of every replica: the pid comes from the kubelet's cgroup of the pod.
+pub fn pids_of(replicas: &[Pod]) -> Vec<u32> {
+    let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
         let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-        let ours = replicas.iter().any(|pod| read("cgroup").contains(uid_of(pod)));
-        if ours && read("comm").trim() == "pristine" {
-            let status = tokio::process::Command::new("kill").args(["-9", &pid.to_string()]).status().await.unwrap();
-            killed += usize::from(status.success());
+        let is_ours = replicas.iter().any(|pod| read("cgroup").contains(uid_of(pod)));
+        if is_ours && read("comm").trim() == "pristine" {
+            found.push(pid);
         }
     }
-    assert_eq!(killed, replicas.len(), "one process a replica");
+    assert_eq!(found.len(), replicas.len(), "one process a replica");
+    found
+}
+
+/// Kills the process of every replica, and only those.
+pub async fn kill_nine(replicas: &[Pod]) {
+    for pid in pids_of(replicas) {
+        let status = tokio::process::Command::new("kill").args(["-9", &pid.to_string()]).status().await.unwrap();
+        assert!(status.success());
+    }
 }
 
 #[tokio::test]

@@ -26,6 +26,12 @@ pub fn name_of(pod: &Pod) -> &str {
     pod.metadata.name.as_deref().unwrap()
 }
 
+/// Median and 99th percentile.
+pub fn figures(mut times: Vec<Duration>) -> String {
+    times.sort();
+    format!("{} execs, median {:?}, p99 {:?}", times.len(), times[times.len() / 2], times[times.len() * 99 / 100])
+}
+
 /// Looks until `look` finds something; the error says what was waited for.
 pub async fn eventually<T>(what: &str, seconds: u64, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let end = Instant::now() + Duration::from_secs(seconds);

@@ -1,17 +1,13 @@
 //! Replicas whose clocks are wrong, behind one Service.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::time::Duration;
 
 use k8s_openapi::api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Secret};
 use kube::{Api, Client};
-use tokio::time::sleep;
 
 use crate::{
     common::{SYSTEM, setting},
-    load::{Load, pods},
+    load::{execs, pods},
     replicas::{Replicas, client},
 };
 
@@ -23,20 +19,6 @@ async fn secret(client: &Client) -> Secret {
 async fn generation(client: &Client) -> i64 {
     let all: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
     all.get("pristine").await.unwrap().metadata.generation.unwrap()
-}
-
-/// Execs through both API servers for so long; how many were admitted, and the failures.
-async fn execs(time: Duration) -> (usize, Vec<String>) {
-    let clients = [client(1).await, client(2).await];
-    let loads = [Arc::new(Load::default()), Arc::new(Load::default())];
-    let workers: Vec<_> = loads.iter().zip(&clients).flat_map(|(load, client)| load.start(client)).collect();
-    sleep(time).await;
-    loads.iter().for_each(|load| load.stop.store(true, Ordering::Relaxed));
-    for worker in workers {
-        worker.await.unwrap();
-    }
-    let failures = loads.iter().flat_map(|load| load.failures.lock().unwrap().clone()).collect();
-    (loads.iter().map(|load| load.admitted.load(Ordering::Relaxed)).sum(), failures)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

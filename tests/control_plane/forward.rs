@@ -1,19 +1,32 @@
-//! A way from one replica to the API server that can be cut.
+//! A way from one replica to the API servers that can be cut.
 
 use std::net::SocketAddr;
 
+use tokio::sync::watch;
+
 use crate::replicas::kubeconfig;
 
-/// Forwards to the API server until it is cut.
-pub async fn forward(cut: tokio::sync::watch::Receiver<bool>) -> SocketAddr {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+/// Host and port of an API server.
+fn address_of(server: usize) -> String {
+    let text = std::fs::read_to_string(kubeconfig(server)).unwrap();
+    text.split("server: https://").nth(1).unwrap().lines().next().unwrap().trim().to_owned()
+}
+
+/// Forwards to the first API server until it is cut.
+pub async fn forward(cut: watch::Receiver<bool>) -> SocketAddr {
+    forward_from("127.0.0.1:0", &[1], cut).await
+}
+
+/// Forwards what connects to this address. Each connection goes to one of the API servers at random, also while that one
+/// is down, as with the Service `kubernetes` until the address of a lost API server is no longer in it.
+pub async fn forward_from(address: &str, servers: &[usize], cut: watch::Receiver<bool>) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let text = std::fs::read_to_string(kubeconfig(1)).unwrap();
-    let server = text.split("server: https://").nth(1).unwrap().lines().next().unwrap().trim().to_owned();
+    let servers: Vec<String> = servers.iter().map(|server| address_of(*server)).collect();
     tokio::spawn(async move {
         loop {
             let (mut near, _) = listener.accept().await.unwrap();
-            let (server, mut cut) = (server.clone(), cut.clone());
+            let (server, mut cut) = (servers[rand::random_range(..servers.len())].clone(), cut.clone());
             tokio::spawn(async move {
                 if *cut.borrow_and_update() {
                     return;
@@ -41,6 +54,7 @@ pub fn kubeconfig_through(address: SocketAddr, folder: &tempfile::TempDir) -> St
     with_kubeconfig(folder, |text| {
         let (before, after) = text.split_once("server: https://").unwrap();
         let (_, after) = after.split_once('\n').unwrap();
-        format!("{before}server: https://{address}\n{after}")
+        // The name is in the certificate, whatever the address.
+        format!("{before}server: https://{address}\n    tls-server-name: localhost\n{after}")
     })
 }

@@ -1,6 +1,7 @@
 //! Execs through an API server all the time, and what the API server counts of them.
 
 use std::{
+    ops::Range,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -12,10 +13,10 @@ use kube::{
     Api, Client,
     api::{DeleteParams, PostParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::common::eventually;
+use crate::{common::eventually, replicas};
 
 /// Workers that never rest, on each API server.
 const STEADY: usize = 2;
@@ -82,6 +83,20 @@ impl Load {
     }
 }
 
+/// Execs through both API servers for so long; how many were admitted, and the failures.
+pub async fn execs(time: Duration) -> (usize, Vec<String>) {
+    let clients = [replicas::client(1).await, replicas::client(2).await];
+    let loads = [Arc::new(Load::default()), Arc::new(Load::default())];
+    let workers: Vec<_> = loads.iter().zip(&clients).flat_map(|(load, client)| load.start(client)).collect();
+    sleep(time).await;
+    loads.iter().for_each(|load| load.stop.store(true, Ordering::Relaxed));
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    let failures = loads.iter().flat_map(|load| load.failures.lock().unwrap().clone()).collect();
+    (loads.iter().map(|load| load.admitted.load(Ordering::Relaxed)).sum(), failures)
+}
+
 /// One exec, and what the API server said if it was not admitted.
 pub async fn exec(client: &Client, pod: usize, word: &str) -> Result<(), String> {
     let path = format!("/api/v1/namespaces/load/pods/p{pod}/exec?command=echo&command={word}");
@@ -95,6 +110,11 @@ pub async fn exec(client: &Client, pod: usize, word: &str) -> Result<(), String>
 
 /// The pods of the load.
 pub async fn pods(client: &Client) {
+    more_pods(client, 0..PODS, &json!({})).await;
+}
+
+/// Pods with these numbers and labels.
+pub async fn more_pods(client: &Client, numbers: Range<usize>, labels: &Value) {
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "load"}});
     let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(client.clone());
     let _ = namespaces.create(&PostParams::default(), &serde_json::from_value(namespace).unwrap()).await;
@@ -102,9 +122,9 @@ pub async fn pods(client: &Client) {
     let account = json!({"metadata": {"name": "default"}});
     let _ = accounts.create(&PostParams::default(), &serde_json::from_value(account).unwrap()).await;
     let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(client.clone(), "load");
-    for n in 0..PODS {
+    for n in numbers {
         let pod = json!({
-            "metadata": {"name": format!("p{n}")},
+            "metadata": {"name": format!("p{n}"), "labels": labels},
             "spec": {"nodeName": "nowhere", "containers": [{"name": "app", "image": "none"}]},
         });
         let _ = pods.delete(&format!("p{n}"), &DeleteParams::default().grace_period(0)).await;

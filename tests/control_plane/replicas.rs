@@ -1,7 +1,11 @@
 //! Pristine processes behind a Service, and the two API servers that call them.
 #![allow(clippy::expect_used, reason = "what hack/test sets")]
 
-use std::{path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
@@ -19,11 +23,26 @@ pub fn kubeconfig(server: usize) -> String {
     setting(&format!("PRISTINE_KUBECONFIG_{server}")).expect("run by hack/test or hack/soak")
 }
 
-pub async fn client(server: usize) -> Client {
+pub async fn config(server: usize) -> Config {
     let file = Kubeconfig::read_from(kubeconfig(server)).unwrap();
     let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
     config.default_retry = false;
-    Client::try_from(config).unwrap()
+    config
+}
+
+pub async fn client(server: usize) -> Client {
+    Client::try_from(config(server).await).unwrap()
+}
+
+/// The state directory of the cluster.
+pub fn cluster() -> PathBuf {
+    Path::new(&kubeconfig(1)).parent().unwrap().to_owned()
+}
+
+/// The pid that `hack/cluster` recorded of `etcd`, `kube-apiserver` or `kube-apiserver-2`.
+pub fn pid_of(component: &str) -> u32 {
+    let text = std::fs::read_to_string(cluster().join(format!("run/{component}.pid"))).unwrap();
+    text.lines().next().unwrap().parse().unwrap()
 }
 
 /// Three processes behind the Service.
@@ -36,6 +55,10 @@ pub struct Replicas {
     kubeconfigs: Vec<String>,
     /// What they are started with.
     arguments: &'static [&'static str],
+    /// The program that starts them, with its arguments.
+    by: Vec<String>,
+    /// They have `address` to themselves, and listen where they do in a cluster.
+    is_alone: bool,
     /// How far the clock of each is off, in the words of faketime(1), if it is; in a file that may change.
     clocks: Vec<Option<&'static str>>,
 }
@@ -65,6 +88,16 @@ impl Replicas {
         let count = kubeconfigs.len();
         (this.kubeconfigs, this.arguments) = (kubeconfigs, arguments);
         this.launch(count).await;
+        this
+    }
+
+    /// One that nobody calls yet, and that this program starts where it has this address to itself.
+    pub async fn start_one_at_address(by: &[&str], address: &str, kubeconfig: String) -> Self {
+        let mut this = Self::prepare(kubeconfig, "").await;
+        (this.by, this.arguments) = (by.iter().map(|word| (*word).to_owned()).collect(), &[]);
+        (this.address, this.is_alone) = (address.to_owned(), true);
+        let process = this.spawn(0);
+        this.processes.push(process);
         this
     }
 
@@ -117,6 +150,8 @@ impl Replicas {
             folder,
             kubeconfigs,
             arguments: SHORT_LIVES,
+            by: Vec::new(),
+            is_alone: false,
             clocks: Vec::new(),
         };
         this.objects().await;
@@ -125,7 +160,9 @@ impl Replicas {
 
     fn spawn(&self, n: usize) -> Child {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log(n)).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pristine"));
+        let words = [&self.by[..], &[env!("CARGO_BIN_EXE_pristine").to_owned()]].concat();
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
         if let Some(clock) = self.clocks.get(n).copied().flatten() {
             self.set_clock(n, clock);
             // The wall clock alone: no machine sets the monotonic one.
@@ -137,8 +174,7 @@ impl Replicas {
             .args(["serve", "--log-format=text"])
             .args(self.arguments)
             .arg(format!("--config={}", self.folder.path().join("pristine.yaml").display()))
-            .arg(format!("--listen={}:{}", self.address, webhook_port(n)))
-            .arg(format!("--probes=127.0.0.1:{}", 18_080 + n))
+            .args(if self.is_alone { Vec::new() } else { self.listen(n) })
             .arg(format!("--pod-name=replica-{n}"))
             .env("KUBECONFIG", &self.kubeconfigs[n % self.kubeconfigs.len()])
             .stdin(Stdio::null())
@@ -147,6 +183,10 @@ impl Replicas {
             .kill_on_drop(true)
             .spawn()
             .unwrap()
+    }
+
+    fn listen(&self, n: usize) -> Vec<String> {
+        vec![format!("--listen={}:{}", self.address, webhook_port(n)), format!("--probes=127.0.0.1:{}", 18_080 + n)]
     }
 
     fn clock_file(&self, n: usize) -> PathBuf {
@@ -180,6 +220,9 @@ impl Replicas {
         };
         // As new: a caBundle without a Secret would make the first replica wait for others that know the CA.
         let _ = kubectl(&["delete", "--ignore-not-found", "validatingwebhookconfiguration/pristine"]).status().await;
+        // Those of a test that failed.
+        let slices = ["delete", "endpointslices", "-n", SYSTEM, "-l", "kubernetes.io/service-name=pristine"];
+        let _ = kubectl(&slices).status().await;
         for file in ["namespace.yaml", "webhook.yaml"] {
             let path = format!("{}/manifests/base/{file}", env!("CARGO_MANIFEST_DIR"));
             assert!(kubectl(&["apply", "-f", &path]).status().await.unwrap().success());
@@ -196,15 +239,19 @@ impl Replicas {
 
     /// One EndpointSlice a replica, because each has a port of its own on the one address.
     pub async fn slice(&self, n: usize, ready: bool) {
+        let family = if self.address.contains(':') { "IPv6" } else { "IPv4" };
+        // A slice cannot change its family.
+        let name = format!("pristine-{}-{n}", family.to_lowercase());
+        let port = if self.is_alone { 10_250 } else { webhook_port(n) };
         let slice = json!({
-            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-            "metadata": {"name": format!("pristine-{n}"), "labels": {"kubernetes.io/service-name": "pristine"}},
-            "ports": [{"name": "webhook", "port": webhook_port(n), "protocol": "TCP"}],
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
+            "metadata": {"name": name, "labels": {"kubernetes.io/service-name": "pristine"}},
+            "ports": [{"name": "webhook", "port": port, "protocol": "TCP"}],
             "endpoints": if ready { json!([{"addresses": [self.address], "conditions": {"ready": true}}]) } else { json!([]) },
         });
         let slices: Api<k8s_openapi::api::discovery::v1::EndpointSlice> = Api::namespaced(self.client.clone(), SYSTEM);
         let params = PatchParams::apply("test").force();
-        slices.patch(&format!("pristine-{n}"), &params, &Patch::Apply(slice)).await.unwrap();
+        slices.patch(&name, &params, &Patch::Apply(slice)).await.unwrap();
     }
 
     async fn put_into_service(&self, n: usize) {
@@ -282,8 +329,13 @@ pub async fn ready_text(n: usize) -> Option<String> {
 
 /// What the plain port answers, with its head.
 pub async fn get(n: usize, path: &str) -> Option<String> {
+    get_from("127.0.0.1", u16::try_from(18_080 + n).unwrap(), path).await
+}
+
+/// The same of a replica at this address.
+pub async fn get_from(host: &str, port: u16, path: &str) -> Option<String> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", u16::try_from(18_080 + n).unwrap())).await.ok()?;
+    let mut stream = tokio::net::TcpStream::connect((host, port)).await.ok()?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.ok()?;
     let mut text = String::new();

@@ -27,7 +27,7 @@ use crate::{
     common::{SYSTEM, eventually, https, setting},
     forward::{forward, kubeconfig_through, with_kubeconfig},
     load::{Load, calls, fail_open, pods, rejections},
-    replicas::{Replicas, client, ready_text, readyz, send_signal, webhook_port},
+    replicas::{Replicas, client, pid_of, ready_text, readyz, send_signal, webhook_port},
 };
 
 async fn active(client: &Client) -> Option<String> {
@@ -52,8 +52,7 @@ async fn no_admission_fails_while_cas_are_renewed_under_load() {
 
     let loads = [Arc::new(Load::default()), Arc::new(Load::default())];
     let workers: Vec<_> = loads.iter().zip(&clients).flat_map(|(load, client)| load.start(client)).collect();
-    // The second API server, whose pid hack/cluster recorded.
-    let second: u32 = setting("PRISTINE_API_SERVER_PID_2").expect("its pid").parse().unwrap();
+    let second = pid_of("kube-apiserver-2");
 
     let start = Instant::now();
     let mut generations = BTreeSet::from_iter(active(&clients[0]).await);
