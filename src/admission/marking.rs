@@ -22,7 +22,7 @@ use super::{
 use crate::{
     api::{
         Context,
-        persist::persist,
+        persist::{is_of_a_start, persist},
         pods::{self, Marked, Pods, Recorded},
     },
     config::policy::{Attributes, Decision, Labels, NamespaceNeeded, Policy, Verdict},
@@ -94,7 +94,7 @@ impl From<pods::Error> for Refused {
             )),
             // The pod changed faster than it could be written, until the end.
             pods::Error::Conflict | pods::Error::Gone => Self::Now(chain(&error)),
-            error if error.is_temporary() => Self::Now(chain(&error)),
+            error if error.is_temporary() || is_of_a_start(&error) => Self::Now(chain(&error)),
             error => Self::Never(chain(&error)),
         }
     }

@@ -17,6 +17,16 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// See [`PAUSE`].
 const LONGEST_PAUSE: Duration = Duration::from_millis(320);
 
+/// Whether the API server may have refused this because it has just started. Until it has read all roles, for a second or
+/// two, it forbids what it will allow, and until its admission plugins are ready it admits no write.
+#[must_use]
+pub fn is_of_a_start(error: &Error) -> bool {
+    let Error::Api { source, .. } = error else { return false };
+    let kube::Error::Api(status) = &**source else { return false };
+    let words = [" is forbidden: User ", "not yet ready to handle request"];
+    status.code == 403 && words.iter().any(|words| status.message.contains(words))
+}
+
 /// Repeats the call until `until` while it fails with an error that may pass ([`Error::is_temporary`]).
 ///
 /// # Errors
