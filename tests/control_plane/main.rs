@@ -18,4 +18,5 @@ mod forward;
 mod leadership;
 mod load;
 mod replicas;
+mod restarts;
 mod rotation;
