@@ -14,6 +14,7 @@ mod common;
 
 mod clocks;
 mod connections;
+mod families;
 mod forward;
 mod leadership;
 mod load;
