@@ -21,3 +21,4 @@ mod load;
 mod replicas;
 mod restarts;
 mod rotation;
+mod strangers;

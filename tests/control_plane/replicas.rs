@@ -91,6 +91,15 @@ impl Replicas {
         this
     }
 
+    /// One behind the Service that this program starts, with these lines more in its configuration. It lives as long as it
+    /// does in a cluster.
+    pub async fn start_one_by(by: &[&str], rules: &str) -> Self {
+        let mut this = Self::prepare(kubeconfig(1), rules).await;
+        (this.by, this.arguments) = (by.iter().map(|word| (*word).to_owned()).collect(), &[]);
+        this.launch(1).await;
+        this
+    }
+
     /// One that nobody calls yet, and that this program starts where it has this address to itself.
     pub async fn start_one_at_address(by: &[&str], address: &str, kubeconfig: String) -> Self {
         let mut this = Self::prepare(kubeconfig, "").await;
