@@ -3,11 +3,22 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit, watch},
+    time::Instant,
+};
+
+/// Calls for reviews at the same time. Each needs a connection of its own, and a burst of execs must not open hundreds of
+/// them: their handshakes would take longer than a call may take. With an API server that answers in 10 ms it is 3,000
+/// calls a second.
+const CALLS: usize = 32;
 
 /// What the last calls showed. Cheap to clone.
 #[derive(Clone)]
-pub struct Link(Arc<watch::Sender<State>>);
+pub struct Link {
+    state: Arc<watch::Sender<State>>,
+    calls: Arc<Semaphore>,
+}
 
 #[derive(Clone, Copy)]
 struct State {
@@ -18,36 +29,45 @@ struct State {
 
 impl Default for Link {
     fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(State { answered: Instant::now(), is_broken: false })))
+        let state = State { answered: Instant::now(), is_broken: false };
+        Self { state: Arc::new(watch::Sender::new(state)), calls: Arc::new(Semaphore::new(CALLS)) }
     }
 }
 
 impl Link {
     /// The API server answered, with whatever answer.
     pub fn answered(&self) {
-        self.0.send_modify(|state| *state = State { answered: Instant::now(), is_broken: false });
+        self.state.send_modify(|state| *state = State { answered: Instant::now(), is_broken: false });
     }
 
     /// A call got no answer: it failed below HTTP, or its caller stopped waiting.
     pub fn failed(&self) {
-        self.0.send_modify(|state| state.is_broken = true);
+        self.state.send_modify(|state| state.is_broken = true);
     }
 
     /// Whether the last call got no answer.
     #[must_use]
     pub fn is_broken(&self) -> bool {
-        self.0.borrow().is_broken
+        self.state.borrow().is_broken
     }
 
     /// Waits until a call gets no answer.
     pub async fn breaks(&self) {
-        let _ = self.0.subscribe().wait_for(|state| state.is_broken).await;
+        let _ = self.state.subscribe().wait_for(|state| state.is_broken).await;
+    }
+
+    /// Waits until one more call may be made, and counts it until the permit is dropped.
+    ///
+    /// # Panics
+    /// Never: the semaphore is not closed.
+    pub async fn turn(&self) -> SemaphorePermit<'_> {
+        self.calls.acquire().await.expect("the semaphore is never closed")
     }
 
     /// How long ago the API server answered, if a call since then got no answer; else zero.
     #[must_use]
     pub fn broken_for(&self) -> Duration {
-        let state = *self.0.borrow();
+        let state = *self.state.borrow();
         if state.is_broken { state.answered.elapsed() } else { Duration::ZERO }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{link::Link, pods::Error};
 
@@ -39,6 +39,9 @@ pub async fn persist<T, F: Future<Output = Result<T, Error>>>(
 ) -> Result<T, Error> {
     let (mut limit, mut pause) = (FIRST, PAUSE);
     loop {
+        // The clock of a try starts when it is sent: tries that are given up and sent again while the machine is busy would
+        // make it busier.
+        let Ok(_turn) = timeout_at(until, link.turn()).await else { return Err(Error::Silent { action }) };
         let left = until.saturating_duration_since(Instant::now());
         let error = match timeout(limit.min(left), call()).await {
             Ok(Err(error)) if error.is_temporary() => error,

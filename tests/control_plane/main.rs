@@ -12,6 +12,7 @@
 #[allow(dead_code, reason = "another ring uses the rest")]
 mod common;
 
+mod burst;
 mod clocks;
 mod connections;
 mod families;
