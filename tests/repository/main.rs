@@ -1,6 +1,7 @@
 //! What is in the repository fits together: modules, manifests, alerts, negative controls.
 #![allow(
     clippy::panic,
+    clippy::print_stdout,
     clippy::unwrap_used,
     unreachable_pub,
     missing_docs,
@@ -17,6 +18,7 @@ mod layering;
 mod manifests;
 mod monitoring;
 mod negative_controls;
+mod self_healing;
 mod sizes;
 mod test_names;
 
