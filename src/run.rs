@@ -18,7 +18,7 @@ use crate::{
         Context,
         link::Link,
         pods::Pods,
-        webhook::{enforcement::Enforcement, watch::ConfigurationWatch, writer::Writer},
+        webhook::{enforcement::Enforcement, healer::Healer, watch::ConfigurationWatch, writer::Writer},
     },
     audit_log::AuditLog,
     certs::{
@@ -172,6 +172,17 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         stopping: stopping.clone(),
     };
     spawn("enforcement", Box::pin(enforcement.run()));
+    let healer = Healer {
+        client: client.clone(),
+        seen: configuration.clone(),
+        configuration: args.webhook_configuration.clone(),
+        service: args.service.clone(),
+        namespace: args.namespace.clone(),
+        pod: args.pod_name.clone(),
+        context: context.clone(),
+        stopping: stopping.clone(),
+    };
+    spawn("self-healing", Box::pin(healer.run()));
 
     let resolver = Resolver::default();
     let tls = server::tls_config(Arc::new(resolver.clone()))?;

@@ -160,6 +160,8 @@ pub struct Metrics {
     pub bundle_in_sync: Gauge,
     /// Whether the webhook configuration is as strict as the shipped one, once that is known.
     pub enforcement_intact: Family<NoLabel, Gauge>,
+    /// How often this replica created the deleted webhook configuration again.
+    pub configuration_restores: Counter,
     /// 1 for the current phase of the CA rotation.
     pub phase: Family<Phase, Gauge>,
     /// How often another client changed caBundle and Pristine restored it.
@@ -196,6 +198,7 @@ impl Default for Metrics {
             not_after: Family::default(),
             bundle_in_sync: Gauge::default(),
             enforcement_intact: Family::default(),
+            configuration_restores: Counter::default(),
             phase: Family::default(),
             bundle_repairs: Counter::default(),
             secret_path_renewals: Counter::default(),
@@ -231,6 +234,8 @@ impl Default for Metrics {
         r.register("ca_bundle_in_sync", help, all.bundle_in_sync.clone());
         let help = "1 while the webhook configuration is as strict as the shipped one, 0 while it is weakened or missing; no value until the API server has answered";
         r.register("enforcement_intact", help, all.enforcement_intact.clone());
+        let help = "How often this replica created the webhook configuration again after another client had deleted it";
+        r.register("webhook_configuration_restores", help, all.configuration_restores.clone());
         r.register("ca_phase", "1 for the current phase of the CA rotation", all.phase.clone());
         r.register(
             "ca_bundle_repairs",

@@ -8,6 +8,8 @@
 //! | `watch` | the only watch of the object |
 //! | `writer` | the only reads and writes of the object |
 //! | `enforcement` | reports what is weaker |
+//! | `heal` | whether a deleted one is created again, and with which content (pure) |
+//! | `healer` | creates it again |
 
 use k8s_openapi::api::admissionregistration::v1::{ValidatingWebhook, ValidatingWebhookConfiguration};
 
@@ -15,6 +17,8 @@ use self::path::Paths;
 
 pub mod check;
 pub mod enforcement;
+pub mod heal;
+pub mod healer;
 pub mod path;
 pub mod watch;
 pub mod writer;
