@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// manifests/base with this component.
-async fn render(component: Option<&str>) -> String {
+pub async fn render(component: Option<&str>) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = tempfile::tempdir_in(root.join("target")).unwrap();
     let component = component.map(|name| format!("components: [../../manifests/components/{name}]\n"));
@@ -25,7 +25,7 @@ async fn render(component: Option<&str>) -> String {
     run(&["kustomize", folder.path().to_str().unwrap()]).await
 }
 
-async fn apply_all(yaml: &str, more: &[&str]) {
+pub async fn apply_all(yaml: &str, more: &[&str]) {
     let arguments = [&["apply", "-f", "-"], more].concat();
     let mut child = kubectl(&arguments).stdin(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(yaml.as_bytes()).await.unwrap();

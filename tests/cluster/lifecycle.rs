@@ -138,7 +138,7 @@ async fn rolled_out() {
 }
 
 /// A test before may have failed half way.
-async fn installed() {
+pub async fn installed() {
     let status = ["-n", SYSTEM, "rollout", "status", "deployment/pristine", "--timeout=90s"];
     if !attempt(&status).await.status.success() {
         run(&["apply", "-f", MANIFEST]).await;
@@ -147,7 +147,7 @@ async fn installed() {
 }
 
 /// Until what was rolled out serves, and what it replaces has drained; the replicas.
-async fn settled() -> Vec<Pod> {
+pub async fn settled() -> Vec<Pod> {
     rolled_out().await;
     let pods: Api<Pod> = Api::namespaced(client().await, SYSTEM);
     let selector = ListParams::default().labels("app.kubernetes.io/component=webhook");
@@ -159,7 +159,7 @@ async fn settled() -> Vec<Pod> {
 }
 
 /// The ConfigMap with the rules in force.
-async fn rules() -> String {
+pub async fn rules() -> String {
     let map = run(&["-n", SYSTEM, "get", "configmap", "pristine", "-o", "json"]).await;
     let map: Value = serde_json::from_str(&map).unwrap();
     let metadata = json!({"name": "pristine", "namespace": SYSTEM});
@@ -167,7 +167,7 @@ async fn rules() -> String {
 }
 
 /// Installs, with these rules instead of the built-in ones.
-async fn install(rules: &str) {
+pub async fn install(rules: &str) {
     run(&["apply", "-f", MANIFEST]).await;
     rolled_out().await;
     kubectl::apply(SYSTEM, rules).await;

@@ -29,5 +29,6 @@ mod outage;
 mod pacing;
 mod plugin;
 mod rules;
+mod self_healing;
 mod stage;
 mod suspend;
