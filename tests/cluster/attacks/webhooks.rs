@@ -14,7 +14,7 @@ use crate::{common::eventually, kubectl::client, self_healing};
 const ACCOUNT: &str = "system:serviceaccount:pristine-system:pristine";
 
 /// The annotations that Pristine writes.
-const KEYS: [&str; 2] = ["pristine/generation", "pristine/previous-path"];
+const KEYS: [&str; 2] = ["pristine/generation", "pristine/path-renewed-at"];
 
 /// A JSON patch of the webhook configuration `pristine`, sent as Pristine's own account.
 async fn patch(client: &Client, patch: Value) -> Result<ValidatingWebhookConfiguration, Box<Status>> {

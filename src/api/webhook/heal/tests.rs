@@ -175,7 +175,7 @@ fn white_space_in_the_policy_makes_no_difference() {
 fn live() -> ValidatingWebhookConfiguration {
     let mut live = check::shipped().clone();
     live.metadata = ObjectMeta { uid: Some("old".to_owned()), resource_version: Some("7".to_owned()), ..live.metadata };
-    let annotations = [("pristine/generation", "3"), ("pristine/previous-path", "/p"), (check::ACCEPTED, "rules")];
+    let annotations = [("pristine/generation", "3"), ("pristine/path-renewed-at", "/p"), (check::ACCEPTED, "rules")];
     let annotations = annotations.map(|(key, value)| (key.to_owned(), value.to_owned()));
     live.metadata.annotations.get_or_insert_default().extend(annotations);
     for entry in live.webhooks.iter_mut().flatten() {
@@ -219,7 +219,7 @@ fn a_restored_configuration_is_the_shipped_one_with_ca_bundle_and_path_of_the_la
             "annotations": {
                 "admissions.enforcer/disabled": "true",
                 "pristine/generation": "3",
-                "pristine/previous-path": "/p",
+                "pristine/path-renewed-at": "/p",
             },
             "ownerReferences": [{ "apiVersion": "v1", "kind": "Namespace", "name": "pristine-system", "uid": "n" }],
         })
