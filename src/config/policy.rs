@@ -12,6 +12,7 @@ use crate::mark::{Disposition, Interaction, Operation, User, before_quarantine, 
 pub mod conditions;
 mod glob;
 pub mod overlap;
+pub mod possible;
 mod selector;
 pub use glob::Glob;
 pub use selector::{Labels, Selector};
@@ -124,7 +125,7 @@ impl Policy {
     /// If a rule that matches otherwise has a `namespaceSelector`, and the labels of the namespace were not read.
     pub fn decide(&self, it: Attributes<'_>) -> Result<Decision, NamespaceNeeded> {
         let pod = &*before_quarantine(it.pod);
-        let (it, interaction) = (Attributes { pod, ..it }, it.interaction);
+        let it = Attributes { pod, ..it };
         let mut matching = None;
         for rule in &self.rules {
             if rule.matches.misses(it)?.is_none() {
@@ -132,18 +133,23 @@ impl Policy {
                 break;
             }
         }
+        Ok(self.decision(matching, it.interaction.operation, is_recreated(pod)))
+    }
+
+    /// The decision of the rule that matches, or of the default.
+    fn decision(&self, matching: Option<&Rule>, operation: Operation, is_recreated: bool) -> Decision {
         let (action, rule) = matching.map_or((&self.default, "default"), |rule| (&rule.action, rule.name.as_str()));
         let verdict = match action {
             Verdict::Exempt | Verdict::Mark(Disposition::Record) => action.clone(),
-            _ if matching.is_none() && !interaction.operation.enters() => Verdict::Mark(Disposition::Record),
+            _ if matching.is_none() && !operation.enters() => Verdict::Mark(Disposition::Record),
             // Nothing recreates a bare pod, and evicting a pod that runs to completion counts as a failure. Only a rule
             // may evict these.
-            Verdict::Mark(Disposition::Evict(ttl)) if matching.is_none() && !is_recreated(pod) => {
+            Verdict::Mark(Disposition::Evict(ttl)) if matching.is_none() && !is_recreated => {
                 Verdict::Mark(Disposition::EvictIfOwned(*ttl))
             }
             Verdict::Mark(_) | Verdict::Deny { .. } => action.clone(),
         };
-        Ok(Decision { verdict, rule: rule.to_owned() })
+        Decision { verdict, rule: rule.to_owned() }
     }
 }
 

@@ -76,6 +76,7 @@ const PURE: &[&str] = &[
     "config::policy::conditions",
     "config::policy::glob",
     "config::policy::overlap",
+    "config::policy::possible",
     "config::policy::selector",
     "admission::review",
     "admission::validate",
