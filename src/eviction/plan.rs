@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
 use super::Settings;
-use crate::mark::{Found, Mark, State, Status, extension::Extension};
+use crate::mark::{Found, Mark, State, Status, extension::Extension, owner::is_static};
 
 /// What happens next to a pod.
 #[derive(Debug, Eq, PartialEq)]
@@ -64,7 +64,7 @@ pub fn plan(pod: &Pod, settings: &Settings, now: Timestamp) -> Next {
     if now < due {
         return Next::Wait { mark, until: due };
     }
-    if pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key("kubernetes.io/config.mirror")) {
+    if is_static(pod) {
         // Seen on a real cluster: a new mirror pod without the mark appears within a minute, and the container keeps
         // running.
         return Next::NotEvictable(

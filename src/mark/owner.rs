@@ -38,3 +38,9 @@ pub fn controller(pod: &Pod) -> Option<&OwnerReference> {
 pub fn is_controller(owner: &OwnerReference) -> bool {
     owner.controller == Some(true)
 }
+
+/// Whether this is the mirror of a static pod, which only the node can restart.
+#[must_use]
+pub fn is_static(pod: &Pod) -> bool {
+    pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key("kubernetes.io/config.mirror"))
+}
