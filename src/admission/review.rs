@@ -130,10 +130,10 @@ struct Resource {
     resource: String,
 }
 
-/// Go writes an absent list as `null`, also inside of a map.
+/// `authentication.k8s.io/v1` `UserInfo`, also in audit logs. Go writes an absent list as `null`, also inside of a map.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct UserInfo {
+pub struct UserInfo {
     #[serde(deserialize_with = "or_default")]
     username: String,
     #[serde(deserialize_with = "or_default")]
@@ -142,6 +142,14 @@ struct UserInfo {
     groups: Vec<String>,
     #[serde(deserialize_with = "or_default")]
     extra: BTreeMap<String, Option<Vec<String>>>,
+}
+
+impl From<UserInfo> for User {
+    fn from(UserInfo { username: name, uid, groups, extra }: UserInfo) -> Self {
+        // The key is Pristine's own: a value that the user impersonates would pass for the operator's.
+        let extra = extra.into_iter().filter(|(key, _)| key != EXEC_REQUEST_UID);
+        Self { name, uid, groups, extra: extra.map(|(key, values)| (key, values.unwrap_or_default())).collect() }
+    }
 }
 
 /// `PodExecOptions` or `PodAttachOptions`. The second has no command.
@@ -230,16 +238,13 @@ pub fn parse(body: &[u8]) -> Result<Request, Error> {
         }
     };
     let pod = if raw.sub_resource == "proxy" { proxied(&raw.name).to_owned() } else { raw.name };
-    let UserInfo { username: name, uid, groups, extra } = raw.user_info;
-    // The key is Pristine's own: a value that the user impersonates would pass for the operator's.
-    let extra = extra.into_iter().filter(|(key, _)| key != EXEC_REQUEST_UID);
-    let mut extra: BTreeMap<_, _> = extra.map(|(key, values)| (key, values.unwrap_or_default())).collect();
-    extra.extend(exec_request_uid.map(|id| (EXEC_REQUEST_UID.to_owned(), vec![id])));
+    let mut user = User::from(raw.user_info);
+    user.extra.extend(exec_request_uid.map(|id| (EXEC_REQUEST_UID.to_owned(), vec![id])));
     Ok(Request {
         uid: raw.uid,
         namespace: raw.namespace,
         pod,
-        user: User { name, uid, groups, extra },
+        user,
         dry_run: raw.dry_run.unwrap_or(false),
         acts: bounded(acts),
     })
@@ -265,7 +270,8 @@ fn bounded(mut acts: Vec<Act>) -> Vec<Act> {
 }
 
 /// The pod in `[scheme:]name[:port]`, as `SplitSchemeNamePort` of apimachinery reads it.
-fn proxied(name: &str) -> &str {
+#[must_use]
+pub fn proxied(name: &str) -> &str {
     match name.split(':').collect::<Vec<_>>()[..] {
         [_, name, _] | [name, ..] => name,
         [] => "",
