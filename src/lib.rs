@@ -20,7 +20,7 @@
 //!
 //! | folder | purpose | pure modules | I/O modules |
 //! |---|---|---|---|
-//! | [`cli`] | the command line | [`cli::args`], [`cli::docgen`] | [`cli::commands`] |
+//! | [`cli`] | the command line | [`cli::args`], [`cli::docgen`], all below [`cli::simulate`] | [`cli::commands`], [`cli::simulate`] |
 //! | [`config`] | the configuration file and its rules | [`config::policy`], [`config::explain`] | [`config::reload`] |
 //! | [`admission`] | the answer to one admission review | [`admission::review`], [`admission::validate`] | [`admission::http`], [`admission::handler`], [`admission::marking`] |
 //! | [`mark`] | the mark and the status on a pod | [`mark::status`], [`mark::extension`], [`mark::owner`], [`mark::redact`] | |

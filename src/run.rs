@@ -52,6 +52,7 @@ pub fn main(cli: Cli) -> anyhow::Result<()> {
         | Command::MatchConditions { .. }
         | Command::DefaultConfig
         | Command::Schema
+        | Command::Simulate(_)
         | Command::Docs { .. } => commands::run(cli.command),
         Command::Serve(args) => {
             init_logs(args.log_format, &args.log_level)?;

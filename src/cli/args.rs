@@ -48,6 +48,10 @@ pub enum Command {
         /// The configuration file.
         file: PathBuf,
     },
+    /// Print what rules would have done about the execs in audit logs: who execs where, and which pods are evicted.
+    ///
+    /// It needs no cluster and no installation. Nothing is sent anywhere. The rules decide with the code of the webhook.
+    Simulate(Simulate),
     /// Print the configuration that is in force until you write your own.
     DefaultConfig,
     /// Print the JSON Schema of the configuration file.
@@ -69,6 +73,33 @@ pub enum Page {
     Metrics,
     /// docs/flags.md
     Flags,
+}
+
+/// Flags of `simulate`.
+#[derive(Args, Debug)]
+pub struct Simulate {
+    /// Audit logs of API servers, in any order, also compressed with gzip. `-` is standard input. Exports of CloudWatch
+    /// (EKS) and of Cloud Logging (GKE) are understood too.
+    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    pub audit_log: Vec<PathBuf>,
+    /// The configuration file [default: the built-in configuration].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The pods, as `kubectl get pods -A -o json` prints them: their labels and owners are not in an audit log.
+    #[arg(long, value_name = "FILE")]
+    pub pods: Option<PathBuf>,
+    /// Output for people, or for programs.
+    #[arg(long, short, default_value = "table", value_enum)]
+    pub output: Output,
+}
+
+/// The format of the output.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum Output {
+    /// Tables, and rules in YAML.
+    Table,
+    /// One JSON object.
+    Json,
 }
 
 /// Flags of `serve`.

@@ -12,7 +12,7 @@ use crate::{
     certs::{rotation::STEPS, secret::PHASES},
     cli::{
         args::{Cli, Command, Page},
-        docgen,
+        docgen, simulate,
     },
     clock::Clock,
     config::{
@@ -48,6 +48,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
             }
             println!("{}: ok, {} rules and a default", file.display(), policy.rules.len());
         }
+        Command::Simulate(flags) => simulate::run(&flags)?,
         Command::MatchConditions { file } => println!("{}", conditions::patch(&config::load(&file)?.policy)),
         Command::Explain { config, review, pod, namespace } => {
             let policy = Source::new(config).load()?.policy;

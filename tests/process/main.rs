@@ -21,4 +21,5 @@ mod mounted;
 mod openssl;
 mod reload;
 mod rules;
+mod simulate;
 mod webhook;

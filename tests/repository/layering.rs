@@ -50,6 +50,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("plugin", &["api", "certs", "clock", "config", "duration", "error", "eviction", "mark"]),
     ("cli", &[]),
     ("cli::args", &["api::webhook::Names", "certs", "duration", "telemetry"]),
+    ("cli::simulate", &["admission", "config", "mark", "plugin::format"]),
     ("cli::commands", &["certs", "clock", "cli", "config", "plugin", "telemetry"]),
     // Wiring.
     ("run", &["admission", "api", "audit_log", "certs", "cli", "clock", "config", "eviction", "server", "telemetry"]),
@@ -70,6 +71,15 @@ const PURE: &[&str] = &[
     "mark::redact::programs",
     "mark::redact::shapes",
     "cli::docgen",
+    "cli::simulate::cloud",
+    "cli::simulate::event",
+    "cli::simulate::fold",
+    "cli::simulate::print",
+    "cli::simulate::records",
+    "cli::simulate::suggest",
+    "cli::simulate::summary",
+    "cli::simulate::uri",
+    "cli::simulate::workload",
     "config",
     "config::explain",
     "config::policy",
@@ -142,9 +152,13 @@ const DOORS: &[(&str, &[&str])] = &[
     ("tracing_subscriber", &["telemetry"]),
     ("prometheus_client", &["telemetry", "telemetry::process"]),
     ("serde_saphyr", &["api::webhook::check", "api::webhook::heal", "config", "plugin::get"]),
-    ("anyhow", &["cli::commands", "run", "telemetry", "main"]),
+    ("flate2", &["cli::simulate"]),
+    ("anyhow", &["cli::commands", "cli::simulate", "run", "telemetry", "main"]),
     ("arc_swap", &["certs::resolver"]),
-    ("std::fs", &["cli::commands", "config", "config::source", "certs::mounted", "telemetry::process"]),
+    (
+        "std::fs",
+        &["cli::commands", "cli::simulate", "config", "config::source", "certs::mounted", "telemetry::process"],
+    ),
 ];
 
 struct Source {

@@ -1,0 +1,132 @@
+//! `pristine simulate`: what rules would have done about the interactions in audit logs, before an installation.
+//!
+//! I/O: it reads files and prints. [`records`] and [`event`] read a log, [`fold`] makes one interaction of the records of
+//! one request, [`summary`] counts, [`print`](mod@print) and [`suggest`] make the text. The files are read together, in
+//! the order of time: each API server has a log of its own, and rotates it.
+#![allow(clippy::print_stdout, reason = "the output of a command")]
+
+use std::{
+    collections::VecDeque,
+    fs::{self, File},
+    io::{self, BufRead, BufReader, ErrorKind, Write as _},
+    path::Path,
+};
+
+use anyhow::Context as _;
+use flate2::bufread::MultiGzDecoder;
+
+use crate::{
+    cli::args::{Output, Simulate},
+    config::{self, BUILT_IN},
+};
+use event::{Decoded, Event};
+use print::Read;
+use records::Records;
+use summary::Summary;
+use workload::Pods;
+
+pub mod cloud;
+pub mod event;
+pub mod fold;
+pub mod print;
+pub mod records;
+pub mod suggest;
+pub mod summary;
+pub mod uri;
+pub mod workload;
+
+/// Bytes of a file that are read at once.
+const BUFFER: usize = 256 * 1024;
+
+/// Runs the command.
+///
+/// # Errors
+/// When a file cannot be opened, or the rules or the pods cannot be read.
+pub fn run(flags: &Simulate) -> anyhow::Result<()> {
+    let (name, text) = match &flags.config {
+        Some(path) => (path.display().to_string(), config::read(path)?),
+        None => ("the built-in configuration".to_owned(), BUILT_IN.to_owned()),
+    };
+    let policy = config::parse(&name, &text)?.policy;
+    let pods = flags.pods.as_deref().map(pods).transpose()?;
+    let has_pods = pods.is_some();
+    let mut summary = Summary::new(policy, pods.unwrap_or_default());
+    let mut read = Read::default();
+    let mut logs = flags.audit_log.iter().map(|path| Log::open(path, &mut read)).collect::<anyhow::Result<Vec<_>>>()?;
+    // The oldest record of all files is the next.
+    while let Some((event, log)) = logs
+        .iter_mut()
+        .filter_map(|log| Some((log.next.front()?.written, log)))
+        .min_by_key(|(at, _)| *at)
+        .and_then(|(_, log)| Some((log.next.pop_front()?, log)))
+    {
+        summary.add(event);
+        log.fill(&mut read);
+    }
+    let shown = match flags.output {
+        Output::Table => print::table(&summary, &read, &name, &text, has_pods),
+        Output::Json => print::json(&summary, &read, &name, &text, has_pods),
+    };
+    match io::stdout().lock().write_all(shown.as_bytes()) {
+        // The reader has seen enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to standard output"),
+    }
+}
+
+fn pods(path: &Path) -> anyhow::Result<Pods> {
+    let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Pods::parse(&text).with_context(|| {
+        format!("{} is not a list of pods, as `kubectl get pods -A -o json` prints it", path.display())
+    })
+}
+
+/// A file, and its next interactions.
+struct Log {
+    name: String,
+    records: Records<Box<dyn BufRead>>,
+    next: VecDeque<Event>,
+}
+
+impl Log {
+    fn open(path: &Path, read: &mut Read) -> anyhow::Result<Self> {
+        let name = path.display().to_string();
+        let raw: Box<dyn io::Read> = if name == "-" {
+            Box::new(io::stdin())
+        } else {
+            Box::new(File::open(path).with_context(|| format!("cannot read {name}"))?)
+        };
+        let mut raw = BufReader::with_capacity(BUFFER, raw);
+        let start = raw.fill_buf().with_context(|| format!("cannot read {name}"))?;
+        let input: Box<dyn BufRead> = if start.starts_with(&[0x1f, 0x8b]) {
+            Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(raw)))
+        } else {
+            Box::new(raw)
+        };
+        let mut log = Self { name, records: Records::new(input), next: VecDeque::new() };
+        log.fill(read);
+        Ok(log)
+    }
+
+    /// Reads on until there is an interaction, or the file ends.
+    fn fill(&mut self, read: &mut Read) {
+        while self.next.is_empty() {
+            let Some(record) = self.records.read() else {
+                read.too_long += std::mem::take(&mut self.records.too_long);
+                if let Some(error) = self.records.error.take() {
+                    read.broken.push(format!("{}: {error}", self.name));
+                }
+                return;
+            };
+            event::decode(record, &mut |decoded| {
+                read.records += 1;
+                match decoded {
+                    Decoded::Event(event) => self.next.push_back(*event),
+                    Decoded::Other => read.other += 1,
+                    Decoded::NotAnEvent => read.not_audit += 1,
+                    Decoded::NotJson => read.not_json += 1,
+                }
+            });
+        }
+    }
+}
