@@ -46,6 +46,14 @@ pub fn run(command: Command) -> anyhow::Result<()> {
             for dead in overlap::dead(&policy.rules) {
                 eprintln!("{}: warning: rule {:?} never decides: {}", file.display(), dead.rule, dead.why);
             }
+            for rule in overlap::evicts_every_kind(&policy.rules) {
+                eprintln!(
+                    "{}: warning: rule {rule:?} also evicts bare pods, which nothing recreates, and pods of Jobs, which \
+                     then count as failed; the default only records them. Name ownerKinds in the rule, or record \
+                     ownerKinds [None, Job] in an earlier one",
+                    file.display()
+                );
+            }
             println!("{}: ok, {} rules and a default", file.display(), policy.rules.len());
         }
         Command::Simulate(flags) => simulate::run(&flags)?,

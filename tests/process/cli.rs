@@ -95,6 +95,22 @@ fn check_config_warns_of_a_rule_that_never_decides() {
 }
 
 #[test]
+fn check_config_warns_of_a_rule_that_evicts_bare_pods_without_naming_them() {
+    let rules = "default: {action: Evict, ttl: 10m}
+rules:
+- {name: jobs, match: {namespaces: [batch-*], ownerKinds: [None, Job]}, action: Record}
+- {name: batch, match: {namespaces: [batch-*]}, action: Evict, ttl: 5m}
+- {name: prod, match: {namespaces: [prod-*]}, action: Evict, ttl: 5m}
+- {name: owned, match: {ownerKinds: [ReplicaSet]}, action: Evict, ttl: 5m}
+- {name: rest, action: Record}
+";
+    let rules = file(&format!("apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\n{rules}"));
+    let (ok, text) = pristine(&["check-config", rules.path().to_str().unwrap()]);
+    let warned: Vec<_> = text.lines().filter(|line| line.contains("also evicts bare pods")).collect();
+    assert!(ok && warned.len() == 1 && warned[0].contains("warning: rule \"prod\""), "{text}");
+}
+
+#[test]
 fn explain_prints_which_rule_decides_and_why_the_others_do_not() {
     let review = file(
         r#"{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {"uid": "r", "operation": "CONNECT",

@@ -2,9 +2,10 @@
 //! can match them. Pure.
 //!
 //! Only certain cases are reported: every reported rule is dead, and an unreported rule may be dead too.
+//! [`evicts_every_kind`] finds rules that do more than their author may expect.
 
-use super::{Glob, Match, Rule};
-use crate::mark::{Operation, SERVICE_ACCOUNT};
+use super::{Glob, Match, Rule, Verdict};
+use crate::mark::{Disposition, Operation, SERVICE_ACCOUNT};
 
 /// A rule that never decides, and why.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -30,6 +31,19 @@ pub fn dead(rules: &[Rule]) -> Vec<Dead> {
         found.extend(why.map(|why| Dead { rule: rule.name.clone(), why }));
     }
     found
+}
+
+/// The names of the rules that also evict bare pods and pods of Jobs, without saying so: they name no kind of owner, and
+/// no earlier rule decides about those pods. Whoever only wants another `ttl` than the default's does not expect that.
+pub fn evicts_every_kind(rules: &[Rule]) -> impl Iterator<Item = &str> {
+    rules.iter().enumerate().filter_map(|(n, rule)| {
+        let is_broad =
+            matches!(rule.action, Verdict::Mark(Disposition::Evict(_))) && rule.matches.owner_kinds.is_empty();
+        let owner_kinds = ["None", "Job"].map(str::to_owned).to_vec();
+        let special = Match { owner_kinds, ..rule.matches.clone() };
+        let is_decided = rules[..n].iter().any(|earlier| earlier.matches.contains(&special));
+        (is_broad && !is_decided).then_some(rule.name.as_str())
+    })
 }
 
 /// Why no interaction can match these fields together.
