@@ -182,6 +182,17 @@ async fn a_certificate_is_not_served_until_the_injected_ca_bundle_trusts_it() {
     let path = |entry: usize| configuration["webhooks"][entry]["clientConfig"]["service"]["path"].clone();
     assert!(path(0).as_str().is_some_and(|path| path.starts_with("/review/")) && path(0) == path(1), "{configuration}");
     assert_eq!(configuration["metadata"]["ownerReferences"][0]["uid"], "namespace-uid", "{configuration}");
+    // Another client takes away the path of one entry, and then the owner: each comes back alone.
+    for taken in ["/webhooks/1/clientConfig/service/path", "/metadata/ownerReferences"] {
+        let nothing = if taken.ends_with("path") { json!("") } else { json!([]) };
+        *world.fake.state().configuration.as_mut().unwrap().pointer_mut(taken).unwrap() = nothing;
+        fs::write(world.mount.path().join("hint"), taken).unwrap();
+        eventually(taken, 5, || async {
+            let restored = world.fake.state().configuration.clone();
+            (restored?.pointer(taken) == configuration.pointer(taken)).then_some(())
+        })
+        .await;
+    }
     for entry in world.fake.state().configuration.as_mut().unwrap()["webhooks"].as_array_mut().unwrap() {
         entry["clientConfig"]["caBundle"] = json!(BASE64_STANDARD.encode(second.ca()));
     }

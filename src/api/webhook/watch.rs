@@ -149,6 +149,7 @@ mod tests {
         let replaced = |seen: &Seen| seen.replaced.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>();
         let seen = Seen::default().next(Some(with_paths(&[])), &names()).next(Some(with_paths(&["/a"; 4])), &names());
         assert_eq!((seen.paths.live[0].as_str(), replaced(&seen)), ("/a", vec![]));
+        assert_eq!(replaced(&seen.next(Some(with_paths(&["/a"; 4])), &names())), Vec::<String>::new());
         let seen = seen.next(Some(with_paths(&["/a", "/x"])), &names()).next(Some(with_paths(&["/b"; 4])), &names());
         assert_eq!(replaced(&seen), ["/a", "/x"]);
         tokio::time::sleep(GRACE).await;
