@@ -144,8 +144,8 @@ pub struct Metrics {
     pub evictions: Family<Outcome, Counter>,
     /// From the deadline to the moment the eviction was accepted.
     pub lateness_seconds: Histogram,
-    /// How long the most overdue pod has been due, on the leader.
-    pub overdue_seconds: Gauge<f64, AtomicU64>,
+    /// How long the most overdue pod in each state has been due, on the leader.
+    pub overdue_seconds: Family<StateLabel, Gauge<f64, AtomicU64>>,
     /// Marked pods on this replica's queue, by state.
     pub marked: Family<StateLabel, Gauge>,
     /// Seconds that this replica's clock is ahead of the API server's.
@@ -190,7 +190,7 @@ impl Default for Metrics {
             connections: Gauge::default(),
             evictions: Family::default(),
             lateness_seconds: Histogram::new([0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0]),
-            overdue_seconds: Gauge::default(),
+            overdue_seconds: Family::default(),
             marked: Family::default(),
             clock_ahead: Gauge::default(),
             evictions_suspended: Gauge::default(),
@@ -220,7 +220,7 @@ impl Default for Metrics {
         r.register("evictions", "Eviction attempts", all.evictions.clone());
         let help = "Time from a deadline to the accepted eviction";
         r.register_with_unit("eviction_lateness", help, Unit::Seconds, all.lateness_seconds.clone());
-        let help = "How long the most overdue marked pod has been due, on the leader";
+        let help = "How long the most overdue marked pod in this state has been due, on the leader";
         r.register_with_unit("eviction_overdue", help, Unit::Seconds, all.overdue_seconds.clone());
         r.register("marked_pods", "Marked pods with a deadline, by state", all.marked.clone());
         let help = "How far this replica's clock is ahead of the API server's, to within a second";
@@ -300,8 +300,11 @@ impl Metrics {
     #[must_use]
     pub fn complete(phases: &[&'static str], steps: &[&'static str]) -> Self {
         let all = Self::default();
-        for state in ["marked", "queued", "blocked", "evicting", "terminating"] {
+        for state in ["marked", "queued", "blocked", "suspended", "evicting", "terminating"] {
             drop(all.marked.get_or_create(&StateLabel { state }));
+        }
+        for state in ["marked", "queued", "blocked"] {
+            drop(all.overdue_seconds.get_or_create(&StateLabel { state }));
         }
         for certificate in ["active", "next", "serving"] {
             drop(all.not_after.get_or_create(&Certificate { certificate }));

@@ -4,7 +4,7 @@
 //! disruption of the PodDisruptionBudget for two minutes.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -23,7 +23,7 @@ use tokio::{
 
 use super::{
     Settings,
-    entry::{Entry, Observed, Requeue, STATES, observe},
+    entry::{Entry, Observed, Requeue, STATES, WAITING, observe},
     leadership::Leadership,
     mark_successor::SuccessorMarker,
     pacing::Pacing,
@@ -176,9 +176,12 @@ impl Controller {
 
     fn report_overdue(&self, queue: &Queue, now: Timestamp) {
         let evicts = self.leadership.is_held() && self.why_suspended(now).is_none();
-        let earliest = if evicts { queue.earliest() } else { None };
-        let overdue = earliest.map_or(0.0, |deadline| now.duration_since(deadline).as_secs_f64().max(0.0));
-        self.context.metrics.overdue_seconds.set(overdue);
+        let earliest = if evicts { queue.earliest() } else { BTreeMap::new() };
+        for (state, word) in WAITING {
+            let overdue =
+                earliest.get(&state).map_or(0.0, |deadline| now.duration_since(*deadline).as_secs_f64().max(0.0));
+            self.context.metrics.overdue_seconds.get_or_create(&StateLabel { state: word }).set(overdue);
+        }
     }
 
     fn observe(&self, event: watcher::Event<Pod>, queue: &mut Queue, listed: &mut Listed, pacing: &Mutex<Pacing>) {

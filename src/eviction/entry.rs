@@ -24,6 +24,11 @@ pub const STATES: [(State, &str); 6] = [
     (State::Terminating, "terminating"),
 ];
 
+/// The states in which a pod can be overdue. An alert looks at each by itself: one budget that never allows an eviction
+/// must not hide the pods that are overdue for another reason.
+pub const WAITING: [(State, &str); 3] =
+    [(State::Marked, "marked"), (State::EvictionQueued, "queued"), (State::EvictionBlocked, "blocked")];
+
 /// A pod to reconcile later.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Entry {

@@ -67,11 +67,17 @@ impl Queue {
         self.running.remove(uid);
     }
 
-    /// The earliest deadline of the pods that are not evicted yet.
+    /// The earliest deadline of the pods in each state.
     #[must_use]
-    pub fn earliest(&self) -> Option<Timestamp> {
-        let is_waiting = |pod: &&Entry| !matches!(pod.state, State::Evicting | State::Terminating);
-        self.pods.values().filter(is_waiting).map(|pod| pod.deadline).min()
+    pub fn earliest(&self) -> BTreeMap<State, Timestamp> {
+        let mut earliest = BTreeMap::new();
+        for pod in self.pods.values() {
+            earliest
+                .entry(pod.state)
+                .and_modify(|at: &mut Timestamp| *at = pod.deadline.min(*at))
+                .or_insert(pod.deadline);
+        }
+        earliest
     }
 
     /// The time of the next reconciliation.

@@ -68,6 +68,22 @@ fn pods_that_the_rate_limit_delays_are_reconciled_a_few_at_a_time() {
     assert_eq!(limited(9000, 0.9), 5000);
 }
 
+#[test]
+fn a_blocked_pod_does_not_hide_another_one_that_is_overdue() {
+    let mut queue = Queue::default();
+    for (name, deadline, state) in [
+        ("a", 5, State::EvictionBlocked),
+        ("b", 9, State::Marked),
+        ("c", 7, State::Marked),
+        ("d", 1, State::Evicting),
+    ] {
+        queue.put(name.into(), Entry { state, ..entry(name.into(), at(deadline)) });
+    }
+    let earliest = queue.earliest();
+    assert_eq!((earliest[&State::EvictionBlocked], earliest[&State::Marked]), (at(5), at(7)));
+    assert!(WAITING.iter().all(|(state, _)| *state != State::Evicting), "an accepted eviction is not overdue");
+}
+
 proptest! {
     #[test]
     fn a_pod_is_reconciled_again_soon_unless_there_is_nothing_more_to_do(
