@@ -33,15 +33,12 @@ impl Suspended {
         *self.0.borrow() != Switch::Unknown
     }
 
-    /// Reads the ConfigMap. Every replica does so every two seconds, with the Lease: the next leader knows of a
-    /// suspension even if the ConfigMap is deleted before it leads.
+    /// Reads the ConfigMap. Every replica does so every two seconds, with the Lease, so the next leader knows it already.
     pub async fn refresh(&self, client: &Client, namespace: &str) {
         let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
         let read = match api.get_opt(CONFIG_MAP).await {
             Ok(Some(found)) => Read::Found(found.data.unwrap_or_default()),
             Ok(None) => Read::Absent,
-            // An installation whose permissions are from before the switch.
-            Err(kube::Error::Api(status)) if status.code == 403 => Read::Absent,
             Err(error) => {
                 let error = chain(&error);
                 tracing::warn!(error, "cannot read the ConfigMap {CONFIG_MAP}, retrying");

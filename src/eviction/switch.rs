@@ -1,8 +1,9 @@
 //! The switch that stops all evictions in an incident: the ConfigMap `pristine-suspend`, as `kubectl pristine suspend`
 //! writes it. Pure.
 //!
-//! It is shipped empty, so that no apply of the manifest takes away keys that it does not contain. An end is part of
-//! every suspension: one that is forgotten would switch evictions off without anybody noticing.
+//! It is shipped empty, so that no apply of the manifest takes away keys that it does not contain. While it does not exist,
+//! no pod is evicted either: a replica that has just started cannot know whether it said anything. An end is part of every
+//! suspension: one that is forgotten would switch evictions off without anybody noticing.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -75,9 +76,9 @@ impl Suspension {
 pub enum Read {
     /// The ConfigMap's data.
     Found(BTreeMap<String, String>),
-    /// There is no such ConfigMap, or no permission to read it: an installation without the switch.
+    /// There is no such ConfigMap.
     Absent,
-    /// No answer.
+    /// No answer, or no permission: an API server that has just started knows no permissions for a second or two.
     Failed,
 }
 
@@ -89,19 +90,20 @@ pub enum Switch {
     Unknown,
     /// Evictions are not suspended.
     Off,
+    /// The ConfigMap does not exist: nothing is evicted until it does.
+    Missing,
     /// Evictions are suspended.
     On(Suspension),
 }
 
 impl Switch {
-    /// What is known after a read. A ConfigMap that was deleted or cannot be read ends no suspension: only one that was
-    /// read without it, or the time.
+    /// What is known after a read. A ConfigMap that was deleted or cannot be read ends no suspension.
     #[must_use]
     pub fn after(&self, read: &Read) -> Self {
         match (read, self) {
             (Read::Found(data), _) => Suspension::parse(data).map_or(Self::Off, Self::On),
-            (Read::Absent, Self::Unknown) => Self::Off,
-            (Read::Absent | Read::Failed, known) => known.clone(),
+            (Read::Absent, _) => Self::Missing,
+            (Read::Failed, known) => known.clone(),
         }
     }
 
@@ -113,7 +115,10 @@ impl Switch {
                 Some(format!("evictions are suspended {}", suspension.describe()))
             }
             _ if configured => Some("evictions are suspended by the configuration (eviction.suspend)".to_owned()),
-            Self::Unknown => Some(format!("the ConfigMap {CONFIG_MAP} was not read yet")),
+            Self::Unknown => Some(format!("evictions wait: the ConfigMap {CONFIG_MAP} was not read yet")),
+            Self::Missing => Some(format!(
+                "evictions are suspended: the ConfigMap {CONFIG_MAP} does not exist; kubectl apply -f install.yaml creates it"
+            )),
             Self::Off | Self::On(_) => None,
         }
     }
@@ -167,14 +172,18 @@ mod tests {
     #[test]
     fn only_a_read_without_it_ends_a_suspension_and_nothing_is_evicted_before_the_first_read() {
         let on = Switch::On(suspension());
-        for unread in [Read::Absent, Read::Failed] {
-            assert_eq!(on.after(&unread), on);
-        }
+        assert_eq!(on.after(&Read::Failed), on);
         assert_eq!(on.after(&Read::Found(data(&[]))), Switch::Off);
         assert_eq!(Switch::Off.after(&Read::Found(suspension().data())), on);
-        assert_eq!((Switch::Off.after(&Read::Failed), Switch::Off.after(&Read::Absent)), (Switch::Off, Switch::Off));
-        assert_eq!(Switch::Unknown.after(&Read::Failed), Switch::Unknown);
-        assert_eq!(Switch::Unknown.after(&Read::Absent), Switch::Off);
+        assert_eq!(
+            (Switch::Off.after(&Read::Failed), Switch::Unknown.after(&Read::Failed)),
+            (Switch::Off, Switch::Unknown)
+        );
+        for known in [Switch::Unknown, Switch::Off, on] {
+            let missing = known.after(&Read::Absent);
+            assert!(missing.why(false, at(999)).unwrap().contains("does not exist"), "{known:?}");
+            assert_eq!(missing.after(&Read::Found(data(&[]))), Switch::Off);
+        }
         assert!(Switch::Unknown.why(false, at(0)).is_some() && Switch::Off.why(false, at(0)).is_none());
     }
 

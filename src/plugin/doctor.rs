@@ -212,7 +212,11 @@ async fn admission(connection: &Connection, trust: Result<&Trust, &Failure>) -> 
 async fn suspension(connection: &Connection, now: Timestamp) -> Option<Finding> {
     let api: Api<ConfigMap> = Api::namespaced(connection.client.clone(), &connection.pristine);
     let found = match connection.call("get configmaps", api.get_opt(CONFIG_MAP)).await {
-        Ok(found) => found?.data.unwrap_or_default(),
+        Ok(Some(found)) => found.data.unwrap_or_default(),
+        Ok(None) => {
+            let text = format!("no pod is evicted: the ConfigMap {CONFIG_MAP} does not exist");
+            return Some(Broken(text, REAPPLY.to_owned()));
+        }
         Err(failure) => return Some(unknown(&failure)),
     };
     let suspension = Suspension::parse(&found).filter(|suspension| !suspension.is_over(now))?;

@@ -232,7 +232,7 @@ impl Replicas {
         // Those of a test that failed.
         let slices = ["delete", "endpointslices", "-n", SYSTEM, "-l", "kubernetes.io/service-name=pristine"];
         let _ = kubectl(&slices).status().await;
-        for file in ["namespace.yaml", "webhook.yaml"] {
+        for file in ["namespace.yaml", "webhook.yaml", "suspend.yaml"] {
             let path = format!("{}/manifests/base/{file}", env!("CARGO_MANIFEST_DIR"));
             assert!(kubectl(&["apply", "-f", &path]).status().await.unwrap().success());
         }

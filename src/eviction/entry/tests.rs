@@ -71,12 +71,9 @@ fn pods_that_the_rate_limit_delays_are_reconciled_a_few_at_a_time() {
 #[test]
 fn a_blocked_pod_does_not_hide_another_one_that_is_overdue() {
     let mut queue = Queue::default();
-    for (name, deadline, state) in [
-        ("a", 5, State::EvictionBlocked),
-        ("b", 9, State::Marked),
-        ("c", 7, State::Marked),
-        ("d", 1, State::Evicting),
-    ] {
+    for (name, deadline, state) in
+        [("a", 5, State::EvictionBlocked), ("b", 9, State::Marked), ("c", 7, State::Marked), ("d", 1, State::Evicting)]
+    {
         queue.put(name.into(), Entry { state, ..entry(name.into(), at(deadline)) });
     }
     let earliest = queue.earliest();
