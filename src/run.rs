@@ -176,9 +176,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let healer = Healer {
         client: client.clone(),
         seen: configuration.clone(),
-        configuration: args.webhook_configuration.clone(),
-        service: args.service.clone(),
-        namespace: args.namespace.clone(),
+        names: args.names(),
         pod: args.pod_name.clone(),
         context: context.clone(),
         stopping: stopping.clone(),

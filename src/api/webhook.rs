@@ -6,7 +6,7 @@
 //! | `path` | the secret URL path (pure) |
 //! | `check` | what is weaker than shipped (pure) |
 //! | `watch` | the only watch of the object |
-//! | `writer` | the only reads and writes of the object |
+//! | `writer` | reads the object, writes it and deletes it |
 //! | `enforcement` | reports what is weaker |
 //! | `heal` | whether a deleted one is created again, and with which content (pure) |
 //! | `healer` | creates it again |
@@ -23,6 +23,8 @@ pub mod path;
 pub mod watch;
 pub mod writer;
 
+/// The annotation with the generation of the store that caBundle was written from.
+pub const GENERATION: &str = "pristine/generation";
 /// The annotation with the time at which the secret path was renewed.
 const PATH_RENEWED_AT: &str = "pristine/path-renewed-at";
 

@@ -40,10 +40,10 @@ use super::{
 use crate::api::{
     call::{self, call},
     webhook::{
-        Names,
+        GENERATION, Names,
         path::Paths,
         watch::Seen,
-        writer::{GENERATION, Publication, Writer, is_owned},
+        writer::{Publication, Writer, is_owned},
     },
 };
 

@@ -19,7 +19,7 @@ use k8s_openapi::{
 };
 use serde_json::{Value, json};
 
-use super::check;
+use super::{GENERATION, Names, PATH_RENEWED_AT, check};
 
 /// The annotation of our namespace that switches healing off.
 pub const SWITCH: &str = "pristine/self-healing";
@@ -32,7 +32,7 @@ pub const HOLD: Duration = Duration::from_secs(10);
 pub const SPREAD: Duration = Duration::from_secs(5);
 
 /// The annotations of the configuration that replicas write, and that a restored one keeps.
-const KEPT: [&str; 2] = ["pristine/generation", "pristine/path-renewed-at"];
+const KEPT: [&str; 2] = [GENERATION, PATH_RENEWED_AT];
 
 static POLICY: LazyLock<Value> = LazyLock::new(|| {
     let text = include_str!("../../../manifests/components/self-healing/policy.yaml");
@@ -150,7 +150,7 @@ fn collapse(value: &mut Value) {
     }
 }
 
-/// The shipped configuration for this Service (name and namespace), owned by the namespace with this UID, with caBundle,
+/// The shipped configuration for this Service, owned by the namespace with this UID, with caBundle,
 /// path and annotations of the configuration that was seen last.
 ///
 /// Without caBundle, API servers would deny every exec until a replica writes it. The last one seen may be outdated or
@@ -160,23 +160,19 @@ fn collapse(value: &mut Value) {
 #[must_use]
 pub fn restored(
     last: &ValidatingWebhookConfiguration,
-    (service, namespace): (&str, &str),
+    names: &Names,
     namespace_uid: &str,
 ) -> ValidatingWebhookConfiguration {
     let mut new = check::shipped().clone();
-    let is_ours = |entry: &&ValidatingWebhook| {
-        let target = entry.client_config.service.as_ref();
-        target.is_some_and(|target| target.name == service && target.namespace == namespace)
-    };
-    let known: Vec<&ValidatingWebhook> = last.webhooks.iter().flatten().filter(is_ours).collect();
+    let known: Vec<&ValidatingWebhook> = names.entries(last).collect();
     let trusted = known.iter().find(|entry| entry.client_config.ca_bundle.is_some());
     for entry in new.webhooks.iter_mut().flatten() {
         let before = known.iter().find(|known| known.name == entry.name && known.client_config.ca_bundle.is_some());
         let before = before.or(trusted).map(|before| &before.client_config);
         entry.client_config.ca_bundle = before.and_then(|before| before.ca_bundle.clone());
         if let Some(target) = &mut entry.client_config.service {
-            service.clone_into(&mut target.name);
-            namespace.clone_into(&mut target.namespace);
+            names.service.clone_into(&mut target.name);
+            names.namespace.clone_into(&mut target.namespace);
             target.path = before.and_then(|before| before.service.as_ref()).and_then(|before| before.path.clone());
         }
     }
@@ -186,7 +182,7 @@ pub fn restored(
     new.metadata.owner_references = Some(vec![OwnerReference {
         api_version: "v1".to_owned(),
         kind: "Namespace".to_owned(),
-        name: namespace.to_owned(),
+        name: names.namespace.clone(),
         uid: namespace_uid.to_owned(),
         ..OwnerReference::default()
     }]);

@@ -15,18 +15,17 @@ use k8s_openapi::api::{
     authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
     core::v1::{Namespace, Pod, Service},
 };
-use kube::{
-    Api, Client, Resource as _,
-    api::{DeleteParams, PostParams, Preconditions},
-};
+use kube::{Api, Client, Resource as _, api::PostParams};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
 };
 
 use super::{
+    Names,
     heal::{self, Facts},
     watch::Seen,
+    writer::deletion,
 };
 use crate::{
     api::{Context, events::EventType},
@@ -58,12 +57,8 @@ pub struct Healer {
     pub client: Client,
     /// The configuration.
     pub seen: watch::Receiver<Seen>,
-    /// Its name.
-    pub configuration: String,
-    /// The Service that its entries call.
-    pub service: String,
-    /// The namespace of the Service, which is ours.
-    pub namespace: String,
+    /// Its name, and the Service that its entries call.
+    pub names: Names,
     /// The name of this replica's pod.
     pub pod: String,
     /// Where a healing is reported.
@@ -164,7 +159,7 @@ impl Healer {
             return Ok(Attempt::Refused(why));
         }
         let namespace = facts.namespace.and_then(|namespace| namespace.metadata.uid).unwrap_or_default();
-        let new = heal::restored(last, (&self.service, &self.namespace), &namespace);
+        let new = heal::restored(last, &self.names, &namespace);
         if self.is_stopping() {
             return Ok(Attempt::Refused("this replica is stopping"));
         }
@@ -207,7 +202,7 @@ impl Healer {
                 Some(_) => break,
                 // Deleted again, or the watch has not shown it yet.
                 None => {
-                    if let Ok(None) = within(self.api().get_opt(&self.configuration)).await {
+                    if let Ok(None) = within(self.api().get_opt(&self.names.configuration)).await {
                         break;
                     }
                 }
@@ -236,9 +231,7 @@ impl Healer {
 
     /// Deletes the configuration that this replica created, and no other; whether it is gone.
     async fn withdraw(&self, created: &ValidatingWebhookConfiguration, why: &'static str) -> bool {
-        let preconditions = Preconditions { uid: created.metadata.uid.clone(), resource_version: None };
-        let params = DeleteParams::default().preconditions(preconditions);
-        match within(self.api().delete(&self.configuration, &params)).await {
+        match within(self.api().delete(&self.names.configuration, &deletion(created))).await {
             Ok(_) => tracing::warn!(why, "deleted the webhook configuration that this replica had created again"),
             Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => {}
             Err(error) => {
@@ -271,16 +264,16 @@ impl Healer {
 
     async fn read(&self) -> Result<Facts, kube::Error> {
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
-        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), &self.namespace);
-        let services: Api<Service> = Api::namespaced(self.client.clone(), &self.namespace);
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), &self.names.namespace);
+        let services: Api<Service> = Api::namespaced(self.client.clone(), &self.names.namespace);
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.names.namespace);
         let policies: Api<ValidatingAdmissionPolicy> = Api::all(self.client.clone());
         let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(self.client.clone());
         let (namespace, deployment, service, pod, policy, binding) = Box::pin(async {
             tokio::try_join!(
-                within(namespaces.get_opt(&self.namespace)),
+                within(namespaces.get_opt(&self.names.namespace)),
                 within(deployments.get_opt(DEPLOYMENT)),
-                within(services.get_opt(&self.service)),
+                within(services.get_opt(&self.names.service)),
                 within(pods.get_opt(&self.pod)),
                 within(policies.get_opt(POLICY)),
                 within(bindings.get_opt(POLICY)),

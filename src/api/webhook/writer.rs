@@ -1,5 +1,6 @@
-//! The only reads and writes of the webhook configuration (I/O): one PATCH writes caBundle, the secret path and the
-//! owner together. Every write is a compare-and-swap on what was read.
+//! Reads and writes the webhook configuration (I/O): one PATCH writes caBundle, the secret path and the owner together,
+//! and nothing else updates the object. Every write is a compare-and-swap on what was read. Only [`super::healer`] creates
+//! the object.
 
 use k8s_openapi::{
     ByteString,
@@ -11,11 +12,8 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{Names, PATH_RENEWED_AT, path};
+use super::{GENERATION, Names, PATH_RENEWED_AT, path};
 use crate::api::call::{Error, call};
-
-/// The annotation with the generation of the store that caBundle was written from.
-pub const GENERATION: &str = "pristine/generation";
 
 /// What to write into each of our entries.
 #[derive(Clone, Copy, Debug, Default)]
@@ -102,14 +100,18 @@ impl Writer {
     /// # Errors
     /// The API server's answer, unless the object does not exist any more.
     pub async fn delete(&self, live: &ValidatingWebhookConfiguration) -> Result<(), Error> {
-        let preconditions = Preconditions { uid: live.metadata.uid.clone(), resource_version: None };
-        let params = DeleteParams::default().preconditions(preconditions);
-        let api = self.api();
+        let (api, params) = (self.api(), deletion(live));
         match call("delete the webhook configuration", api.delete(&self.names.configuration, &params)).await {
             Err(Error::Api(_, error)) if matches!(&*error, kube::Error::Api(status) if status.code == 404) => Ok(()),
             deleted => deleted.map(drop),
         }
     }
+}
+
+/// Deletes this very object, and none that another client has put in its place.
+pub(super) fn deletion(live: &ValidatingWebhookConfiguration) -> DeleteParams {
+    let preconditions = Preconditions { uid: live.metadata.uid.clone(), resource_version: None };
+    DeleteParams::default().preconditions(preconditions)
 }
 
 /// Whether this namespace owns the object, so that it is garbage-collected with the namespace.

@@ -4,7 +4,10 @@ use serde_json::{Value, json};
 
 use super::*;
 
-const OURS: (&str, &str) = ("pristine", "pristine-system");
+fn names() -> Names {
+    let [configuration, service, namespace] = ["pristine", "pristine", "pristine-system"].map(str::to_owned);
+    Names { configuration, service, namespace }
+}
 const SECOND: Duration = Duration::from_secs(1);
 
 fn policy() -> Value {
@@ -190,7 +193,7 @@ type Written = (Option<String>, Option<String>);
 
 /// The restored configuration, which is the shipped one but for what Pristine writes, and that.
 fn restore(last: &ValidatingWebhookConfiguration) -> (ValidatingWebhookConfiguration, Vec<Written>) {
-    let new = restored(last, OURS, "n");
+    let new = restored(last, &names(), "n");
     let mut plain = new.clone();
     let written = plain.webhooks.iter_mut().flatten().map(|entry| {
         let bundle = entry.client_config.ca_bundle.take().map(|bundle| String::from_utf8(bundle.0).unwrap());
@@ -245,7 +248,7 @@ fn nothing_is_taken_from_an_entry_that_calls_another_service() {
 
 #[test]
 fn a_restored_configuration_has_no_weakness() {
-    assert_eq!(check::check(Some(&restored(&live(), OURS, "n")), OURS.0, OURS.1), []);
+    assert_eq!(check::check(Some(&restored(&live(), &names(), "n")), "pristine", "pristine-system"), []);
 }
 
 #[test]

@@ -143,7 +143,8 @@ impl Stage {
         let (watcher, seen) = watch::channel(Seen::default());
         let [configuration, service, namespace, pod] =
             ["pristine", "pristine", "pristine-system", "replica"].map(str::to_owned);
-        let healer = Healer { client, seen, configuration, service, namespace, pod, context, stopping };
+        let names = Names { configuration, service, namespace };
+        let healer = Healer { client, seen, names, pod, context, stopping };
         tokio::spawn(healer.run());
         Self { server, watcher, stop, metrics }
     }
