@@ -17,7 +17,7 @@ use flate2::bufread::MultiGzDecoder;
 
 use crate::{
     cli::args::{Output, Simulate},
-    config::{self, BUILT_IN},
+    config::source::{Source, Text},
 };
 use event::{Decoded, Event};
 use print::Read;
@@ -43,11 +43,10 @@ const BUFFER: usize = 256 * 1024;
 /// # Errors
 /// When a file cannot be opened, or the rules or the pods cannot be read.
 pub fn run(flags: &Simulate) -> anyhow::Result<()> {
-    let (name, text) = match &flags.config {
-        Some(path) => (path.display().to_string(), config::read(path)?),
-        None => ("the built-in configuration".to_owned(), BUILT_IN.to_owned()),
-    };
-    let policy = config::parse(&name, &text)?.policy;
+    // Not the ConfigMap's file: there is no installation yet.
+    let named = flags.config.clone().map(|path| Source::new(Some(path)).read());
+    let text = named.transpose()?.unwrap_or_else(Text::built_in);
+    let policy = text.parse()?.policy;
     let pods = flags.pods.as_deref().map(pods).transpose()?;
     let has_pods = pods.is_some();
     let mut summary = Summary::new(policy, pods.unwrap_or_default());
@@ -63,9 +62,10 @@ pub fn run(flags: &Simulate) -> anyhow::Result<()> {
         summary.add(event);
         log.fill(&mut read);
     }
+    let (name, text) = (text.name(), text.content());
     let shown = match flags.output {
-        Output::Table => print::table(&summary, &read, &name, &text, has_pods),
-        Output::Json => print::json(&summary, &read, &name, &text, has_pods),
+        Output::Table => print::table(&summary, &read, name, text, has_pods),
+        Output::Json => print::json(&summary, &read, name, text, has_pods),
     };
     match io::stdout().lock().write_all(shown.as_bytes()) {
         // The reader has seen enough.

@@ -66,8 +66,7 @@ impl Source {
                 if self.is_optional && source.kind() == ErrorKind::NotFound && !self.path.is_symlink() =>
             {
                 self.must_be_empty()?;
-                let name = "the built-in configuration".to_owned();
-                Ok(Text { content: BUILT_IN.into(), name, is_built_in: true })
+                Ok(Text::built_in())
             }
             read => Ok(Text { content: read?.into(), name, is_built_in: false }),
         }
@@ -108,12 +107,24 @@ impl Source {
 }
 
 impl Text {
+    /// The built-in configuration.
+    #[must_use]
+    pub fn built_in() -> Self {
+        Self { content: BUILT_IN.into(), name: "the built-in configuration".to_owned(), is_built_in: true }
+    }
+
     /// Parses the configuration.
     ///
     /// # Errors
     /// [`Error::Invalid`] with name, line, column and field.
     pub fn parse(&self) -> Result<Configuration, Error> {
         parse(&self.name, &self.content)
+    }
+
+    /// The text itself.
+    #[must_use]
+    pub fn content(&self) -> &str {
+        &self.content
     }
 
     /// The file, or that there is none.
