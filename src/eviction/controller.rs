@@ -23,7 +23,7 @@ use tokio::{
 
 use super::{
     Settings,
-    entry::{Entry, Observed, Requeue, STATES, WAITING, observe},
+    entry::{Entry, Observed, Requeue, STATES, observe, waiting_states},
     leadership::Leadership,
     mark_successor::SuccessorMarker,
     pacing::Pacing,
@@ -177,7 +177,7 @@ impl Controller {
     fn report_overdue(&self, queue: &Queue, now: Timestamp) {
         let evicts = self.leadership.is_held() && self.why_suspended(now).is_none();
         let earliest = if evicts { queue.earliest() } else { BTreeMap::new() };
-        for (state, word) in WAITING {
+        for (state, word) in waiting_states() {
             let overdue =
                 earliest.get(&state).map_or(0.0, |deadline| now.duration_since(*deadline).as_secs_f64().max(0.0));
             self.context.metrics.overdue_seconds.get_or_create(&StateLabel { state: word }).set(overdue);

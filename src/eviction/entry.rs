@@ -24,10 +24,12 @@ pub const STATES: [(State, &str); 6] = [
     (State::Terminating, "terminating"),
 ];
 
-/// The states in which a pod can be overdue. An alert looks at each by itself: one budget that never allows an eviction
-/// must not hide the pods that are overdue for another reason.
-pub const WAITING: [(State, &str); 3] =
-    [(State::Marked, "marked"), (State::EvictionQueued, "queued"), (State::EvictionBlocked, "blocked")];
+/// Those of [`STATES`] in which a pod can be overdue. An alert looks at each by itself: one budget that never allows an
+/// eviction must not hide the pods that are overdue for another reason.
+pub fn waiting_states() -> impl Iterator<Item = (State, &'static str)> {
+    let can_be_overdue = |state| matches!(state, State::Marked | State::EvictionQueued | State::EvictionBlocked);
+    STATES.into_iter().filter(move |(state, _)| can_be_overdue(*state))
+}
 
 /// A pod to reconcile later.
 #[derive(Clone, Debug, Eq, PartialEq)]

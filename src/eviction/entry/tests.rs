@@ -78,7 +78,7 @@ fn a_blocked_pod_does_not_hide_another_one_that_is_overdue() {
     }
     let earliest = queue.earliest();
     assert_eq!((earliest[&State::EvictionBlocked], earliest[&State::Marked]), (at(5), at(7)));
-    assert!(WAITING.iter().all(|(state, _)| *state != State::Evicting), "an accepted eviction is not overdue");
+    assert!(waiting_states().all(|(state, _)| state != State::Evicting), "an accepted eviction is not overdue");
 }
 
 proptest! {
