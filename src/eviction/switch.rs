@@ -39,7 +39,7 @@ impl Suspension {
         KEYS.iter().find_map(|key| text(key))?;
         let (by, reason) = (text("by").unwrap_or_default(), text("reason").unwrap_or_default());
         let (since, until) = (time("since"), time("until"));
-        // Whoever writes the ConfigMap by hand is held to the same limit.
+        // The same limit for a ConfigMap that was written by hand.
         let limit = since.and_then(|since: Timestamp| since.checked_add(SignedDuration::try_from(MAX).ok()?).ok());
         Some(Self { by, reason, since, until: until.map(|until| limit.map_or(until, |limit| until.min(limit))) })
     }

@@ -1,8 +1,8 @@
 //! The secret URL path of the webhook: a client that does not know it cannot post a forged review. Pure.
 //!
 //! A path is a counter with its MAC under a [`Key`] that all replicas share. So a replica can check a path that it has
-//! never seen: an API server may learn a new one first. Every path of the live configuration is accepted too, whoever
-//! wrote it, so that a new key never refuses what API servers call.
+//! never seen: an API server may learn a new one first. Every path of the live configuration is accepted too, also if
+//! another client wrote it, so that a new key never refuses what API servers call.
 //!
 //! It is a speed bump and not a proof: an API server shows the URL to the user when a call fails below HTTP. So the
 //! path is renewed after its lifetime, after a replica starts, and after a broken connection. Renewals are rare, because
@@ -50,7 +50,7 @@ impl Key {
         Self(bytes)
     }
 
-    /// A key that whoever knows `secret` can derive, and from which nobody can derive `secret`.
+    /// A key that every replica with `secret` can derive, and that does not reveal `secret`.
     #[must_use]
     pub fn derive(secret: &[u8]) -> Self {
         let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), b"pristine secret path key v1");

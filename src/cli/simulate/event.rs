@@ -189,7 +189,7 @@ fn request(record: Record<'_>) -> Option<Event> {
     let code = record.response_status.unwrap_or_default().code;
     let is_admitted = match operation {
         Operation::Debug => (200..300).contains(&code),
-        // The answer is the container's own. Its 404 cannot be told from that of a pod that does not exist.
+        // The answer is the container's own. Its 404 looks like that of a pod that does not exist.
         Operation::Proxy => (100..400).contains(&code),
         // A switch of protocols, or 200 of old SPDY.
         Operation::Exec | Operation::Attach | Operation::PortForward => matches!(code, 101 | 200),

@@ -34,7 +34,7 @@ pub fn dead(rules: &[Rule]) -> Vec<Dead> {
 }
 
 /// The names of the rules that also evict bare pods and pods of Jobs, without saying so: they name no kind of owner, and
-/// no earlier rule decides about those pods. Whoever only wants another `ttl` than the default's does not expect that.
+/// no earlier rule decides about those pods. The author of a rule that is only to change the `ttl` does not expect that.
 pub fn evicts_every_kind(rules: &[Rule]) -> impl Iterator<Item = &str> {
     rules.iter().enumerate().filter_map(|(n, rule)| {
         let is_broad =

@@ -132,8 +132,8 @@ fn a_path_that_is_written_anew_is_newer_than_every_earlier_one() {
         }
     }
     let last = paths.live[0].clone();
-    let anew = after(replica.plan(&live(""), &KEY, &second(1000 * 3600), seconds(0)).0.unwrap());
-    assert!(!accepts(&anew, &last, Some(&KEY)), "the old path is not valid again after the object was replaced");
+    let rewritten = after(replica.plan(&live(""), &KEY, &second(1000 * 3600), seconds(0)).0.unwrap());
+    assert!(!accepts(&rewritten, &last, Some(&KEY)), "the old path is not valid again after the object was replaced");
 }
 
 #[test]
