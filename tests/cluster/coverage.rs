@@ -11,7 +11,7 @@ use tokio::io::AsyncReadExt as _;
 
 use crate::{
     common::{SYSTEM, audit, eventually, name_of, setting},
-    kubectl::{IMAGE, Namespace, annotation, kubectl, record, run},
+    kubectl::{IMAGE, Namespace, annotation, attempt, kubectl, record},
 };
 
 /// How stock kubectl asks, and the variable that must be `false` for it to ask over SPDY and not WebSocket.
@@ -57,13 +57,26 @@ fn audited(namespace: &str, user: &str) -> Vec<Value> {
     lines
 }
 
-async fn audit_log(namespace: &str, user: &str) -> Vec<Value> {
-    let logs =
-        run(&["-n", SYSTEM, "logs", "-l", "app.kubernetes.io/component=webhook", "--tail=-1", "--max-log-requests=9"])
-            .await;
+/// The lines of the replicas' logs about this user and namespace, or nothing when a replica that still drains after an
+/// earlier test is gone by the time that kubectl asks for its log.
+async fn audit_log(namespace: &str, user: &str) -> Option<Vec<Value>> {
+    let output = attempt(&[
+        "-n",
+        SYSTEM,
+        "logs",
+        "-l",
+        "app.kubernetes.io/component=webhook",
+        "--tail=-1",
+        "--max-log-requests=9",
+    ])
+    .await;
+    if !output.status.success() {
+        return None;
+    }
+    let logs = String::from_utf8(output.stdout).unwrap();
     let lines =
         logs.lines().filter(|line| line.contains(user)).filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines.filter(|line| line["interaction"]["user"]["name"] == user && line["namespace"] == namespace).collect()
+    Some(lines.filter(|line| line["interaction"]["user"]["name"] == user && line["namespace"] == namespace).collect())
 }
 
 async fn table(action: &str) {
@@ -100,7 +113,7 @@ async fn table(action: &str) {
         assert!(acts.first().is_none_or(|act| act["operation"] == way), "{user}: {mark}");
 
         eventually(&format!("{user} in the audit log"), 10, || async {
-            let lines = audit_log(&ns.name, &user).await;
+            let lines = audit_log(&ns.name, &user).await?;
             // kubectl debug also attaches to what it has added.
             let line = lines.iter().find(|line| line["interaction"]["operation"] == way)?;
             assert_eq!(line["decision"], decision, "{user}");
