@@ -21,6 +21,7 @@ mod coverage;
 mod enforcement;
 mod eviction;
 mod exec;
+mod families;
 mod hand_over;
 mod kubectl;
 mod lifecycle;
