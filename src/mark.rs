@@ -248,18 +248,24 @@ impl Mark {
         serde_json::to_string(self).expect("a mark has string keys only")
     }
 
-    /// One sentence for people: who did what, and what happens to the pod.
+    /// For people: who did what, and when.
     #[must_use]
-    pub fn summary(&self) -> String {
+    pub fn who(&self) -> String {
         let more = match self.total {
             0 | 1 => String::new(),
             total => format!(" and {} more", total - 1),
         };
+        format!("{} at {}{more}", self.first.summary(), second(self.first.at))
+    }
+
+    /// One sentence for people: who did what, and what happens to the pod.
+    #[must_use]
+    pub fn summary(&self) -> String {
         let then = match self.evict_at {
             Some(deadline) => format!("due for eviction at {deadline}"),
             None => "recorded only".to_owned(),
         };
-        format!("{} at {}{more}; {then}", self.first.summary(), second(self.first.at))
+        format!("{}; {then}", self.who())
     }
 
     /// The strategic merge PATCH of `pods/status` that writes this mark.

@@ -10,7 +10,10 @@ use super::{
 use crate::{
     api::{Context, events::EventType, pods::Recorded},
     audit_log::Line,
-    mark::Interaction,
+    mark::{
+        Interaction,
+        owner::{STATIC, is_static},
+    },
     telemetry::{Admission, AdmissionOutcome},
 };
 
@@ -88,7 +91,9 @@ impl Report<'_> {
         let (pod_uid, evict_at, total) = (Some(mark.pod.as_str()), mark.evict_at, Some(*total));
         self.write(&Line { pod_uid, evict_at, total, ..self.line("marked", interaction) });
         let what = interaction.summary();
+        let pod = &written.marked.pod;
         let note = match mark.evict_at {
+            Some(_) if is_static(pod) => format!("{what}; not evicted: {STATIC}"),
             Some(at) => format!("{what}; due for eviction at {at}"),
             None => format!("{what}; recorded only"),
         };
@@ -97,7 +102,6 @@ impl Report<'_> {
         } else {
             (EventType::Normal, "PodInteraction")
         };
-        let pod = &written.marked.pod;
         self.context.events.pod(pod, kind, reason, "Mark", &note);
         self.context.events.owner(pod, kind, reason, "Mark", &format!("pod {}: {note}", self.request.pod));
     }

@@ -8,7 +8,11 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
 use super::Settings;
-use crate::mark::{Found, Mark, State, Status, extension::Extension, owner::is_static};
+use crate::mark::{
+    Found, Mark, State, Status,
+    extension::Extension,
+    owner::{STATIC, is_static},
+};
 
 /// What happens next to a pod.
 #[derive(Debug, Eq, PartialEq)]
@@ -26,7 +30,7 @@ pub enum Next {
     },
     /// The pod has Pristine's label or annotations, but they are not a mark of this pod; with the reason.
     Ignore(String),
-    /// The pod is due but is never evicted; with the reason.
+    /// A rule asks for an eviction of the pod, and it is never evicted; with the reason.
     NotEvictable(Mark, &'static str),
     /// The deadline is in the future.
     Wait {
@@ -61,17 +65,12 @@ pub fn plan(pod: &Pod, settings: &Settings, now: Timestamp) -> Next {
     if is_finished(pod) {
         return Next::Finished(mark);
     }
+    // Before the deadline too, so that no user waits for an eviction that never happens.
+    if is_static(pod) {
+        return Next::NotEvictable(mark, STATIC);
+    }
     if now < due {
         return Next::Wait { mark, until: due };
-    }
-    if is_static(pod) {
-        // Seen on a real cluster: a new mirror pod without the mark appears within a minute, and the container keeps
-        // running.
-        return Next::NotEvictable(
-            mark,
-            "the kubelet runs this static pod: an eviction would remove the mark and not the container; \
-             recreate it on its node",
-        );
     }
     Next::Evict { mark, due }
 }
@@ -121,8 +120,9 @@ impl Waiting {
     #[must_use]
     pub fn is_news(&self, written: Option<&Status>) -> bool {
         let state = written.map(|written| written.state);
-        let is_answer = matches!(state, None | Some(State::Marked))
-            && self.status.cause.as_ref() != written.and_then(|written| written.cause.as_ref());
+        let answer = |status: &Status| (status.cause.clone(), status.answers.clone());
+        let is_answer =
+            matches!(state, None | Some(State::Marked)) && answer(&self.status) != written.map_or((None, None), answer);
         self.status.state == State::Extended || state == Some(State::Extended) || is_answer
     }
 }
@@ -139,7 +139,8 @@ pub fn waiting(pod: &Pod, settings: &Settings) -> Option<Waiting> {
     } else {
         (State::Marked, mark.summary())
     };
-    Some(Waiting { status: Status::due(state, granted.deadline, granted.problem), message })
+    let status = Status { answers: extension.request(), ..Status::due(state, granted.deadline, granted.problem) };
+    Some(Waiting { status, message })
 }
 
 /// The grace period for the eviction, in seconds; none if the pod's own applies.

@@ -118,7 +118,7 @@ impl Reconcile<'_> {
             }
             Next::Terminating { mark, gone_by } => self.terminating(&pod, &mark, gone_by).await,
             Next::NotEvictable(mark, why) => {
-                let message = format!("{}. It is not evicted: {why}", mark.summary());
+                let message = format!("{}; not evicted: {why}", mark.who());
                 let status = Status::new(State::NotEvictable, why.to_owned());
                 if self.set_status(&pod, &mark, &status, &message).await? {
                     self.count("not_evictable");

@@ -8,6 +8,9 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::{Mark, USERS_KEYS, shorten};
 
+/// The request to hold a pod, in [`Extension::request`].
+pub const HOLD: &str = "hold";
+
 /// The extension annotations of a pod.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Extension {
@@ -46,6 +49,12 @@ impl Extension {
         self.hold.is_some() || self.to.is_some()
     }
 
+    /// The request in one word, for [`Status::answers`](super::Status): the time, or [`HOLD`]; none without one.
+    #[must_use]
+    pub fn request(&self) -> Option<String> {
+        if self.holds() { Some(HOLD.to_owned()) } else { self.to.as_deref().map(|to| shorten(to, 64)) }
+    }
+
     /// Whether a user holds the pod, for as long as the configuration allows.
     #[must_use]
     pub const fn holds(&self) -> bool {
@@ -76,7 +85,7 @@ impl Extension {
         let latest = Timestamp::from_second(latest.as_second()).unwrap_or(latest).max(own);
         let until = |deadline, problem| Granted { deadline: Some(deadline), is_extended: deadline > own, problem };
         if self.hold.is_some() {
-            let problem = (latest == own).then(|| format!("{HOLD} is ignored: {LIMIT}"));
+            let problem = (latest == own).then(|| format!("{HOLD_KEY} is ignored: {LIMIT}"));
             return until(latest, problem);
         }
         let Some(text) = &self.to else { return until(own, None) };
@@ -93,7 +102,7 @@ impl Extension {
 }
 
 const EXTEND_TO: &str = USERS_KEYS[0];
-const HOLD: &str = USERS_KEYS[1];
+const HOLD_KEY: &str = USERS_KEYS[1];
 /// The limit of every extension.
 const LIMIT: &str = "the limit is eviction.maxExtension after the first interaction";
 

@@ -39,7 +39,13 @@ pub fn is_controller(owner: &OwnerReference) -> bool {
     owner.controller == Some(true)
 }
 
-/// Whether this is the mirror of a static pod, which only the node can restart.
+/// Why a static pod is never evicted. Seen on a real cluster: a new mirror pod without the mark appears within a minute,
+/// and the container keeps running.
+pub const STATIC: &str = "the kubelet runs this static pod: an eviction would remove the mark and not the container; \
+                          recreate it on its node";
+
+/// Whether this is the mirror of a static pod, which only the node can restart. The kubelet also names the Node as its
+/// owner, but a user may change owners at any time, and the annotation never (`ValidatePodSpecificAnnotationUpdates` in Kubernetes).
 #[must_use]
 pub fn is_static(pod: &Pod) -> bool {
     pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key("kubernetes.io/config.mirror"))

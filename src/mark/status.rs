@@ -38,7 +38,7 @@ pub enum State {
     Suspended,
     /// The pod is out of service until its deadline.
     Quarantined,
-    /// The pod is due and is never evicted; the cause says why.
+    /// A rule asks for an eviction of the pod, and it is never evicted; the cause says why.
     NotEvictable,
     /// The pod is terminating.
     Terminating,
@@ -78,19 +78,23 @@ pub struct Status {
     /// holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
+    /// The request for an extension that this status answers, as [`Extension::request`](super::extension::Extension)
+    /// names it: a user whose request is not answered yet must not read the answer to an earlier one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<String>,
 }
 
 impl Status {
     /// Without a deadline.
     #[must_use]
     pub fn new(state: State, cause: impl Into<Option<String>>) -> Self {
-        Self { state, evict_at: None, cause: cause.into() }
+        Self::due(state, None, cause)
     }
 
     /// With the deadline in force.
     #[must_use]
     pub fn due(state: State, evict_at: Option<Timestamp>, cause: impl Into<Option<String>>) -> Self {
-        Self { state, evict_at, cause: cause.into() }
+        Self { state, evict_at, cause: cause.into(), answers: None }
     }
 
     /// Reads the status of a marked pod; none if there is no valid one.

@@ -14,7 +14,7 @@ use crate::{
 const REASON: usize = 60;
 
 /// A marked pod.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Row {
     /// Its namespace.
     pub namespace: String,
@@ -47,7 +47,7 @@ impl Row {
             Found::Mark(mark) => (Some(mark), String::new()),
         };
         let extension = Extension::on(pod);
-        let Status { state: written, evict_at, cause } =
+        let Status { state: written, evict_at, cause, .. } =
             Status::on(pod).unwrap_or_else(|| Status::new(State::Marked, None));
         let is_extended = extension.asks() && written == State::Extended;
         let is_waiting = matches!(written, State::EvictionBlocked | State::EvictionQueued | State::Suspended);
@@ -83,6 +83,12 @@ impl Row {
             state,
             reason,
         })
+    }
+
+    /// The same row after the pod, or its mark, was deleted.
+    #[must_use]
+    pub fn gone(self) -> Self {
+        Self { state: "Gone", reason: String::new(), deadline: None, ..self }
     }
 
     /// Time until the eviction, for people.

@@ -110,6 +110,19 @@ async fn break_glass_is_recorded_and_never_denied() {
 }
 
 #[tokio::test]
+async fn the_event_about_an_exec_into_a_static_pod_says_that_it_is_not_evicted() {
+    let mut mirror = pod("n", "p", "u1");
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
+    let webhook = webhook(Fake::with([mirror]), EVICT).await;
+    assert_eq!(webhook.review(&exec("a", &["id"])).await["allowed"], true);
+    let note = crate::common::eventually("the event", 5, async || {
+        webhook.fake.state().events.first().map(|event| event["note"].as_str().unwrap().to_owned())
+    });
+    let note = note.await;
+    assert!(note.contains("not evicted: the kubelet runs this static pod") && !note.contains("due"), "{note}");
+}
+
+#[tokio::test]
 async fn the_audit_log_has_one_complete_line_for_a_repeated_interaction() {
     let webhook = with(EVICT).await;
     let mut request = exec("alice@example.com", &["psql", "--password=hunter2"]);

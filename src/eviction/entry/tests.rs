@@ -239,3 +239,10 @@ fn a_terminating_pod_is_tracked_until_it_is_gone_and_a_finished_pod_until_its_st
     finished.status.as_mut().unwrap().phase = Some("Failed".into());
     assert!(matches!(observe(&finished, Some(&known), &Settings::default(), at(0)), Observed::Forget(None)));
 }
+
+#[test]
+fn a_static_pod_gets_its_status_at_once_and_not_at_its_deadline() {
+    let mirror = |state| pod(serde_json::json!({"kubernetes.io/config.mirror": "x"}), state);
+    assert_eq!(track(&mirror(Some("Interacted")), None, 1001).unwrap().next, at(1_001_000));
+    assert_eq!(track(&mirror(Some("NotEvictable")), None, 1001), None, "it has its status");
+}

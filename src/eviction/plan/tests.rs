@@ -106,6 +106,7 @@ fn a_static_pod_is_never_evicted() {
         pod.metadata.annotations.as_mut().unwrap().insert("kubernetes.io/config.mirror".into(), "x".into());
     });
     assert!(matches!(plan(&mirror, &Settings::default(), at(9999)), Next::NotEvictable(..)));
+    assert!(matches!(plan(&mirror, &Settings::default(), at(1001)), Next::NotEvictable(..)), "before its deadline");
 }
 
 #[test]
@@ -208,10 +209,10 @@ proptest! {
             Next::Terminating { gone_by, .. } => prop_assert!(any.is_deleted && gone_by == at(1)),
             Next::Finished(_) => prop_assert!(!any.is_deleted && any.is_not_evicted()),
             Next::Wait { until, mark } => {
-                prop_assert!(!any.is_not_evicted() && now < until.as_second());
+                prop_assert!(!any.is_not_evicted() && !any.is_mirror && now < until.as_second());
                 prop_assert_eq!((Some(until.as_second()), mark.pod.as_str()), (due, "u"));
             }
-            Next::NotEvictable(..) => prop_assert!(!any.is_not_evicted() && any.is_mirror && due <= Some(now)),
+            Next::NotEvictable(..) => prop_assert!(!any.is_not_evicted() && any.is_mirror && due.is_some()),
             Next::Evict { mark, due: since } => {
                 prop_assert!(!any.is_not_evicted() && !any.is_mirror && since.as_second() <= now);
                 prop_assert_eq!((Some(since.as_second()), mark.pod.as_str()), (due, "u"));
