@@ -24,6 +24,7 @@ pub mod get;
 pub mod output;
 pub mod row;
 pub mod suspend;
+pub mod targets;
 pub mod version;
 
 /// List the pods that users have exec'd into, manage their eviction, and check that Pristine works.
@@ -126,7 +127,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Extend(arguments) => extend::extend(&connection, &clock, &arguments).await,
         Command::Hold(arguments) => extend::hold(&connection, &clock, &arguments).await,
         Command::Release(arguments) => extend::release(&connection, &clock, &arguments).await,
-        Command::Evict(arguments) => evict::run(&connection, &arguments).await,
+        Command::Evict(arguments) => evict::run(&connection, &clock, &arguments).await,
         Command::Suspend(arguments) => suspend::suspend(&connection, &clock, &arguments).await,
         Command::Resume(arguments) => suspend::resume(&connection, &arguments).await,
         Command::Certs => certs::run(&connection, &clock).await,

@@ -8,15 +8,20 @@ use super::{
     connection::Connection,
     output::{DryRun, Failure, each},
     row::Row,
+    targets::Targets,
 };
-use crate::{api::pods, error::chain};
+use crate::{
+    api::pods,
+    clock::Clock,
+    error::chain,
+    mark::owner::{STATIC, is_static},
+};
 
 /// `evict`
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Names of marked pods.
-    #[arg(required = true)]
-    pods: Vec<String>,
+    #[command(flatten)]
+    pods: Targets,
     /// Check what the command would do, without changing anything.
     #[arg(long, value_enum, default_value = "none", hide_default_value = true)]
     dry_run: DryRun,
@@ -50,15 +55,20 @@ pub async fn evict(connection: &Connection, name: &str, uid: &str, is_dry: bool)
 ///
 /// # Errors
 /// The answer of the API server.
-pub async fn run(connection: &Connection, arguments: &Arguments) -> Result<(), Failure> {
+pub async fn run(connection: &Connection, clock: &Clock, arguments: &Arguments) -> Result<(), Failure> {
     let dry_run = arguments.dry_run;
-    each(&arguments.pods, async |name| {
+    let names = arguments.pods.names(connection, clock, |_, row| row.deadline.is_some()).await?;
+    each(&names, async |name| {
         let pod = connection.pod(name).await?;
-        let row = Row::of(&pod, jiff::Timestamp::UNIX_EPOCH);
+        let row = Row::of(&pod, clock.now());
         let row = row.filter(|row| row.mark.is_some()).ok_or_else(|| {
             let Failure { message, .. } = connection.unmarked(name);
             Failure::new(format!("{message}; to replace the pod anyway, use `kubectl delete pod`"))
         })?;
+        // The API server would accept it: the mirror pod disappears with its mark, and the container runs on.
+        if is_static(&pod) {
+            return Err(Failure::new(format!("pod/{} not evicted: {STATIC}", row.name)));
+        }
         if dry_run != DryRun::Client {
             match evict(connection, &row.name, &row.uid, dry_run == DryRun::Server).await? {
                 Answer::Accepted => {}

@@ -15,18 +15,21 @@ use super::{
     format::duration as human,
     output::{DryRun, Failure, each},
     row::Row,
+    targets::Targets,
 };
 use crate::{
     clock::Clock,
-    mark::{State, Status, USERS_KEYS, extension::Extension},
+    mark::{
+        Status, USERS_KEYS,
+        extension::{Extension, HOLD},
+    },
 };
 
 /// The arguments that all three commands have.
 #[derive(Args, Debug)]
 pub struct Pods {
-    /// Names of marked pods.
-    #[arg(required = true)]
-    pods: Vec<String>,
+    #[command(flatten)]
+    targets: Targets,
     /// Check what the command would do, without changing anything.
     #[arg(long, value_enum, default_value = "none", hide_default_value = true)]
     dry_run: DryRun,
@@ -76,12 +79,23 @@ struct Change<'a> {
     connection: &'a Connection,
     clock: &'a Clock,
     user: String,
+    targets: &'a Targets,
     dry_run: DryRun,
 }
 
+/// Of the pods that a selector finds, those that can be extended or held.
+const fn has_deadline(_: &Pod, row: &Row) -> bool {
+    row.deadline.is_some()
+}
+
 impl<'a> Change<'a> {
-    async fn new(connection: &'a Connection, clock: &'a Clock, pods: &Pods) -> Result<Self, Failure> {
-        Ok(Self { connection, clock, user: connection.whoami().await?, dry_run: pods.dry_run })
+    async fn new(connection: &'a Connection, clock: &'a Clock, pods: &'a Pods) -> Result<Self, Failure> {
+        let Pods { targets, dry_run } = pods;
+        Ok(Self { connection, clock, user: connection.whoami().await?, targets, dry_run: *dry_run })
+    }
+
+    async fn names(&self, is_wanted: impl Fn(&Pod, &Row) -> bool) -> Result<Vec<String>, Failure> {
+        self.targets.names(self.connection, self.clock, is_wanted).await
     }
 
     /// The pod, and its row.
@@ -120,35 +134,38 @@ impl<'a> Change<'a> {
         self.connection.call("patch pods", pods.patch(&row.name, &params, &patch)).await.map(drop)
     }
 
-    /// Waits until a replica has granted the request, or has written into the status why not. None if no replica did so in
-    /// time.
-    ///
-    /// The status that was there before (`before`) may be the answer to an earlier request. It counts only once the time is up.
-    async fn answer(
-        &self,
-        row: &Row,
-        before: Option<&Status>,
-        is_granted: impl Fn(&Row) -> bool,
-    ) -> Result<Option<Answer>, Failure> {
+    /// Waits until the status on the pod answers the request. None if no replica answered it in time.
+    async fn answer(&self, row: &Row, request: &str) -> Result<Option<Answer>, Failure> {
         let end = Instant::now() + CONFIRMED_WITHIN;
         loop {
             let (pod, after) = self.find(&row.name).await?;
             if after.uid != row.uid {
                 return Err(Failure::new(format!("pod/{} was replaced by a new pod of the same name", row.name)));
             }
-            let status = Status::on(&pod);
-            let is_news = status.as_ref() != before;
-            let cause =
-                status.filter(|status| matches!(status.state, State::Marked | State::Extended)).and_then(|it| it.cause);
-            let is_over = Instant::now() >= end;
-            if (is_granted(&after) || cause.is_some()) && (is_news || is_over) {
+            let status = Status::on(&pod).filter(|status| status.answers.as_deref() == Some(request));
+            if let Some(Status { cause, .. }) = status {
                 return Ok(Some(Answer { row: after, cause }));
             }
-            if is_over {
+            if Instant::now() >= end {
                 return Ok(None);
             }
             sleep(POLL).await;
         }
+    }
+
+    /// What to print if no replica answered. The request takes effect all the same: the next leader reads it from the
+    /// pod.
+    ///
+    /// # Errors
+    /// If the pod is due, where a leader that is there may just as well have granted nothing.
+    fn unanswered(&self, row: &Row, what: &str) -> Result<String, Failure> {
+        let name = &row.name;
+        let is_waiting = row.deadline.is_some_and(|at| at > self.clock.now()) && row.state != "Quarantined";
+        let written = format!(
+            "pod/{name} {what} requested; no replica confirmed it within {CONFIRMED_WITHIN:?}. It is written on the pod \
+             and takes effect when a replica leads; see `kubectl pristine doctor`"
+        );
+        if is_waiting { Ok(format!("{written}\n")) } else { Err(Failure::new(written)) }
     }
 
     /// The line that kubectl would print.
@@ -165,20 +182,12 @@ struct Answer {
     cause: Option<String>,
 }
 
-/// Why the deadline is unchanged. `answer` is none if no replica confirmed the request.
-fn not_extended(row: &Row, answer: Option<&Answer>) -> Failure {
-    let name = &row.name;
-    let at = row.deadline.map_or_else(String::new, |at| format!(", still due at {at:.0}"));
-    Failure::new(match answer {
-        Some(Answer { cause, .. }) => {
-            let why = cause.as_ref().map(|cause| format!(" ({cause})")).unwrap_or_default();
-            format!("pod/{name}: extension not granted{at}{why}; see `kubectl describe pod {name}`")
-        }
-        None => format!(
-            "pod/{name}: extension requested, but not confirmed within {CONFIRMED_WITHIN:?}{at}; the request remains \
-             on the pod and takes effect when a replica reads it; see `kubectl pristine doctor`"
-        ),
-    })
+/// Why the deadline is unchanged.
+fn not_extended(answer: &Answer) -> Failure {
+    let Answer { row: Row { name, deadline, .. }, cause } = answer;
+    let at = deadline.map_or_else(String::new, |at| format!(", still due at {at:.0}"));
+    let why = cause.as_ref().map(|cause| format!(" ({cause})")).unwrap_or_default();
+    Failure::new(format!("pod/{name}: extension not granted{at}{why}; see `kubectl describe pod {name}`"))
 }
 
 /// Extends the deadlines of pods.
@@ -188,7 +197,8 @@ fn not_extended(row: &Row, answer: Option<&Answer>) -> Failure {
 pub async fn extend(connection: &Connection, clock: &Clock, arguments: &Extend) -> Result<(), Failure> {
     let change = Change::new(connection, clock, &arguments.pods).await?;
     let by = SignedDuration::try_from(arguments.by).unwrap_or(SignedDuration::MAX);
-    each(&arguments.pods.pods, async |name| {
+    let names = change.names(has_deadline).await?;
+    each(&names, async |name| {
         let (pod, row, deadline) = change.find_due(name).await?;
         if Extension::on(&pod).holds() {
             return Err(Failure::new(format!(
@@ -203,13 +213,15 @@ pub async fn extend(connection: &Connection, clock: &Clock, arguments: &Extend) 
         if change.dry_run != DryRun::None {
             return Ok(change.confirmed(&row.name, "extended", to));
         }
-        let answer = change.answer(&row, Status::on(&pod).as_ref(), |after| after.deadline > Some(deadline)).await?;
-        match answer.as_ref().and_then(|answer| answer.row.deadline) {
+        let Some(answer) = change.answer(&row, &to.to_string()).await? else {
+            return change.unanswered(&row, &format!("extension until {to:.0}"));
+        };
+        match answer.row.deadline {
             Some(after) if after == to => Ok(change.confirmed(&row.name, "extended", to)),
             Some(after) if after > deadline => {
                 Ok(change.confirmed(&row.name, "extended to the limit (eviction.maxExtension),", after))
             }
-            _ => Err(not_extended(&row, answer.as_ref())),
+            _ => Err(not_extended(&answer)),
         }
     })
     .await
@@ -221,17 +233,17 @@ pub async fn extend(connection: &Connection, clock: &Clock, arguments: &Extend) 
 /// The answer of the API server, or that the hold was not granted.
 pub async fn hold(connection: &Connection, clock: &Clock, arguments: &Hold) -> Result<(), Failure> {
     let change = Change::new(connection, clock, &arguments.pods).await?;
-    each(&arguments.pods.pods, async |name| {
-        let (pod, row, _) = change.find_due(name).await?;
+    let names = change.names(has_deadline).await?;
+    each(&names, async |name| {
+        let (_, row, _) = change.find_due(name).await?;
         change.write(&row, [None, Some(&arguments.reason), None]).await?;
         if change.dry_run != DryRun::None {
             return Ok(format!("pod/{} held{}\n", row.name, change.dry_run.suffix()));
         }
-        let answer = change.answer(&row, Status::on(&pod).as_ref(), |after| after.state == "Held").await?;
-        let held = answer.as_ref().map(|answer| &answer.row).filter(|after| after.state == "Held");
-        match held.and_then(|after| after.deadline) {
+        let Some(answer) = change.answer(&row, HOLD).await? else { return change.unanswered(&row, "hold") };
+        match answer.row.deadline.filter(|_| answer.row.state == "Held") {
             Some(until) => Ok(change.confirmed(&row.name, "held", until)),
-            None => Err(not_extended(&row, answer.as_ref())),
+            None => Err(not_extended(&answer)),
         }
     })
     .await
@@ -243,7 +255,8 @@ pub async fn hold(connection: &Connection, clock: &Clock, arguments: &Hold) -> R
 /// The answer of the API server, or that there is nothing to cancel.
 pub async fn release(connection: &Connection, clock: &Clock, arguments: &Release) -> Result<(), Failure> {
     let change = Change::new(connection, clock, &arguments.pods).await?;
-    each(&arguments.pods.pods, async |name| {
+    let names = change.names(|pod, _| Extension::on(pod).asks()).await?;
+    each(&names, async |name| {
         let (pod, row) = change.find(name).await?;
         if !Extension::on(&pod).asks() {
             return Err(Failure::new(format!("pod/{} is neither held nor extended", row.name)));

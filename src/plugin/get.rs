@@ -1,6 +1,6 @@
 //! `kubectl pristine get`: lists marked pods.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use clap::{Args, ValueEnum};
 use futures_util::TryStreamExt as _;
@@ -18,8 +18,9 @@ use super::{
     format::table,
     output::{Failure, each, emit, emit_stderr},
     row::Row,
+    targets::marked,
 };
-use crate::{clock::Clock, error::chain, mark::INTERACTED};
+use crate::{clock::Clock, error::chain};
 
 const HEADER: [&str; 7] = ["NAME", "INTERACTIONS", "BY", "AGE", "EVICTS-IN", "STATE", "REASON"];
 
@@ -37,7 +38,7 @@ pub struct Arguments {
     /// Output format.
     #[arg(short, long, value_enum, default_value = "table", hide_default_value = true)]
     output: Output,
-    /// After listing the pods, watch for changes.
+    /// After listing the pods, watch for changes, and say which pods are gone.
     #[arg(short, long, conflicts_with = "pods")]
     watch: bool,
     /// Do not print headers.
@@ -109,8 +110,7 @@ pub async fn run(connection: &Connection, clock: &Clock, arguments: Arguments) -
         return named(connection, clock, &arguments.pods, view).await;
     }
     let api: Api<Pod> = if arguments.all_namespaces { Api::all(connection.client.clone()) } else { connection.pods() };
-    let selector = [&format!("{INTERACTED}=true"), arguments.selector.as_str()];
-    let selector = selector.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(",");
+    let selector = marked(Some(&arguments.selector));
     let params = ListParams::default().labels(&selector);
     let listed = connection.call("list pods", api.list(&params)).await?;
     let now = clock.now();
@@ -142,12 +142,13 @@ async fn named(connection: &Connection, clock: &Clock, names: &[String], view: V
     found
 }
 
-/// Prints a pod again whenever a change of it is visible in its line, until the user interrupts.
+/// Prints a pod again whenever a change of it is visible in its line, and once more when it is gone, until the user
+/// interrupts.
 async fn watch(clock: &Clock, api: Api<Pod>, selector: &str, rows: Vec<Row>, view: View) -> Result<(), Failure> {
     let view = View { with_header: false, ..view };
-    // What a line shows, without the columns that change with time alone.
-    let visible = |row: &Row| (row.state, row.reason.clone(), row.deadline, row.mark.as_ref().map(|mark| mark.total));
-    let mut shown: HashMap<String, _> = rows.iter().map(|row| (row.uid.clone(), visible(row))).collect();
+    let mut shown: HashMap<String, Row> = rows.into_iter().map(|row| (row.uid.clone(), row)).collect();
+    // While the watch lists the pods, at its start and after an interruption: those that it has listed.
+    let mut listed = HashSet::new();
     let mut events = Box::pin(watcher(api, watcher::Config::default().labels(selector)).default_backoff());
     loop {
         let event = match events.try_next().await {
@@ -158,19 +159,33 @@ async fn watch(clock: &Clock, api: Api<Pod>, selector: &str, rows: Vec<Row>, vie
                 continue;
             }
         };
-        let pod = match event {
-            watcher::Event::Apply(pod) | watcher::Event::InitApply(pod) => pod,
-            watcher::Event::Delete(pod) => {
-                shown.remove(pod.metadata.uid.as_deref().unwrap_or_default());
-                continue;
-            }
-            watcher::Event::Init | watcher::Event::InitDone => continue,
-        };
         let now = clock.now();
-        if let Some(row) = Row::of(&pod, now)
-            && shown.insert(row.uid.clone(), visible(&row)).as_ref() != Some(&visible(&row))
-        {
-            emit(&view.show(&[row], now)?)?;
+        let mut changed = Vec::new();
+        match event {
+            watcher::Event::Init => listed.clear(),
+            watcher::Event::InitApply(pod) => {
+                listed.extend(pod.metadata.uid.clone());
+                changed.extend(news(&pod, &mut shown, now));
+            }
+            watcher::Event::InitDone => {
+                changed.extend(shown.extract_if(|uid, _| !listed.contains(uid)).map(|(_, row)| row.gone()));
+            }
+            watcher::Event::Apply(pod) => changed.extend(news(&pod, &mut shown, now)),
+            watcher::Event::Delete(pod) => {
+                let known = shown.remove(pod.metadata.uid.as_deref().unwrap_or_default());
+                changed.extend(known.map(Row::gone));
+            }
+        }
+        if !changed.is_empty() {
+            emit(&view.show(&changed, now)?)?;
         }
     }
+}
+
+/// The row of the pod, if its line differs from the one that is shown, other than by time alone.
+fn news(pod: &Pod, shown: &mut HashMap<String, Row>, now: Timestamp) -> Option<Row> {
+    let visible = |row: &Row| (row.state, row.reason.clone(), row.deadline, row.mark.as_ref().map(|mark| mark.total));
+    let row = Row::of(pod, now)?;
+    let before = shown.insert(row.uid.clone(), row.clone());
+    (before.as_ref().map(visible) != Some(visible(&row))).then_some(row)
 }

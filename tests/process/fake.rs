@@ -144,7 +144,7 @@ impl Fake {
         Some(fault)
     }
 
-    fn answer(&self, method: &Method, path: &str, body: &Value) -> (u16, Value) {
+    pub fn answer(&self, method: &Method, path: &str, body: &Value) -> (u16, Value) {
         let mut state = self.state();
         state.calls.push(format!("{method} {path}"));
         let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
@@ -236,7 +236,7 @@ impl Fake {
 }
 
 /// A JSON merge patch (RFC 7386).
-fn merge(live: &mut Value, patch: &Value) {
+pub fn merge(live: &mut Value, patch: &Value) {
     let Some(fields) = patch.as_object() else { return *live = patch.clone() };
     for (key, value) in fields {
         if value.is_null() {
@@ -247,16 +247,16 @@ fn merge(live: &mut Value, patch: &Value) {
     }
 }
 
-fn bump(pod: &mut Value) {
+pub fn bump(pod: &mut Value) {
     let version: u64 = text(pod, "/metadata/resourceVersion").parse().unwrap();
     pod["metadata"]["resourceVersion"] = json!((version + 1).to_string());
 }
 
-fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+pub fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn status(code: u16, reason: &str, message: &str) -> (u16, Value) {
+pub fn status(code: u16, reason: &str, message: &str) -> (u16, Value) {
     let answer = json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message, "metadata": {}});
     (code, answer)
 }

@@ -11,6 +11,7 @@
 #[allow(dead_code, reason = "another ring uses the rest")]
 mod common;
 
+mod api_server;
 mod cli;
 mod decisions;
 mod fake;
@@ -19,6 +20,7 @@ mod harness;
 mod listen;
 mod mounted;
 mod openssl;
+mod plugin;
 mod reload;
 mod rules;
 mod simulate;

@@ -145,6 +145,7 @@ const DOORS: &[(&str, &[&str])] = &[
             "plugin::get",
             "plugin::output",
             "plugin::suspend",
+            "plugin::targets",
             "telemetry",
         ],
     ),
