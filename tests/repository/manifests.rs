@@ -163,3 +163,21 @@ fn the_api_server_serves_the_replicas_before_the_workloads() {
         json!([{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "namespaces": ["*"], "clusterScope": true}]);
     assert_eq!(rule["resourceRules"], every);
 }
+
+#[test]
+fn the_network_policy_lets_a_replica_reach_every_api_server_and_no_dns() {
+    let policy: Value = serde_saphyr::from_str(&read("manifests/components/network-policy/policy.yaml")).unwrap();
+    let rules = policy["spec"]["egress"].as_array().unwrap();
+    let is_open = |protocol: &str, port: u64| {
+        rules.iter().any(|rule| {
+            let ports = rule["ports"].as_array().unwrap().iter();
+            let mut ports = ports.filter(|open| open["protocol"].as_str().unwrap_or("TCP") == protocol);
+            rule["to"].is_null() && ports.any(|open| open["port"].is_null() || open["port"] == port)
+        })
+    };
+    // Of kubeadm, managed clusters, MicroK8s, minikube and IBM Cloud.
+    for port in [6443, 443, 16443, 8443, 20001, 31_234] {
+        assert!(is_open("TCP", port), "{port}");
+    }
+    assert!(!is_open("UDP", 53));
+}
