@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+mod demo;
 mod documents;
 mod layering;
 mod manifests;
