@@ -23,3 +23,4 @@ mod replicas;
 mod restarts;
 mod rotation;
 mod strangers;
+mod virtual_kubelet;
