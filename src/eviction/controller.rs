@@ -5,7 +5,6 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -26,9 +25,9 @@ use super::{
     entry::{Entry, Observed, Requeue, STATES, observe, waiting_states},
     leadership::Leadership,
     mark_successor::SuccessorMarker,
-    pacing::Pacing,
+    pacing::permit::Pacer,
     queue::Queue,
-    reconcile::{Reconcile, lock},
+    reconcile::Reconcile,
     successor::successor_mark,
     suspension::Suspended,
 };
@@ -81,7 +80,7 @@ impl Controller {
         let mut events = watch();
         let mut settings = self.settings.clone();
         let (mut queue, mut listed) = (Queue::default(), Listed::default());
-        let pacing = Arc::new(Mutex::new(Pacing::default()));
+        let pacer = Pacer::default();
         let mut reconciles = FuturesUnordered::new();
         let mut swept = Instant::now();
         let mut suspended = None;
@@ -96,12 +95,12 @@ impl Controller {
             if swept.elapsed() >= TICK {
                 swept = Instant::now();
                 self.report_overdue(&queue, now);
-                lock(&pacing).sweep(now);
+                pacer.lock().sweep(now);
             }
             while reconciles.len() < CONCURRENT && self.leadership.is_held() {
                 let Some(uid) = queue.take_due(now) else { break };
                 if let Some(entry) = queue.get(&uid).cloned() {
-                    reconciles.push(self.reconcile(uid, entry, pacing.clone()));
+                    reconciles.push(self.reconcile(uid, entry, &pacer));
                 }
             }
             self.report(&queue);
@@ -114,7 +113,7 @@ impl Controller {
             // Cancel safe: the stream and the set keep their state, and the sleep is computed again.
             tokio::select! {
                 event = events.try_next() => match event {
-                    Ok(Some(event)) => self.observe(event, &mut queue, &mut listed, &pacing),
+                    Ok(Some(event)) => self.observe(event, &mut queue, &mut listed, &pacer),
                     Ok(None) => return,
                     Err(error) => tracing::warn!(error = %chain(&error), "the watch of marked pods was interrupted"),
                 },
@@ -184,30 +183,30 @@ impl Controller {
         }
     }
 
-    fn observe(&self, event: watcher::Event<Pod>, queue: &mut Queue, listed: &mut Listed, pacing: &Mutex<Pacing>) {
+    fn observe(&self, event: watcher::Event<Pod>, queue: &mut Queue, listed: &mut Listed, pacer: &Pacer) {
         match event {
             watcher::Event::Init => listed.uids.clear(),
             watcher::Event::InitApply(pod) => {
                 listed.uids.extend(pod.metadata.uid.clone());
-                note_terminating(&pod, pacing, self.context.clock.never_ahead());
+                note_terminating(&pod, pacer, self.context.clock.never_ahead());
                 self.track(&pod, queue, listed.replaces_known);
             }
             watcher::Event::InitDone => {
                 let deleted: Vec<String> = queue.uids().filter(|uid| !listed.uids.contains(*uid)).cloned().collect();
                 for uid in deleted {
                     let known = queue.remove(&uid);
-                    lock(pacing).gone(known.and_then(|known| known.owner).as_deref(), &uid);
+                    pacer.lock().gone(known.and_then(|known| known.owner).as_deref(), &uid);
                 }
                 *listed = Listed::default();
                 tracing::info!(marked = queue.uids().count(), "all marked pods are known");
                 self.synced.set_ready();
             }
             watcher::Event::Apply(pod) => {
-                note_terminating(&pod, pacing, self.context.clock.never_ahead());
+                note_terminating(&pod, pacer, self.context.clock.never_ahead());
                 self.track(&pod, queue, false);
             }
             watcher::Event::Delete(pod) => {
-                note_gone(&pod, pacing);
+                note_gone(&pod, pacer);
                 queue.remove(pod.metadata.uid.as_deref().unwrap_or_default());
                 if let Some(mark) = successor_mark(&pod, self.context.clock.corrected()) {
                     tokio::spawn(self.successors.clone().run(pod, mark));
@@ -248,12 +247,12 @@ impl Controller {
         }
     }
 
-    async fn reconcile(&self, uid: String, entry: Entry, pacing: Arc<Mutex<Pacing>>) -> (String, Entry, Requeue) {
+    async fn reconcile(&self, uid: String, entry: Entry, pacer: &Pacer) -> (String, Entry, Requeue) {
         let reconcile = Reconcile {
             pods: &self.pods,
             context: &self.context,
             settings: *self.settings.borrow(),
-            pacing: &pacing,
+            pacer,
             leadership: &self.leadership,
             suspended: &self.suspended,
             uid: &uid,
@@ -264,10 +263,8 @@ impl Controller {
         } else {
             let Entry { namespace, name, .. } = &entry;
             tracing::warn!(namespace, pod = name, uid, "the API server does not answer, retrying");
-            // The eviction may have been accepted: the other pods of the owner wait as if it was.
             Requeue::Refused(None)
         };
-        lock(&pacing).asked(entry.owner.as_deref(), &uid);
         (uid, entry, requeue)
     }
 }
@@ -281,16 +278,16 @@ struct Listed {
 }
 
 /// Reports to the pacing that a pod is terminating.
-fn note_terminating(pod: &Pod, pacing: &Mutex<Pacing>, now: Timestamp) {
+fn note_terminating(pod: &Pod, pacer: &Pacer, now: Timestamp) {
     let (Some(owner), Some(_)) = (controller(pod), &pod.metadata.deletion_timestamp) else { return };
-    lock(pacing).terminates(&owner.uid, pod.metadata.uid.as_deref().unwrap_or_default(), now);
+    pacer.lock().terminates(&owner.uid, pod.metadata.uid.as_deref().unwrap_or_default(), now);
     // A ReplicaSet recreates the pod at once. A StatefulSet waits until the name is free, and a DaemonSet for the node.
     if owner.kind == "ReplicaSet" {
-        note_gone(pod, pacing);
+        note_gone(pod, pacer);
     }
 }
 
 /// Reports to the pacing that a pod is gone, or that its owner no longer counts it.
-fn note_gone(pod: &Pod, pacing: &Mutex<Pacing>) {
-    lock(pacing).gone(controller(pod).map(|owner| owner.uid.as_str()), pod.metadata.uid.as_deref().unwrap_or_default());
+fn note_gone(pod: &Pod, pacer: &Pacer) {
+    pacer.lock().gone(controller(pod).map(|owner| owner.uid.as_str()), pod.metadata.uid.as_deref().unwrap_or_default());
 }

@@ -7,11 +7,15 @@
 //!
 //! An owner is the controller of a pod. An eviction is in flight from its start until the pod is replaced.
 
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
 
 use jiff::{SignedDuration, Timestamp};
 
+use self::rate_limit::RateLimit;
 use crate::mark::owner::Counts;
+
+pub mod permit;
+mod rate_limit;
 
 /// The longest wait for a replacement, or for an owner that is not fully Ready for another reason.
 pub const REPLACEMENT_TIMEOUT: SignedDuration = SignedDuration::from_secs(300);
@@ -37,7 +41,7 @@ pub struct Owner<'a> {
 }
 
 /// An eviction whose replacement is not Ready yet.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 struct Flight {
     /// UID of the pod. Empty if the owner lacks Ready pods for another reason than an eviction.
     pod: String,
@@ -72,7 +76,7 @@ impl Flight {
 }
 
 /// The evictions in flight, and the rate limit.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Eq, PartialEq)]
 pub struct Pacing {
     /// By UID of the owner.
     owners: HashMap<String, Flight>,
@@ -80,14 +84,14 @@ pub struct Pacing {
     groups: HashMap<String, String>,
     /// By UID of the owner: the pod that is being reconciled.
     asking: HashMap<String, String>,
-    /// How many evictions can start now, in thousandths, and when that was counted.
-    budget: Option<(i64, Timestamp)>,
+    /// The limit of all evictions together.
+    rate: RateLimit,
 }
 
 impl Pacing {
     /// Whether reconciling this pod could lead to an eviction. If so, no other pod of the owner is reconciled until
     /// [`Pacing::asked`]. Of the many pods that can wait for one owner, one is let through from time to time.
-    pub fn ask(&mut self, owner: Option<&str>, pod: &str, now: Timestamp) -> bool {
+    fn ask(&mut self, owner: Option<&str>, pod: &str, now: Timestamp) -> bool {
         let Some(owner) = owner else { return true };
         if self.asking.get(owner).is_some_and(|other| other != pod) {
             return false;
@@ -107,7 +111,7 @@ impl Pacing {
     }
 
     /// The reconciliation that [`Pacing::ask`] let through has ended, with any result.
-    pub fn asked(&mut self, owner: Option<&str>, pod: &str) {
+    fn asked(&mut self, owner: Option<&str>, pod: &str) {
         if let Some(owner) = owner
             && self.asking.get(owner).is_some_and(|asking| asking == pod)
         {
@@ -117,7 +121,7 @@ impl Pacing {
 
     /// Whether the pod may be evicted now, given its controller as of now and whether the pod is Ready. If so, the
     /// eviction is in flight.
-    pub fn begin(&mut self, owner: Owner<'_>, pod: &str, is_ready: bool, now: Timestamp) -> bool {
+    fn begin(&mut self, owner: Owner<'_>, pod: &str, is_ready: bool, now: Timestamp) -> bool {
         let flight = self.owners.get(owner.uid);
         let free = !self.is_sibling_in_flight(owner, now)
             && match flight {
@@ -162,7 +166,7 @@ impl Pacing {
 
     /// Whether the pod may be quarantined now: only if its owner is fully Ready. This wait has no timeout, because the
     /// pod still uses its quota and its node's resources, so its replacement may never become Ready.
-    pub fn begin_quarantine(&mut self, owner: Owner<'_>, pod: &str, now: Timestamp) -> bool {
+    fn begin_quarantine(&mut self, owner: Owner<'_>, pod: &str, now: Timestamp) -> bool {
         let free = owner.counts.is_some_and(Counts::is_fully_ready)
             && !self.is_sibling_in_flight(owner, now)
             && self.owners.get(owner.uid).is_none_or(|flight| flight.pod == pod || flight.is_replaced(owner, now));
@@ -176,15 +180,14 @@ impl Pacing {
         if let Some(group) = owner.group {
             self.groups.insert(group.to_owned(), owner.uid.to_owned());
         }
-        let before =
-            self.owners.remove(owner.uid).filter(|flight| flight.pod != pod && !flight.is_replaced(owner, now));
+        let before = self.owners.remove(owner.uid).filter(|flight| !flight.is_replaced(owner, now));
         let before = before.map(|flight| Box::new(Flight { before: None, ..flight }));
         let (pod, version) = (pod.to_owned(), owner.version.to_owned());
         self.owners.insert(owner.uid.to_owned(), Flight { pod, since: now, version, asked: now, gone: false, before });
     }
 
-    /// The eviction was refused, failed, or was not attempted.
-    pub fn abandon(&mut self, owner: Option<&str>, pod: &str) {
+    /// The eviction was not sent: everything is as before [`Self::begin`].
+    fn give_back(&mut self, owner: Option<&str>, pod: &str) {
         if let Some(owner) = owner
             && let Some(flight) = self.owners.remove(owner)
         {
@@ -193,11 +196,21 @@ impl Pacing {
         }
     }
 
+    /// The eviction was refused or failed. If an earlier attempt for the same pod was never answered, it is now.
+    fn refused(&mut self, owner: Option<&str>, pod: &str) {
+        self.give_back(owner, pod);
+        let is_of_pod = |owner: &&str| self.owners.get(*owner).is_some_and(|flight| flight.pod == pod);
+        if let Some(owner) = owner.filter(is_of_pod) {
+            self.owners.remove(owner);
+        }
+    }
+
     /// The pod of an eviction is gone, or its owner recreates it without waiting for that.
     pub fn gone(&mut self, owner: Option<&str>, pod: &str) {
-        let flight = owner.and_then(|owner| self.owners.get_mut(owner));
-        if let Some(flight) = flight.filter(|flight| flight.pod == pod) {
-            flight.gone = true;
+        let mut next = owner.and_then(|owner| self.owners.get_mut(owner));
+        while let Some(flight) = next {
+            flight.gone |= flight.pod == pod;
+            next = flight.before.as_deref_mut();
         }
     }
 
@@ -209,41 +222,7 @@ impl Pacing {
         for flight in self.owners.values_mut() {
             (flight.since, flight.asked) = (flight.since.min(now), flight.asked.min(now));
         }
-        self.budget = self.budget.map(|(left, at)| (left, at.min(now)));
-    }
-
-    /// How long until the rate limit allows an eviction; none if it does now.
-    #[must_use]
-    pub fn wait(&self, per_minute: u32, now: Timestamp) -> Option<Duration> {
-        let (left, rate) = (self.left(per_minute, now), i64::from(per_minute.max(1)));
-        // Rounding loses nothing that was earned, because the time it is counted from only changes with
-        // [`Self::spend`].
-        (left < 1000).then(|| Duration::from_millis(u64::try_from((1000 - left) * 60 / rate).unwrap_or(0).max(10)))
-    }
-
-    fn left(&self, per_minute: u32, now: Timestamp) -> i64 {
-        let (rate, burst) = (i64::from(per_minute.max(1)), i64::from((per_minute / 10).max(1)) * 1000);
-        let (left, at) = self.budget.unwrap_or((burst, now));
-        let earned = now.duration_since(at).as_millis().clamp(0, 60_000);
-        (left + rate * i64::try_from(earned).unwrap_or(0) / 60).min(burst)
-    }
-
-    /// Counts one eviction against the rate limit of `per_minute`, a tenth of which may happen at once.
-    ///
-    /// # Errors
-    /// How long to wait, when the rate limit allows no eviction now.
-    pub fn spend(&mut self, per_minute: u32, now: Timestamp) -> Result<(), Duration> {
-        if let Some(wait) = self.wait(per_minute, now) {
-            return Err(wait);
-        }
-        self.budget = Some((self.left(per_minute, now) - 1000, now));
-        Ok(())
-    }
-
-    /// Uncounts an eviction that was refused: pods that wait for a PodDisruptionBudget must not delay the eviction of
-    /// others.
-    pub fn refund(&mut self) {
-        self.budget = self.budget.map(|(left, at)| (left + 1000, at));
+        self.rate.correct(now);
     }
 }
 

@@ -1,9 +1,6 @@
 //! Reconciles one marked pod: reads it, plans, and carries out the plan.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -12,7 +9,10 @@ use super::{
     Next, Settings,
     entry::{Entry, Requeue},
     leadership::Leadership,
-    pacing::{Owner, Pacing},
+    pacing::{
+        Owner,
+        permit::{Pacer, Permit, Sent, Turn},
+    },
     plan::{Waiting, grace_period, plan, stuck, waiting},
     quarantine,
     suspension::Suspended,
@@ -40,7 +40,7 @@ pub struct Reconcile<'a> {
     /// The eviction section of the configuration.
     pub settings: Settings,
     /// The evictions in flight.
-    pub pacing: &'a Mutex<Pacing>,
+    pub pacer: &'a Pacer,
     /// Whether this replica may evict.
     pub leadership: &'a Leadership,
     /// Whether any replica may.
@@ -76,23 +76,15 @@ impl Reconcile<'_> {
         if is_suspended && self.entry.state == State::Suspended {
             return Ok(Requeue::Suspended);
         }
-        if *deadline <= now
-            && !is_suspended
-            && self.entry.state != State::Terminating
-            && let Some((requeue, why)) = self.cannot_evict(owner, now)
-        {
-            // Written on the pod only once, and not at the first wait: those requests would delay the evictions of this
-            // moment.
-            if self.entry.queued == 1
-                && self.entry.refusals == 0
-                && let Ok(pod) = self.pods.get(namespace, name).await
-                && let Next::Evict { mark, due } = plan(&pod, &self.settings, now)
-                && pod.metadata.uid.as_deref() == Some(self.uid)
-            {
-                self.set_queued(&pod, &mark, due, &why).await?;
+        let may_be_evicted = *deadline <= now && !is_suspended && self.entry.state != State::Terminating;
+        let turn = match may_be_evicted.then(|| self.turn(owner, now)) {
+            None => None,
+            Some(Ok(turn)) => Some(turn),
+            Some(Err((requeue, why))) => {
+                self.show_queued(&why, now).await?;
+                return Ok(requeue);
             }
-            return Ok(requeue);
-        }
+        };
         let pod = self.pods.get(namespace, name).await?;
         if pod.metadata.uid.as_deref() != Some(self.uid) {
             tracing::info!(namespace, pod = name, uid = self.uid, "the pod was replaced; its successor is not evicted");
@@ -105,7 +97,7 @@ impl Reconcile<'_> {
                 // First, so that a user who requests an extension gets an answer even if the quarantine fails.
                 match self.wait(&pod, until).await? {
                     Requeue::Again(at) if self.settings.quarantine && !is_suspended && quarantine::is_wanted(&pod) => {
-                        Ok(Requeue::Again(at.min(self.quarantine(&pod, &mark).await)))
+                        Ok(Requeue::Again(at.min(self.quarantine(turn, &pod, &mark).await)))
                     }
                     waiting => Ok(waiting),
                 }
@@ -128,7 +120,11 @@ impl Reconcile<'_> {
             }
             Next::Evict { mark, due } => match self.why_suspended() {
                 Some(why) => self.suspend(&pod, &mark, due, &why).await,
-                None => self.evict_in_turn(&pod, &mark, due, owner).await,
+                // The deadline was brought forward after the entry was made, so the turn was not asked for.
+                None => match turn.map_or_else(|| self.turn(owner, now), Ok) {
+                    Ok(turn) => self.evict_in_turn(&turn, &pod, &mark, due).await,
+                    Err((requeue, _)) => Ok(requeue),
+                },
             },
         }
     }
@@ -148,60 +144,42 @@ impl Reconcile<'_> {
         Ok(Requeue::Suspended)
     }
 
-    async fn evict_in_turn(
-        &self,
-        pod: &Pod,
-        mark: &Mark,
-        due: Timestamp,
-        owner: Option<&str>,
-    ) -> Result<Requeue, pods::Error> {
-        if !self.begin(pod, mark, due, owner).await? {
-            return Ok(Requeue::Queued);
-        }
+    async fn evict_in_turn(&self, turn: &Turn, pod: &Pod, mark: &Mark, due: Timestamp) -> Result<Requeue, pods::Error> {
+        let Some(mut permit) = self.begin(turn, pod, mark, due).await? else { return Ok(Requeue::Queued) };
         // The process may have been suspended since the check before: the pod as read, and the Lease, may be out of
         // date.
         if !self.leadership.is_held() || self.why_suspended().is_some() {
-            lock(self.pacing).abandon(owner, self.uid);
             return Ok(Requeue::Queued);
         }
-        let now = self.context.clock.never_ahead();
-        // Not inside the `if`, where the lock would be held until its end.
-        let spent = lock(self.pacing).spend(self.settings.per_minute, now);
-        if let Err(wait) = spent {
-            lock(self.pacing).abandon(owner, self.uid);
-            return Ok(Requeue::Limited(wait));
+        match permit.spend(self.settings.per_minute, self.context.clock.never_ahead()) {
+            Ok(()) => self.evict(permit, pod, mark, due).await,
+            Err(wait) => Ok(Requeue::Limited(wait)),
         }
-        let evicted = self.evict(pod, mark, due).await;
-        let mut pacing = lock(self.pacing);
-        match &evicted {
-            Ok(Requeue::Accepted) => {}
-            // Another client deleted the pod: the others of its workload wait for its replacement.
-            Err(pods::Error::Gone) => {
-                pacing.gone(owner, self.uid);
-                pacing.refund();
-            }
-            // Without an answer the eviction may have been accepted: the others wait as if it was.
-            Err(error) if !error.is_answer() => {}
-            Ok(_) | Err(_) => {
-                pacing.abandon(owner, self.uid);
-                pacing.refund();
-            }
-        }
-        drop(pacing);
-        evicted
     }
 
-    /// Why the pod cannot be evicted now, if that is known without a request: many waiting pods must not keep the API
-    /// server busy.
-    fn cannot_evict(&self, owner: Option<&str>, now: Timestamp) -> Option<(Requeue, String)> {
-        let (mut pacing, per_minute) = (lock(self.pacing), self.settings.per_minute);
-        if let Some(wait) = pacing.wait(per_minute, now) {
-            return Some((
-                Requeue::Limited(wait),
-                format!("the rate limit is {per_minute} evictions a minute (eviction.perMinute)"),
-            ));
+    /// The turn of this pod, or why it cannot be evicted now, if that is known without a request: many waiting pods must
+    /// not keep the API server busy.
+    fn turn(&self, owner: Option<&str>, now: Timestamp) -> Result<Turn, (Requeue, String)> {
+        let per_minute = self.settings.per_minute;
+        if let Some(wait) = self.pacer.limit(per_minute, now) {
+            let why = format!("the rate limit is {per_minute} evictions a minute (eviction.perMinute)");
+            return Err((Requeue::Limited(wait), why));
         }
-        (!pacing.ask(owner, self.uid, now)).then(|| (Requeue::Queued, OTHERS_FIRST.to_owned()))
+        self.pacer.turn(owner, self.uid, now).ok_or_else(|| (Requeue::Queued, OTHERS_FIRST.to_owned()))
+    }
+
+    /// Writes why the pod waits for its turn. Only once, and not at the first wait: those requests would delay the
+    /// evictions of this moment.
+    async fn show_queued(&self, why: &str, now: Timestamp) -> Result<(), pods::Error> {
+        let Entry { namespace, name, queued, refusals, .. } = self.entry;
+        if (*queued, *refusals) == (1, 0)
+            && let Ok(pod) = self.pods.get(namespace, name).await
+            && let Next::Evict { mark, due } = plan(&pod, &self.settings, now)
+            && pod.metadata.uid.as_deref() == Some(self.uid)
+        {
+            self.set_queued(&pod, &mark, due, why).await?;
+        }
+        Ok(())
     }
 
     /// Answers a request for an extension, and warns before the deadline.
@@ -235,18 +213,25 @@ impl Reconcile<'_> {
         }
     }
 
-    /// Whether the pod's workload can spare it now. If so, its eviction is in flight; if not, the pod's status says
-    /// why.
-    async fn begin(&self, pod: &Pod, mark: &Mark, due: Timestamp, owner: Option<&str>) -> Result<bool, pods::Error> {
-        let Some(owner) = owner else { return Ok(true) };
+    /// The permit to evict the pod, if its workload can spare it now; if not, the pod's status says why.
+    async fn begin<'a>(
+        &self,
+        turn: &'a Turn,
+        pod: &Pod,
+        mark: &Mark,
+        due: Timestamp,
+    ) -> Result<Option<Permit<'a>>, pods::Error> {
+        let Some(owner) = self.entry.owner.as_deref() else {
+            return Ok(turn.begin(None, is_ready(pod), self.context.clock.never_ahead()));
+        };
         let found = self.pods.owner(pod).await?;
         let (owner, now) = (counted(owner, &found), self.context.clock.never_ahead());
-        let begun = lock(self.pacing).begin(owner, self.uid, is_ready(pod), now);
-        if !begun {
+        let permit = turn.begin(Some(owner), is_ready(pod), now);
+        if permit.is_none() {
             let is_last = is_ready(pod) && found.counts.is_some_and(Counts::is_last_ready);
             self.set_queued(pod, mark, due, if is_last { LAST } else { OTHERS_FIRST }).await?;
         }
-        Ok(begun)
+        Ok(permit)
     }
 
     /// Writes the status of a terminating pod: what it waits for.
@@ -287,10 +272,17 @@ impl Reconcile<'_> {
         self.pods.set_condition(pod, mark.first.at, status, message).await
     }
 
-    async fn evict(&self, pod: &Pod, mark: &Mark, due: Timestamp) -> Result<Requeue, pods::Error> {
+    async fn evict(&self, permit: Permit<'_>, pod: &Pod, mark: &Mark, due: Timestamp) -> Result<Requeue, pods::Error> {
         let Entry { namespace, name, refusals, .. } = self.entry;
         let grace = grace_period(pod, &self.settings);
-        let (why, after) = match self.pods.evict(namespace, name, self.uid, grace, false).await {
+        let sent = permit.send();
+        let answer = self.pods.evict(namespace, name, self.uid, grace, false).await;
+        match &answer {
+            Ok(Outcome::Accepted) => sent.keep(),
+            Ok(Outcome::Refused { .. }) => sent.refused(),
+            Err(error) => settle(sent, error),
+        }
+        let (why, after) = match answer {
             Ok(Outcome::Accepted) => {
                 self.accepted(pod, mark, due);
                 return Ok(Requeue::Accepted);
@@ -354,7 +346,12 @@ fn counted<'a>(uid: &'a str, found: &'a owners::Owner) -> Owner<'a> {
     Owner { uid, group: found.group.as_deref(), counts: found.counts, version: &found.version }
 }
 
-/// Locks the pacing. A panic while it was locked leaves it usable.
-pub(super) fn lock(pacing: &Mutex<Pacing>) -> MutexGuard<'_, Pacing> {
-    pacing.lock().unwrap_or_else(PoisonError::into_inner)
+/// What an error means for a request that was sent.
+fn settle(sent: Sent<'_>, error: &pods::Error) {
+    match error {
+        pods::Error::Gone => sent.pod_was_gone(),
+        error if error.is_answer() => sent.refused(),
+        // Without an answer the request may have been accepted: the others wait as if it was.
+        _ => sent.keep(),
+    }
 }

@@ -96,6 +96,8 @@ const PURE: &[&str] = &[
     "api::webhook::path",
     "eviction::entry",
     "eviction::pacing",
+    "eviction::pacing::permit",
+    "eviction::pacing::rate_limit",
     "eviction::plan",
     "eviction::quarantine",
     "eviction::queue",

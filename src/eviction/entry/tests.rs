@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::eviction::{
-    pacing::{Owner, Pacing},
+    pacing::{Owner, permit::Pacer},
     queue::Queue,
 };
 use crate::mark::owner::Counts;
@@ -122,7 +122,7 @@ proptest! {
     ) {
         use rand::{Rng as _, SeedableRng as _};
         let mut random = rand::rngs::StdRng::seed_from_u64(seed);
-        let (mut queue, mut pacing, mut now) = (Queue::default(), Pacing::default(), at(0));
+        let (mut queue, pacer, mut now) = (Queue::default(), Pacer::default(), at(0));
         let per_minute = Settings::default().per_minute;
         // Of each owner: the version of its status, and until when one of its pods is missing.
         let mut world: BTreeMap<String, (u64, Timestamp)> = BTreeMap::new();
@@ -143,22 +143,26 @@ proptest! {
             let counts = Some(Counts { wanted: 5, ready: if is_fully_ready { 5 } else { 4 }, is_shared: true });
             let text = format!("{version}-{is_fully_ready}");
             let seen = Owner { uid: &owner, group: None, counts, version: &text };
-            let requeue = if let Some(wait) = pacing.wait(per_minute, now) {
+            let turn = pacer.turn(Some(&owner), &uid, now);
+            let permit = turn.as_ref().and_then(|turn| turn.begin(Some(seen), true, now));
+            let requeue = if let Some(wait) = pacer.limit(per_minute, now) {
                 Requeue::Limited(wait)
-            } else if !pacing.ask(Some(&owner), &uid, now) || !pacing.begin(seen, &uid, true, now) {
-                Requeue::Queued
-            } else if random.random_bool(refused) {
-                pacing.abandon(Some(&owner), &uid);
-                Requeue::Refused(None)
+            } else if let Some(mut permit) = permit {
+                prop_assert!(permit.spend(per_minute, now).is_ok());
+                let sent = permit.send();
+                if random.random_bool(refused) {
+                    sent.refused();
+                    Requeue::Refused(None)
+                } else {
+                    prop_assert!(is_fully_ready, "{uid} is evicted at {now}, and {owner} lacks a pod until {missing}");
+                    (*version, *missing) = (*version + 1, now + Duration::from_millis(start));
+                    sent.is_released();
+                    // As after the watch event of the deletion.
+                    Requeue::Done
+                }
             } else {
-                prop_assert!(is_fully_ready, "{uid} is evicted at {now}, and {owner} lacks a pod until {missing}");
-                prop_assert!(pacing.spend(per_minute, now).is_ok());
-                (*version, *missing) = (*version + 1, now + Duration::from_millis(start));
-                pacing.gone(Some(&owner), &uid);
-                // As after the watch event of the deletion.
-                Requeue::Done
+                Requeue::Queued
             };
-            pacing.asked(Some(&owner), &uid);
             queue.done(&uid);
             match pod.after(&requeue, |state| queue.count(state), now, random.random()) {
                 Some(after) => queue.put(uid, after),

@@ -1,5 +1,8 @@
-use super::*;
+use std::collections::HashMap;
+
 use proptest::prelude::*;
+
+use super::{permit::Pacer, *};
 
 const FULLY_READY: Option<Counts> = Some(Counts { wanted: 5, ready: 5, is_shared: true });
 const ONE_MISSING: Option<Counts> = Some(Counts { wanted: 5, ready: 4, is_shared: true });
@@ -55,18 +58,6 @@ fn a_pod_is_quarantined_only_after_the_last_one_was_replaced_without_a_timeout()
     assert!(!is_quarantined(&mut pacing, "b", FULLY_READY, 1), "its status still counts a");
     assert!(!is_quarantined(&mut pacing, "b", ONE_MISSING, 2));
     assert!(is_quarantined(&mut pacing, "b", FULLY_READY, 3));
-}
-
-#[test]
-fn the_rate_limit_says_when_it_allows_the_next_eviction() {
-    let mut pacing = Pacing::default();
-    for _ in 0..60 {
-        assert_eq!(pacing.wait(600, at(0)), None);
-        pacing.spend(600, at(0)).unwrap();
-    }
-    assert_eq!(pacing.wait(600, at(0)), Some(Duration::from_millis(100)));
-    assert_eq!(pacing.wait(600, at(60)), Some(Duration::from_millis(40)));
-    assert_eq!(pacing.wait(600, at(100)), None);
 }
 
 #[test]
@@ -132,7 +123,7 @@ fn the_two_replica_sets_of_a_rollout_are_paced_together() {
     assert!(!pacing.begin(replaced, "d", true, at(329_999)));
     assert!(pacing.begin(replaced, "d", true, at(330_000)));
     // A refused eviction delays no other.
-    pacing.abandon(Some("old"), "d");
+    pacing.refused(Some("old"), "d");
     pacing.gone(Some("new"), "b");
     assert!(pacing.begin(Owner { version: "2", ..of("new") }, "e", true, at(330_000)));
 }
@@ -142,27 +133,10 @@ fn a_clock_that_is_set_back_delays_no_eviction() {
     let mut pacing = Pacing::default();
     assert!(pacing.begin(owner("o", FULLY_READY, 1), "a", true, at(3_600_000)));
     pacing.gone(Some("o"), "a");
-    while pacing.spend(10, at(3_600_000)).is_ok() {}
+    while pacing.rate.spend(10, at(3_600_000)).is_ok() {}
     pacing.sweep(at(0));
     assert!(pacing.begin(owner("o", FULLY_READY, 2), "b", true, at(1000)));
-    assert_eq!(pacing.spend(10, at(6000)), Ok(()));
-}
-
-#[test]
-fn refused_evictions_do_not_count_against_the_rate_limit() {
-    let mut pacing = Pacing::default();
-    while pacing.spend(20, at(0)).is_ok() {}
-    pacing.refund();
-    assert_eq!(pacing.spend(20, at(0)), Ok(()));
-    assert!(pacing.spend(20, at(0)).is_err());
-    for _ in 0..100 {
-        pacing.refund();
-    }
-    assert_eq!(
-        (0..100).take_while(|_| pacing.spend(20, at(0)).is_ok()).count(),
-        2,
-        "a tenth of the evictions per minute at once"
-    );
+    assert_eq!(pacing.rate.spend(10, at(6000)), Ok(()));
 }
 
 #[test]
@@ -170,17 +144,17 @@ fn an_owner_that_lacks_ready_pods_loses_only_pods_that_are_not_ready() {
     let mut pacing = Pacing::default();
     assert!(!pacing.begin(owner("o", ONE_MISSING, 1), "a", true, at(1000)));
     assert!(pacing.begin(owner("o", ONE_MISSING, 1), "b", false, at(1000)));
-    pacing.abandon(Some("o"), "b");
+    pacing.refused(Some("o"), "b");
     // Counted from the first reconciliation and not from the deadline: a new leader does not know what is in flight.
     assert!(!pacing.begin(owner("o", ONE_MISSING, 1), "a", true, at(300_999)));
     assert!(pacing.begin(owner("o", ONE_MISSING, 1), "a", true, at(301_000)));
     // A budget refused the eviction, most likely for the same reason. The timeout does not start again.
-    pacing.abandon(Some("o"), "a");
+    pacing.refused(Some("o"), "a");
     for second in [331, 700, 1100] {
         pacing.sweep(at(second * 1000));
         assert!(pacing.ask(Some("o"), "a", at(second * 1000)), "{second}");
         assert!(pacing.begin(owner("o", ONE_MISSING, 1), "a", true, at(second * 1000)), "{second}");
-        pacing.abandon(Some("o"), "a");
+        pacing.refused(Some("o"), "a");
         pacing.asked(Some("o"), "a");
     }
     pacing.sweep(at(1_700_000));
@@ -188,28 +162,35 @@ fn an_owner_that_lacks_ready_pods_loses_only_pods_that_are_not_ready() {
 }
 
 proptest! {
+    /// A reconciliation ends in one of four ways: before the request, accepted, refused, or without an answer.
     #[test]
     fn an_owner_loses_one_pod_per_second_at_most_and_the_rate_limit_holds(
-        steps in proptest::collection::vec((0_u8..3, 0_u8..6, 0_i64..3000, any::<bool>(), 0_usize..3), 1..200),
+        steps in proptest::collection::vec((0_u8..3, 0_u8..6, 0_i64..3000, any::<bool>(), 0_usize..3, 0_u8..4), 1..200),
         per_minute in 1_u32..1000,
     ) {
-        let (mut pacing, mut now, mut last, mut started) = (Pacing::default(), 0, HashMap::new(), Vec::new());
-        for (owner, pod, passed, ready, state) in steps {
+        let (pacer, mut now, mut last, mut started) = (Pacer::default(), 0, HashMap::new(), Vec::new());
+        for (owner, pod, passed, ready, state, end) in steps {
             now += passed;
             let (owner, pod) = (owner.to_string(), format!("{owner}-{pod}"));
             let counts = [FULLY_READY, ONE_MISSING, None][state];
             let seen = Owner { uid: &owner, group: None, counts, version: &now.to_string() };
-            if pacing.begin(seen, &pod, ready, at(now)) {
-                if let Some((other, since)) = last.insert(owner.clone(), (pod.clone(), now)) {
-                    prop_assert!(other == pod || now - since >= 1000, "{other} and {pod}");
-                }
-                if pacing.spend(per_minute, at(now)).is_ok() {
-                    started.push(now);
-                    pacing.gone(Some(&owner), &pod);
-                } else {
-                    pacing.abandon(Some(&owner), &pod);
-                    last.remove(&owner);
-                }
+            let Some(turn) = pacer.turn(Some(&owner), &pod, at(now)) else { continue };
+            let Some(mut permit) = turn.begin(Some(seen), ready, at(now)) else { continue };
+            if permit.spend(per_minute, at(now)).is_err() || end == 0 {
+                continue;
+            }
+            let sent = permit.send();
+            if end == 1 {
+                sent.refused();
+                continue;
+            }
+            sent.keep();
+            started.push(now);
+            if let Some((other, since)) = last.insert(owner.clone(), (pod.clone(), now)) {
+                prop_assert!(other == pod || now - since >= 1000, "{other} and {pod}");
+            }
+            if end == 2 {
+                pacer.lock().gone(Some(&owner), &pod);
             }
         }
         for (n, first) in started.iter().enumerate() {
@@ -224,7 +205,7 @@ proptest! {
     fn an_owner_never_lacks_two_pods_even_if_its_status_is_late(
         start in 0_i64..60_000, lag in 0_i64..60_000, notice in 0_i64..5000, interval in 100_i64..3000,
     ) {
-        let mut pacing = Pacing::default();
+        let pacer = Pacer::default();
         // Each change of the status: when it can be read, and whether it says that all are Ready.
         let mut statuses = vec![(0, true)];
         let (mut left, mut notices, mut ready_at, mut now) = (vec!["a", "b", "c", "d", "e"], Vec::new(), 0, 0);
@@ -232,56 +213,21 @@ proptest! {
             now += interval;
             prop_assert!(now < 5 * 300_000, "{left:?} were never evicted");
             for (_, pod) in notices.extract_if(.., |(at, _)| *at <= now) {
-                pacing.gone(Some("o"), pod);
+                pacer.lock().gone(Some("o"), pod);
             }
             let pod = *left.last().unwrap();
-            if !pacing.ask(Some("o"), pod, at(now)) {
-                continue;
-            }
+            let Some(turn) = pacer.turn(Some("o"), pod, at(now)) else { continue };
             let version = statuses.iter().rposition(|(at, _)| *at <= now).unwrap();
             let counts = if statuses[version].1 { FULLY_READY } else { ONE_MISSING };
             let seen = owner("o", counts, i64::try_from(version).unwrap());
-            if pacing.begin(seen, pod, true, at(now)) {
+            if let Some(permit) = turn.begin(Some(seen), true, at(now)) {
+                permit.send().keep();
                 prop_assert!(ready_at <= now, "{pod} evicted at {now}, the last replacement is Ready at {ready_at}");
                 left.pop();
                 notices.push((now + notice, pod));
                 ready_at = now + start;
                 statuses.extend([(now + lag, false), (ready_at + lag, true)]);
             }
-            pacing.asked(Some("o"), pod);
         }
-    }
-
-    #[test]
-    fn the_rate_limit_holds_in_every_minute(
-        per_minute in 1_u32..60, steps in proptest::collection::vec(0_i64..200, 1..2000),
-    ) {
-        let (mut pacing, mut now, mut spent) = (Pacing::default(), 0, Vec::new());
-        for passed in steps {
-            now += passed;
-            let wait = pacing.wait(per_minute, at(now));
-            prop_assert_eq!(pacing.spend(per_minute, at(now)).err(), wait);
-            if wait.is_none() {
-                spent.push(now);
-            }
-        }
-        let most = per_minute as usize + (per_minute as usize / 10).max(1);
-        for (n, first) in spent.iter().enumerate() {
-            let minute = spent[n..].iter().take_while(|at| **at < first + 60_000).count();
-            prop_assert!(minute <= most, "{minute}");
-        }
-    }
-
-    #[test]
-    fn the_rate_limit_always_allows_the_next_eviction_within_61_seconds(per_minute in 1_u32..10_000) {
-        let mut pacing = Pacing::default();
-        let mut now = 0;
-        for _ in 0..50 {
-            while let Err(wait) = pacing.spend(per_minute, at(now)) {
-                prop_assert!(wait <= Duration::from_secs(61));
-                now += i64::try_from(wait.as_millis()).unwrap();
-            }
-        }
-        prop_assert!(now <= 61_000 * 50);
     }
 }

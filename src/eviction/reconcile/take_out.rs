@@ -6,34 +6,31 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Reconcile, counted, lock};
+use super::{Reconcile, counted, settle};
 use crate::{
     api::{
         events::EventType,
         pods::{self, Outcome},
     },
     error::chain,
-    eviction::{entry::Entry, quarantine},
+    eviction::{entry::Entry, pacing::permit::Turn, quarantine},
     mark::Mark,
 };
 
 impl Reconcile<'_> {
     /// Takes the pod out of service if its workload can spare it, and returns when to reconcile it again. A failure
     /// here never delays the eviction.
-    pub(super) async fn quarantine(&self, pod: &Pod, mark: &Mark) -> Timestamp {
+    pub(super) async fn quarantine(&self, turn: Option<Turn>, pod: &Pod, mark: &Mark) -> Timestamp {
         let (owner, now) = (self.entry.owner.as_deref(), self.context.clock.never_ahead());
         let later = |wait: Duration| now.checked_add(wait).unwrap_or(Timestamp::MAX);
-        if !lock(self.pacing).ask(owner, self.uid, now) {
+        let Some(turn) = turn.or_else(|| self.pacer.turn(owner, self.uid, now)) else {
             return later(Duration::from_secs(1).mul_f64(rand::random_range(1.0..2.0)));
-        }
-        match self.try_quarantine(pod, mark, now).await {
+        };
+        match self.try_quarantine(&turn, pod, mark, now).await {
             Ok(true) => now,
             Ok(false) => later(Duration::from_secs(5).mul_f64(rand::random_range(1.0..2.0))),
+            Err(pods::Error::Conflict | pods::Error::Gone) => later(Duration::from_secs(1)),
             Err(error) => {
-                lock(self.pacing).abandon(owner, self.uid);
-                if matches!(error, pods::Error::Conflict | pods::Error::Gone) {
-                    return later(Duration::from_secs(1));
-                }
                 let Entry { namespace, name, .. } = self.entry;
                 let error = chain(&error);
                 tracing::warn!(namespace, pod = name, uid = self.uid, error, "cannot quarantine the pod, retrying");
@@ -44,25 +41,27 @@ impl Reconcile<'_> {
 
     /// Whether the pod was quarantined. Only if its owner is fully Ready and the disruption budgets would allow its
     /// eviction: without its labels, the pod no longer counts for them.
-    async fn try_quarantine(&self, pod: &Pod, mark: &Mark, now: Timestamp) -> Result<bool, pods::Error> {
+    async fn try_quarantine(&self, turn: &Turn, pod: &Pod, mark: &Mark, now: Timestamp) -> Result<bool, pods::Error> {
         let Entry { namespace, name, owner: Some(owner), .. } = self.entry else { return Ok(false) };
         let found = self.pods.owner(pod).await?;
-        if !lock(self.pacing).begin_quarantine(counted(owner, &found), self.uid, now) {
+        let Some(mut permit) = turn.begin_quarantine(counted(owner, &found), now) else { return Ok(false) };
+        let is_allowed = matches!(self.pods.evict(namespace, name, self.uid, None, true).await?, Outcome::Accepted);
+        if !is_allowed || permit.spend(self.settings.per_minute, now).is_err() {
             return Ok(false);
         }
-        let is_allowed = matches!(self.pods.evict(namespace, name, self.uid, None, true).await?, Outcome::Accepted);
-        let is_allowed = is_allowed && lock(self.pacing).spend(self.settings.per_minute, now).is_ok();
-        let found = if is_allowed { self.pods.selectors(pod).await? } else { None };
-        let Some((selector, services)) = found else {
-            lock(self.pacing).abandon(Some(owner), self.uid);
-            return Ok(false);
-        };
+        let Some((selector, services)) = self.pods.selectors(pod).await? else { return Ok(false) };
         let labels = quarantine::labels(pod, &selector, &services);
         let names = labels.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         let message = format!("{}; until then it is out of service, without the labels {names}", mark.summary());
-        self.pods.quarantine(pod, mark, &labels, &message).await?;
-        // Its owner no longer counts it, and creates the replacement.
-        lock(self.pacing).gone(Some(owner), self.uid);
+        let sent = permit.send();
+        match self.pods.quarantine(pod, mark, &labels, &message).await {
+            // Its owner no longer counts it, and creates the replacement.
+            Ok(()) => sent.is_released(),
+            Err(error) => {
+                settle(sent, &error);
+                return Err(error);
+            }
+        }
         self.count("quarantined");
         tracing::info!(namespace, pod = name, uid = self.uid, names, "the pod is quarantined");
         self.context.events.pod(pod, EventType::Normal, "PodQuarantined", "Quarantine", &message);
