@@ -9,6 +9,7 @@ use crate::{audit_log::AuditLog, clock::Clock, telemetry::Metrics};
 
 pub mod call;
 pub mod events;
+pub mod kinds;
 pub mod link;
 pub mod owners;
 pub mod persist;

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use jiff::Timestamp;
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
@@ -13,80 +14,148 @@ use k8s_openapi::{
 use kube::{
     Api, Resource,
     api::{ListParams, ObjectMeta},
-    core::Selector,
+    core::{Request, Selector},
 };
 use serde::de::DeserializeOwned;
 
+use self::members::{Page, Tally};
 use super::pods::{Error, Pods};
-use crate::mark::{
-    is_ready,
-    owner::{Counts, controller, is_controller},
-};
+use crate::mark::owner::{Counts, HASHES, Look, Seen, controller, group};
+
+mod members;
+mod scale;
+
+/// Pods on a page of a list. Some 64 workloads are read at the same time, and a pod can have a hundred kilobytes.
+const PAGE: u32 = 100;
 
 /// A pod's controller, as read from the API server.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Owner {
-    /// UID of its own controller: for a ReplicaSet, the Deployment.
-    pub group: Option<String>,
     /// None if the replicas cannot be counted.
     pub counts: Option<Counts>,
     /// Its resourceVersion, which changes with every change of its status.
     pub version: String,
+    /// What its pods show, if they were read. Then the counts are from the pods too.
+    pub seen: Option<Seen>,
+}
+
+impl Owner {
+    fn of(metadata: &ObjectMeta, counts: Counts) -> Self {
+        Self { counts: Some(counts), version: metadata.resource_version.clone().unwrap_or_default(), seen: None }
+    }
+
+    /// Whether the pods must be read too.
+    fn needs_pods(&self, look: Look) -> bool {
+        match look {
+            Look::Status => false,
+            // The pods of a DaemonSet do not replace each other, so none of them waits for another one's node.
+            Look::PodsIfShort => self.counts.is_some_and(|counts| counts.is_shared && !counts.is_fully_ready()),
+            Look::Pods => true,
+        }
+    }
 }
 
 impl Pods {
-    /// Reads the pod's controller. Returns the default for a controller that is gone, that Pristine is not allowed to
-    /// read, or that is of an unknown kind.
+    /// Reads the pod's controller as of `now`, and its pods as `look` says or where its status cannot be believed.
+    /// Returns the default for a controller that is gone, that Pristine is not allowed to read, or that is of a kind
+    /// without the subresource `scale`.
     ///
     /// # Errors
     /// Any other error of the API server.
-    pub async fn owner(&self, pod: &Pod) -> Result<Owner, Error> {
+    pub async fn owner(&self, pod: &Pod, look: Look, now: Timestamp) -> Result<Owner, Error> {
         let kind = controller(pod).map(|owner| (owner.api_version.as_str(), owner.kind.as_str()));
         let found = match kind {
-            Some(("apps/v1", "ReplicaSet")) => self.controller::<ReplicaSet>(pod).await.map(|set| {
-                let set = set?;
-                let wanted = set.spec.as_ref()?.replicas.unwrap_or(1);
-                let ready = set.status.as_ref()?.ready_replicas.unwrap_or(0);
-                Some((set.metadata, Counts { wanted, ready, is_shared: true }))
-            }),
-            Some(("apps/v1", "StatefulSet")) => self.stateful_set(pod).await,
-            Some(("apps/v1", "DaemonSet")) => self.controller::<DaemonSet>(pod).await.map(|set| {
-                let set = set?;
-                let status = set.status.as_ref()?;
-                let (wanted, ready) = (status.desired_number_scheduled, status.number_ready);
-                Some((set.metadata, Counts { wanted, ready, is_shared: false }))
-            }),
-            _ => return Ok(Owner::default()),
+            Some(("apps/v1", "ReplicaSet")) => self.replica_set(pod, look, now).await,
+            Some(("apps/v1", "StatefulSet")) => self.stateful_set(pod, now).await,
+            Some(("apps/v1", "DaemonSet")) => self.daemon_set(pod, look, now).await,
+            Some(_) => self.scaled(pod, now).await,
+            None => Ok(None),
         };
         match found {
             Err(Error::Api { source, .. }) if matches!(&*source, kube::Error::Api(status) if status.code == 403) => {
                 Ok(Owner::default())
             }
-            found => Ok(found?.map_or_else(Owner::default, |(metadata, counts)| Owner {
-                counts: Some(counts),
-                group: metadata.owner_references.into_iter().flatten().find(is_controller).map(|owner| owner.uid),
-                version: metadata.resource_version.unwrap_or_default(),
-            })),
+            found => Ok(found?.unwrap_or_default()),
         }
     }
 
-    /// Counts the Ready pods itself, because `readyReplicas` of a StatefulSet includes terminating pods that are still
-    /// Ready (`computeReplicaStatus` of stateful_set_control.go): a pod that a node drain evicts would not count as
-    /// missing.
-    async fn stateful_set(&self, pod: &Pod) -> Result<Option<(ObjectMeta, Counts)>, Error> {
-        let Some(set) = self.controller::<StatefulSet>(pod).await? else { return Ok(None) };
-        let Some(spec) = set.spec else { return Ok(None) };
-        let Ok(selector) = Selector::try_from(spec.selector) else { return Ok(None) };
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let pods = self.api(namespace).list(&ListParams::default().labels_from(&selector)).await;
-        let is_counted = |pod: &Pod| {
-            pod.metadata.deletion_timestamp.is_none()
-                && is_ready(pod)
-                && controller(pod).map(|owner| &owner.uid) == set.metadata.uid.as_ref()
+    async fn replica_set(&self, pod: &Pod, look: Look, now: Timestamp) -> Result<Option<Owner>, Error> {
+        let Some(ReplicaSet { metadata, spec: Some(spec), status }) = self.controller(pod).await? else {
+            return Ok(None);
         };
-        let ready = pods.map_err(Error::of("list pods"))?.iter().filter(|pod| is_counted(pod)).count();
-        let (wanted, ready) = (spec.replicas.unwrap_or(1), i32::try_from(ready).unwrap_or(i32::MAX));
-        Ok(Some((set.metadata, Counts { wanted, ready, is_shared: true })))
+        let status = status.unwrap_or_default();
+        let ready = if spec.min_ready_seconds > Some(0) { status.available_replicas } else { status.ready_replicas };
+        let counts = Counts { wanted: spec.replicas.unwrap_or(1), ready: ready.unwrap_or(0), is_shared: true };
+        let found = Owner::of(&metadata, counts);
+        if !found.needs_pods(look) {
+            return Ok(Some(found));
+        }
+        let selector = of_group(spec.selector);
+        self.count(pod, found, &selector, spec.min_ready_seconds, now).await.map(Some)
+    }
+
+    /// Always by its pods, because `readyReplicas` of a StatefulSet includes terminating pods that are still Ready
+    /// (`computeReplicaStatus` of `stateful_set_control.go`): a pod that a node drain evicts would not count as missing.
+    async fn stateful_set(&self, pod: &Pod, now: Timestamp) -> Result<Option<Owner>, Error> {
+        let Some(StatefulSet { metadata, spec: Some(spec), .. }) = self.controller(pod).await? else {
+            return Ok(None);
+        };
+        let counts = Counts { wanted: spec.replicas.unwrap_or(1), ready: 0, is_shared: true };
+        let found = Owner::of(&metadata, counts);
+        self.count(pod, found, &text(spec.selector), spec.min_ready_seconds, now).await.map(Some)
+    }
+
+    async fn daemon_set(&self, pod: &Pod, look: Look, now: Timestamp) -> Result<Option<Owner>, Error> {
+        let Some(DaemonSet { metadata, spec: Some(spec), status: Some(status) }) = self.controller(pod).await? else {
+            return Ok(None);
+        };
+        let available = status.number_available.unwrap_or(0);
+        let ready = if spec.min_ready_seconds > Some(0) { available } else { status.number_ready };
+        let counts = Counts { wanted: status.desired_number_scheduled, ready, is_shared: false };
+        let found = Owner::of(&metadata, counts);
+        if !found.needs_pods(look) {
+            return Ok(Some(found));
+        }
+        self.count(pod, found, &text(spec.selector), spec.min_ready_seconds, now).await.map(Some)
+    }
+
+    /// The controller of any other kind, as the disruption controller of Kubernetes reads it: wanted pods and selector
+    /// are in the subresource `scale`.
+    async fn scaled(&self, pod: &Pod, now: Timestamp) -> Result<Option<Owner>, Error> {
+        let Some((metadata, wanted, selector)) = self.scale(pod).await? else { return Ok(None) };
+        let counts = Counts { wanted, ready: 0, is_shared: true };
+        self.count(pod, Owner::of(&metadata, counts), &selector, None, now).await.map(Some)
+    }
+
+    /// Counts the Ready pods of the owner among those with these labels.
+    async fn count(
+        &self,
+        pod: &Pod,
+        found: Owner,
+        selector: &str,
+        min_ready_seconds: Option<i32>,
+        now: Timestamp,
+    ) -> Result<Owner, Error> {
+        let Some((owner, counts)) = controller(pod).zip(found.counts) else { return Ok(found) };
+        let group = group(pod.metadata.labels.as_ref(), owner);
+        let mut tally = Tally::new(&owner.uid, group, min_ready_seconds, now);
+        // Many workloads are read at the same time, and only so many pages may be in memory.
+        let _page = self.lists.acquire().await;
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let list = Request::new(Pod::url_path(&(), Some(namespace)));
+        let mut params = ListParams::default().labels(selector).limit(PAGE);
+        loop {
+            let request =
+                list.list(&params).map_err(|error| Error::of("list pods")(kube::Error::BuildRequest(error)))?;
+            let page: Page = self.client.request(request).await.map_err(Error::of("list pods"))?;
+            page.items.iter().for_each(|member| tally.add(member));
+            params.continue_token = page.metadata.token.filter(|token| !token.is_empty());
+            if params.continue_token.is_none() {
+                break;
+            }
+        }
+        tally.expect(counts.wanted);
+        Ok(Owner { counts: Some(Counts { ready: tally.ready, ..counts }), seen: Some(tally.seen), ..found })
     }
 
     /// Reads the selector of the pod's ReplicaSet, and the Services of its namespace; none if the ReplicaSet is gone.
@@ -112,4 +181,18 @@ impl Pods {
         let found = found.map_err(Error::of("get the controller of a pod"))?;
         Ok(found.filter(|it| it.meta().uid.as_ref() == Some(&owner.uid)))
     }
+}
+
+/// The selector of a ReplicaSet, without what tells it apart from the others of its Deployment.
+fn of_group(mut selector: LabelSelector) -> String {
+    if let Some(labels) = &mut selector.match_labels {
+        labels.retain(|key, _| !HASHES.contains(&key.as_str()));
+    }
+    text(selector)
+}
+
+/// The selector as a query has it. One that this version does not understand selects all pods; only those of the owner
+/// are counted in any case.
+fn text(selector: LabelSelector) -> String {
+    Selector::try_from(selector).map(|selector| selector.to_string()).unwrap_or_default()
 }

@@ -4,7 +4,7 @@
 //! Every write carries the UID and the resourceVersion that were read, so it fails for another pod and for a pod that
 //! changed after the decision.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -20,7 +20,9 @@ use kube::{
     api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
+use super::kinds::Kinds;
 use crate::mark::{self, Disposition, Found, Interaction, Mark, State, Status, User};
 
 mod marked;
@@ -125,13 +127,19 @@ pub enum Outcome {
 #[derive(Clone)]
 pub struct Pods {
     pub(super) client: Client,
+    /// The lists that may be in memory at the same time.
+    pub(super) lists: Arc<Semaphore>,
+    pub(super) kinds: Arc<Kinds>,
 }
+
+/// See [`Pods::lists`].
+const LISTS: usize = 8;
 
 impl Pods {
     /// Uses this client, which must not retry by itself, because a 429 is an answer here.
     #[must_use]
-    pub const fn new(client: Client) -> Self {
-        Self { client }
+    pub fn new(client: Client) -> Self {
+        Self { client, lists: Arc::new(Semaphore::new(LISTS)), kinds: Arc::default() }
     }
 
     pub(super) fn api(&self, namespace: &str) -> Api<Pod> {

@@ -34,7 +34,10 @@ use super::{
 use crate::{
     api::{Context, events::EventType, pods::Pods},
     error::chain,
-    mark::{self, State, owner::controller},
+    mark::{
+        self, State,
+        owner::{controller, group_of},
+    },
     server::readiness::Readiness,
     telemetry::StateLabel,
 };
@@ -83,7 +86,7 @@ impl Controller {
         let pacer = Pacer::default();
         let mut reconciles = FuturesUnordered::new();
         let mut swept = Instant::now();
-        let mut suspended = None;
+        let (mut suspended, mut led) = (None, false);
         loop {
             let now = self.context.clock.never_ahead();
             if self.report_suspension(&mut suspended, now) {
@@ -97,6 +100,11 @@ impl Controller {
                 self.report_overdue(&queue, now);
                 pacer.lock().sweep(now);
             }
+            let leads = self.leadership.is_held();
+            if leads && !led {
+                pacer.lock().took_over(now);
+            }
+            led = leads;
             while reconciles.len() < CONCURRENT && self.leadership.is_held() {
                 let Some(uid) = queue.take_due(now) else { break };
                 if let Some(entry) = queue.get(&uid).cloned() {
@@ -195,7 +203,8 @@ impl Controller {
                 let deleted: Vec<String> = queue.uids().filter(|uid| !listed.uids.contains(*uid)).cloned().collect();
                 for uid in deleted {
                     let known = queue.remove(&uid);
-                    pacer.lock().gone(known.and_then(|known| known.owner).as_deref(), &uid);
+                    let now = self.context.clock.never_ahead();
+                    pacer.lock().gone(known.and_then(|known| known.owner).as_deref(), &uid, now);
                 }
                 *listed = Listed::default();
                 tracing::info!(marked = queue.uids().count(), "all marked pods are known");
@@ -206,7 +215,7 @@ impl Controller {
                 self.track(&pod, queue, false);
             }
             watcher::Event::Delete(pod) => {
-                note_gone(&pod, pacer);
+                note_gone(&pod, pacer, self.context.clock.never_ahead());
                 queue.remove(pod.metadata.uid.as_deref().unwrap_or_default());
                 if let Some(mark) = successor_mark(&pod, self.context.clock.corrected()) {
                     tokio::spawn(self.successors.clone().run(pod, mark));
@@ -279,15 +288,17 @@ struct Listed {
 
 /// Reports to the pacing that a pod is terminating.
 fn note_terminating(pod: &Pod, pacer: &Pacer, now: Timestamp) {
-    let (Some(owner), Some(_)) = (controller(pod), &pod.metadata.deletion_timestamp) else { return };
-    pacer.lock().terminates(&owner.uid, pod.metadata.uid.as_deref().unwrap_or_default(), now);
+    let (Some(owner), Some(until)) = (controller(pod), &pod.metadata.deletion_timestamp) else { return };
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    pacer.lock().terminates(&owner.uid, group_of(pod).as_deref(), uid, until.0, now);
     // A ReplicaSet recreates the pod at once. A StatefulSet waits until the name is free, and a DaemonSet for the node.
     if owner.kind == "ReplicaSet" {
-        note_gone(pod, pacer);
+        note_gone(pod, pacer, now);
     }
 }
 
 /// Reports to the pacing that a pod is gone, or that its owner no longer counts it.
-fn note_gone(pod: &Pod, pacer: &Pacer) {
-    pacer.lock().gone(controller(pod).map(|owner| owner.uid.as_str()), pod.metadata.uid.as_deref().unwrap_or_default());
+fn note_gone(pod: &Pod, pacer: &Pacer, now: Timestamp) {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    pacer.lock().gone(controller(pod).map(|owner| owner.uid.as_str()), uid, now);
 }

@@ -151,6 +151,14 @@ pub fn grace_period(pod: &Pod, settings: &Settings) -> Option<i64> {
     (own > longest).then_some(longest)
 }
 
+/// When the grace period of a pod ends that is evicted now with this grace period, or with its own.
+#[must_use]
+pub fn gone_by(pod: &Pod, grace: Option<i64>, now: Timestamp) -> Timestamp {
+    let own = || pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+    let grace = grace.or_else(own).unwrap_or(30).max(0);
+    now.checked_add(SignedDuration::from_secs(grace)).unwrap_or(Timestamp::MAX)
+}
+
 /// How long to wait after the n-th refusal in a row (the first is 0): 2 s, doubling to 30 s, with a jitter of a quarter
 /// either way from `random` in `0.0..1.0`. Retries never stop.
 #[must_use]

@@ -13,7 +13,7 @@ use super::{
         Owner,
         permit::{Pacer, Permit, Sent, Turn},
     },
-    plan::{Waiting, grace_period, plan, stuck, waiting},
+    plan::{Waiting, gone_by, grace_period, plan, stuck, waiting},
     quarantine,
     suspension::Suspended,
 };
@@ -25,7 +25,10 @@ use crate::{
         pods::{self, Outcome, Pods},
     },
     error::chain,
-    mark::{Mark, State, Status, is_ready, owner::Counts},
+    mark::{
+        Mark, State, Status, is_ready,
+        owner::{Counts, group_of},
+    },
     telemetry,
 };
 
@@ -224,9 +227,10 @@ impl Reconcile<'_> {
         let Some(owner) = self.entry.owner.as_deref() else {
             return Ok(turn.begin(None, is_ready(pod), self.context.clock.never_ahead()));
         };
-        let found = self.pods.owner(pod).await?;
-        let (owner, now) = (counted(owner, &found), self.context.clock.never_ahead());
-        let permit = turn.begin(Some(owner), is_ready(pod), now);
+        let look = turn.look(self.context.clock.never_ahead());
+        let found = self.pods.owner(pod, look, self.context.clock.never_ahead()).await?;
+        let (group, now) = (group_of(pod), self.context.clock.never_ahead());
+        let permit = turn.begin(Some(counted(owner, group.as_deref(), &found)), is_ready(pod), now);
         if permit.is_none() {
             let is_last = is_ready(pod) && found.counts.is_some_and(Counts::is_last_ready);
             self.set_queued(pod, mark, due, if is_last { LAST } else { OTHERS_FIRST }).await?;
@@ -275,12 +279,13 @@ impl Reconcile<'_> {
     async fn evict(&self, permit: Permit<'_>, pod: &Pod, mark: &Mark, due: Timestamp) -> Result<Requeue, pods::Error> {
         let Entry { namespace, name, refusals, .. } = self.entry;
         let grace = grace_period(pod, &self.settings);
-        let sent = permit.send();
+        let now = self.context.clock.never_ahead();
+        let sent = permit.send(gone_by(pod, grace, now));
         let answer = self.pods.evict(namespace, name, self.uid, grace, false).await;
         match &answer {
             Ok(Outcome::Accepted) => sent.keep(),
             Ok(Outcome::Refused { .. }) => sent.refused(),
-            Err(error) => settle(sent, error),
+            Err(error) => settle(sent, error, now),
         }
         let (why, after) = match answer {
             Ok(Outcome::Accepted) => {
@@ -342,14 +347,14 @@ const RECHECK: Duration = Duration::from_secs(61);
 const OTHERS_FIRST: &str = "another pod of its workload is being replaced";
 const LAST: &str = "it is the last Ready pod of its workload";
 
-fn counted<'a>(uid: &'a str, found: &'a owners::Owner) -> Owner<'a> {
-    Owner { uid, group: found.group.as_deref(), counts: found.counts, version: &found.version }
+fn counted<'a>(uid: &'a str, group: Option<&'a str>, found: &'a owners::Owner) -> Owner<'a> {
+    Owner { uid, group, counts: found.counts, version: &found.version, seen: found.seen }
 }
 
 /// What an error means for a request that was sent.
-fn settle(sent: Sent<'_>, error: &pods::Error) {
+fn settle(sent: Sent<'_>, error: &pods::Error, now: Timestamp) {
     match error {
-        pods::Error::Gone => sent.pod_was_gone(),
+        pods::Error::Gone => sent.pod_was_gone(now),
         error if error.is_answer() => sent.refused(),
         // Without an answer the request may have been accepted: the others wait as if it was.
         _ => sent.keep(),

@@ -1,5 +1,8 @@
 //! Pod ownership: the controller that manages a pod. Pure.
 
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::OwnerReference};
 
 /// The replicas of a workload: wanted and Ready.
@@ -27,10 +30,53 @@ impl Counts {
     }
 }
 
+/// What to read of an owner before one of its pods is evicted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Look {
+    /// Its status. It can be late, and the version shows whether it is.
+    Status,
+    /// Its status, and its pods if the status lacks Ready ones: they show whether a replacement is on its way.
+    PodsIfShort,
+    /// Its pods, because nothing is known that would show whether the status is late.
+    Pods,
+}
+
+/// What the pods of a workload show, which its status does not.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Seen {
+    /// The latest end of a grace period, if pods are terminating that their controller recreates only when they are
+    /// gone.
+    pub leaving_until: Option<Timestamp>,
+    /// Since when the youngest pod that is not Ready is not Ready. If a pod is missing, the time of the read.
+    pub starting_since: Option<Timestamp>,
+}
+
+/// The labels with which Deployments, and Rollouts of Argo, tell their ReplicaSets apart. The name of the ReplicaSet ends
+/// with the same value.
+pub const HASHES: [&str; 2] = ["pod-template-hash", "rollouts-pod-template-hash"];
+
+/// What the ReplicaSets of one Deployment have in common, from the labels and the controller of one of their pods; none
+/// for other pods.
+#[must_use]
+pub fn group(labels: Option<&BTreeMap<String, String>>, owner: &OwnerReference) -> Option<String> {
+    if owner.kind != "ReplicaSet" {
+        return None;
+    }
+    let hashes = HASHES.into_iter().filter_map(|key| labels?.get(key));
+    hashes.filter_map(|hash| owner.name.strip_suffix(hash.as_str())?.strip_suffix('-')).map(str::to_owned).next()
+}
+
 /// The controller of the pod, which recreates it. A bare pod has none.
 #[must_use]
 pub fn controller(pod: &Pod) -> Option<&OwnerReference> {
     pod.metadata.owner_references.iter().flatten().find(|owner| is_controller(owner))
+}
+
+/// The same for the pod, with its namespace.
+#[must_use]
+pub fn group_of(pod: &Pod) -> Option<String> {
+    let group = group(pod.metadata.labels.as_ref(), controller(pod)?)?;
+    Some(format!("{}/{group}", pod.metadata.namespace.as_deref().unwrap_or_default()))
 }
 
 /// Whether this owner is the controller of the object.
@@ -49,4 +95,27 @@ pub const STATIC: &str = "the kubelet runs this static pod: an eviction would re
 #[must_use]
 pub fn is_static(pod: &Pod) -> bool {
     pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key("kubernetes.io/config.mirror"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_replica_sets_of_one_deployment_or_rollout_are_a_group() {
+        let of = |kind: &str, name: &str, label: &str| -> Option<String> {
+            let owner = json!([{"apiVersion": "apps/v1", "kind": kind, "name": name, "uid": "o", "controller": true}]);
+            let metadata = json!({"namespace": "shop", "labels": {label: "a1b2"}, "ownerReferences": owner});
+            group_of(&serde_json::from_value(json!({ "metadata": metadata })).unwrap())
+        };
+        for label in HASHES {
+            assert_eq!(of("ReplicaSet", "web-a1b2", label).as_deref(), Some("shop/web"));
+        }
+        assert_eq!(of("ReplicaSet", "web-c3d4", HASHES[0]), None, "the hash is of another ReplicaSet");
+        assert_eq!(of("ReplicaSet", "web-a1b2", "app"), None);
+        assert_eq!(of("StatefulSet", "web-a1b2", HASHES[0]), None);
+        assert_eq!(group_of(&Pod::default()), None);
+    }
 }

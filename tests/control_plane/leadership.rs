@@ -38,7 +38,11 @@ async fn namespace(client: &Client) -> String {
 async fn marked(client: &Client, namespace: &str, name: &str, owner: Option<Value>, due: Timestamp) -> String {
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let pod = json!({
-        "metadata": {"name": name, "ownerReferences": owner.map(|owner| [owner])},
+        // By this label its controller selects it.
+        "metadata": {
+            "name": name, "labels": {"a": owner.as_ref().map_or_else(|| json!(""), |owner| owner["name"].clone())},
+            "ownerReferences": owner.map(|owner| [owner]),
+        },
         "spec": {"nodeName": "nowhere", "containers": [{"name": "app", "image": "none"}]},
     });
     let created = pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();

@@ -142,21 +142,21 @@ proptest! {
             let is_fully_ready = *missing <= now;
             let counts = Some(Counts { wanted: 5, ready: if is_fully_ready { 5 } else { 4 }, is_shared: true });
             let text = format!("{version}-{is_fully_ready}");
-            let seen = Owner { uid: &owner, group: None, counts, version: &text };
+            let seen = Owner { uid: &owner, group: None, counts, version: &text, seen: None };
             let turn = pacer.turn(Some(&owner), &uid, now);
             let permit = turn.as_ref().and_then(|turn| turn.begin(Some(seen), true, now));
             let requeue = if let Some(wait) = pacer.limit(per_minute, now) {
                 Requeue::Limited(wait)
             } else if let Some(mut permit) = permit {
                 prop_assert!(permit.spend(per_minute, now).is_ok());
-                let sent = permit.send();
+                let sent = permit.send(now);
                 if random.random_bool(refused) {
                     sent.refused();
                     Requeue::Refused(None)
                 } else {
                     prop_assert!(is_fully_ready, "{uid} is evicted at {now}, and {owner} lacks a pod until {missing}");
                     (*version, *missing) = (*version + 1, now + Duration::from_millis(start));
-                    sent.is_released();
+                    sent.is_released(now);
                     // As after the watch event of the deletion.
                     Requeue::Done
                 }

@@ -13,6 +13,7 @@ use std::{
 use jiff::Timestamp;
 
 use super::{Owner, Pacing};
+use crate::mark::owner::Look;
 
 /// The pacing that all reconciliations share. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -58,6 +59,12 @@ impl Drop for Turn {
 }
 
 impl Turn {
+    /// What to read of the pod's controller.
+    #[must_use]
+    pub fn look(&self, now: Timestamp) -> Look {
+        self.workload.as_deref().map_or(Look::Status, |workload| self.pacer.lock().look(workload, now))
+    }
+
     /// The permit to evict the pod, if its workload can spare it now; `owner` is its controller as of now, if it has
     /// one.
     #[must_use]
@@ -107,9 +114,11 @@ impl<'a> Permit<'a> {
         Ok(())
     }
 
-    /// Right before the request is sent: from now on, only an answer gives anything back.
-    pub fn send(mut self) -> Sent<'a> {
+    /// Right before the request is sent: from now on, only an answer gives anything back. If the request is accepted,
+    /// the pod's grace period ends at `gone_by`.
+    pub fn send(mut self, gone_by: Timestamp) -> Sent<'a> {
         self.is_sent = true;
+        self.turn.pacer.lock().sent(self.turn.workload.as_deref(), &self.turn.pod, gone_by);
         Sent { turn: self.turn, is_spent: self.is_spent }
     }
 }
@@ -136,17 +145,17 @@ impl Sent<'_> {
     }
 
     /// Another client deleted the pod: the others of its workload wait for its replacement.
-    pub fn pod_was_gone(self) {
+    pub fn pod_was_gone(self, now: Timestamp) {
         let mut pacing = self.turn.pacer.lock();
-        pacing.gone(self.turn.workload.as_deref(), &self.turn.pod);
+        pacing.gone(self.turn.workload.as_deref(), &self.turn.pod, now);
         if self.is_spent {
             pacing.rate.refund();
         }
     }
 
     /// The pod's owner no longer counts it, and creates its replacement.
-    pub fn is_released(self) {
-        self.turn.pacer.lock().gone(self.turn.workload.as_deref(), &self.turn.pod);
+    pub fn is_released(self, now: Timestamp) {
+        self.turn.pacer.lock().gone(self.turn.workload.as_deref(), &self.turn.pod, now);
     }
 }
 

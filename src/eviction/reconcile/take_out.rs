@@ -14,7 +14,7 @@ use crate::{
     },
     error::chain,
     eviction::{entry::Entry, pacing::permit::Turn, quarantine},
-    mark::Mark,
+    mark::{Mark, owner::group_of},
 };
 
 impl Reconcile<'_> {
@@ -43,8 +43,10 @@ impl Reconcile<'_> {
     /// eviction: without its labels, the pod no longer counts for them.
     async fn try_quarantine(&self, turn: &Turn, pod: &Pod, mark: &Mark, now: Timestamp) -> Result<bool, pods::Error> {
         let Entry { namespace, name, owner: Some(owner), .. } = self.entry else { return Ok(false) };
-        let found = self.pods.owner(pod).await?;
-        let Some(mut permit) = turn.begin_quarantine(counted(owner, &found), now) else { return Ok(false) };
+        let found = self.pods.owner(pod, turn.look(now), now).await?;
+        let group = group_of(pod);
+        let owner = counted(owner, group.as_deref(), &found);
+        let Some(mut permit) = turn.begin_quarantine(owner, now) else { return Ok(false) };
         let is_allowed = matches!(self.pods.evict(namespace, name, self.uid, None, true).await?, Outcome::Accepted);
         if !is_allowed || permit.spend(self.settings.per_minute, now).is_err() {
             return Ok(false);
@@ -53,12 +55,12 @@ impl Reconcile<'_> {
         let labels = quarantine::labels(pod, &selector, &services);
         let names = labels.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         let message = format!("{}; until then it is out of service, without the labels {names}", mark.summary());
-        let sent = permit.send();
+        let sent = permit.send(now);
         match self.pods.quarantine(pod, mark, &labels, &message).await {
             // Its owner no longer counts it, and creates the replacement.
-            Ok(()) => sent.is_released(),
+            Ok(()) => sent.is_released(now),
             Err(error) => {
-                settle(sent, &error);
+                settle(sent, &error, now);
                 return Err(error);
             }
         }

@@ -8,7 +8,7 @@ fn at(milliseconds: i64) -> Timestamp {
 }
 
 fn owner(ready: i32, version: &str) -> Owner<'_> {
-    Owner { uid: "o", group: None, counts: Some(Counts { wanted: 3, ready, is_shared: true }), version }
+    Owner { uid: "o", group: None, counts: Some(Counts { wanted: 3, ready, is_shared: true }), version, seen: None }
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn a_request_without_an_answer_counts_as_accepted() {
     let mut permit = turn.begin(Some(owner(3, "1")), true, at(0)).unwrap();
     permit.spend(10, at(0)).unwrap();
     // The reconciliation is cancelled by its timeout.
-    drop(permit.send());
+    drop(permit.send(at(30_000)));
     drop(turn);
     assert!(pacer.limit(10, at(0)).is_some());
     // The next attempt for a is not sent, because of the rate limit: the first one is still in flight.
@@ -52,7 +52,7 @@ fn a_request_without_an_answer_counts_as_accepted() {
     assert!(pacer.turn(Some("o"), "b", at(2000)).is_none(), "a may be terminating");
     // The API server refuses the attempt after that, so a is not terminating.
     let turn = pacer.turn(Some("o"), "a", at(3000)).unwrap();
-    turn.begin(Some(owner(3, "1")), true, at(3000)).unwrap().send().refused();
+    turn.begin(Some(owner(3, "1")), true, at(3000)).unwrap().send(at(33_000)).refused();
     drop(turn);
     let turn = pacer.turn(Some("o"), "b", at(3000)).unwrap();
     assert!(turn.begin(Some(owner(3, "1")), true, at(3000)).is_some());
@@ -64,7 +64,7 @@ fn a_pod_that_another_client_deleted_is_waited_for_and_not_counted_by_the_rate_l
     let turn = pacer.turn(Some("o"), "a", at(0)).unwrap();
     let mut permit = turn.begin(Some(owner(3, "1")), true, at(0)).unwrap();
     permit.spend(10, at(0)).unwrap();
-    permit.send().pod_was_gone();
+    permit.send(at(30_000)).pod_was_gone(at(0));
     drop(turn);
     assert_eq!(pacer.limit(10, at(0)), None);
     let turn = pacer.turn(Some("o"), "b", at(2000)).unwrap();
@@ -91,9 +91,9 @@ proptest! {
                 }
                 let mut permit = turn.begin(Some(seen), is_ready, at(now))?;
                 permit.spend(60, at(now)).ok()?;
-                match (end, permit.send()) {
+                match (end, permit.send(at(now))) {
                     (0, sent) => sent.refused(),
-                    (1, sent) => sent.pod_was_gone(),
+                    (1, sent) => sent.pod_was_gone(at(now)),
                     (_, sent) => sent.keep(),
                 }
                 Some(())
