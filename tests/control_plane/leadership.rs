@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// A namespace of its own, whose name it returns.
-async fn namespace(client: &Client) -> String {
+pub async fn namespace(client: &Client) -> String {
     let name = format!("due-{:08x}", rand::random::<u32>());
     let all: Api<Namespace> = Api::all(client.clone());
     all.create(&PostParams::default(), &serde_json::from_value(json!({"metadata": {"name": name}})).unwrap())
@@ -35,7 +35,7 @@ async fn namespace(client: &Client) -> String {
 }
 
 /// A pod that somebody exec'd into: no policy guards the mark here, so the test writes it.
-async fn marked(client: &Client, namespace: &str, name: &str, owner: Option<Value>, due: Timestamp) -> String {
+pub async fn marked(client: &Client, namespace: &str, name: &str, owner: Option<Value>, due: Timestamp) -> String {
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let pod = json!({
         // By this label its controller selects it.
@@ -43,7 +43,10 @@ async fn marked(client: &Client, namespace: &str, name: &str, owner: Option<Valu
             "name": name, "labels": {"a": owner.as_ref().map_or_else(|| json!(""), |owner| owner["name"].clone())},
             "ownerReferences": owner.map(|owner| [owner]),
         },
-        "spec": {"nodeName": "nowhere", "containers": [{"name": "app", "image": "none"}]},
+        "spec": {
+            "nodeName": "nowhere", "terminationGracePeriodSeconds": 360,
+            "containers": [{"name": "app", "image": "none"}],
+        },
     });
     let created = pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
     let uid = created.metadata.uid.unwrap();
@@ -63,7 +66,7 @@ async fn marked(client: &Client, namespace: &str, name: &str, owner: Option<Valu
     uid
 }
 
-fn in_seconds(seconds: i64) -> Timestamp {
+pub fn in_seconds(seconds: i64) -> Timestamp {
     Timestamp::from_second(now().as_second() + seconds).unwrap()
 }
 
@@ -74,7 +77,7 @@ async fn terminating(client: &Client, namespace: &str) -> Vec<Pod> {
     all
 }
 
-async fn leader(client: &Client) -> usize {
+pub async fn leader(client: &Client) -> usize {
     let leases: Api<Lease> = Api::namespaced(client.clone(), SYSTEM);
     eventually("a leader", 40, || async {
         let holder = leases.get_opt("pristine").await.unwrap()?.spec?.holder_identity?;
@@ -94,7 +97,7 @@ async fn evictions(namespace: &str, pods: usize) -> BTreeMap<String, Vec<(Timest
     .await
 }
 
-async fn remove(client: &Client, namespace: &str) {
+pub async fn remove(client: &Client, namespace: &str) {
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let params = DeleteParams::default().grace_period(0);
     for pod in pods.list(&ListParams::default()).await.unwrap() {

@@ -19,6 +19,7 @@ mod families;
 mod forward;
 mod leadership;
 mod load;
+mod pacing;
 mod replicas;
 mod restarts;
 mod rotation;
