@@ -1,12 +1,14 @@
 //! The eviction of marked pods. [`plan`](mod@plan) decides about one pod, [`pacing`] about the pods of one workload,
-//! [`successor`] about the pod that gets the name of a deleted one. [`controller`] watches the pods, and
-//! [`reconcile`] does what was decided.
+//! [`successor`] about the pod that gets the name of a deleted one, [`loops`] about workloads that are evicted again and
+//! again. [`controller`] watches the pods, and [`reconcile`] does what was decided.
 
 use std::time::Duration;
 
 pub mod controller;
 pub mod entry;
 pub mod leadership;
+pub mod loop_store;
+pub mod loops;
 pub mod mark_successor;
 pub mod pacing;
 pub mod plan;

@@ -23,8 +23,8 @@
 //! | [`cli`] | the command line | [`cli::args`], [`cli::docgen`], all below [`cli::simulate`] | [`cli::commands`], [`cli::simulate`] |
 //! | [`config`] | the configuration file and its rules | [`config::policy`], [`config::explain`] | [`config::reload`] |
 //! | [`admission`] | the answer to one admission review | [`admission::review`], [`admission::validate`] | [`admission::http`], [`admission::handler`], [`admission::marking`] |
-//! | [`mark`] | the mark and the status on a pod | [`mark::status`], [`mark::extension`], [`mark::owner`], [`mark::redact`] | |
-//! | [`eviction`] | when a marked pod is evicted | [`eviction::plan`](mod@eviction::plan), [`eviction::pacing`], [`eviction::queue`], [`eviction::entry`], [`eviction::quarantine`], [`eviction::successor`] | [`eviction::controller`], [`eviction::reconcile`], [`eviction::mark_successor`], [`eviction::leadership`] |
+//! | [`mark`] | the mark and the status on a pod | [`mark::status`], [`mark::claims`], [`mark::extension`], [`mark::owner`], [`mark::redact`] | |
+//! | [`eviction`] | when a marked pod is evicted | [`eviction::plan`](mod@eviction::plan), [`eviction::pacing`], [`eviction::queue`], [`eviction::entry`], [`eviction::quarantine`], [`eviction::successor`], [`eviction::loops`] | [`eviction::controller`], [`eviction::reconcile`], [`eviction::mark_successor`], [`eviction::leadership`], [`eviction::loop_store`] |
 //! | [`certs`] | the CA, serving certificates, caBundle | [`certs::rotation`], [`certs::secret`], [`certs::bundle`], [`certs::ca`], [`certs::replica_status`] | [`certs::controller`], [`certs::objects`], [`certs::mounted`], [`certs::resolver`] |
 //! | [`api`] | the Kubernetes API | | [`api::pods`], [`api::owners`], [`api::events`] |
 //! | [`server`] | the webhook port and the probes port | | [`server`], [`server::probes`], [`server::readiness`] |

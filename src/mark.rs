@@ -12,8 +12,12 @@ use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::OwnerRe
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::mark::owner::controller;
+use crate::mark::{
+    claims::{Claim, Claims},
+    owner::controller,
+};
 
+pub mod claims;
 pub mod extension;
 mod interaction;
 pub mod owner;
@@ -66,6 +70,9 @@ pub struct Mark {
     /// could remove the label by which a ReplicaSet selects the pod before an exec, and restore it afterwards.
     #[serde(default, rename = "evictIfOwnedAt", skip_serializing_if = "Option::is_none")]
     evict_if_owned_at: Option<Timestamp>,
+    /// Whose interactions cause the deadline.
+    #[serde(default, skip_serializing_if = "Claims::is_empty")]
+    pub claims: Claims,
 }
 
 /// What happens to a pod because of an interaction.
@@ -125,6 +132,7 @@ impl Found {
         if is_recreated(pod) {
             mark.evict_at = mark.evict_at.into_iter().chain(mark.evict_if_owned_at).min();
         }
+        mark.claims.agree_with(mark.evict_at);
         Self::Mark(mark)
     }
 
@@ -200,8 +208,9 @@ impl Mark {
             Disposition::Evict(ttl) => (Some(after(ttl)), None),
         };
         let Some(mut mark) = existing else {
-            let (pod, recent) = (pod_uid.to_owned(), Vec::new());
-            return Some(Self { pod, total: 1, first: interaction, recent, evict_at, evict_if_owned_at });
+            let (pod, recent, mut claims) = (pod_uid.to_owned(), Vec::new(), Claims::default());
+            evict_at.into_iter().for_each(|at| claims.add(&interaction, at));
+            return Some(Self { pod, total: 1, first: interaction, recent, evict_at, evict_if_owned_at, claims });
         };
         let earliest = mark.evict_at.into_iter().chain(evict_at).min();
         let evict_if_owned_at = mark.evict_if_owned_at.into_iter().chain(evict_if_owned_at).min();
@@ -211,6 +220,7 @@ impl Mark {
             return None;
         }
         mark.total = mark.total.saturating_add(1);
+        evict_at.into_iter().for_each(|at| mark.claims.add(&interaction, at));
         mark.recent.push(interaction);
         (mark.evict_at, mark.evict_if_owned_at) = (earliest, evict_if_owned_at);
         let surplus = mark.recent.len().saturating_sub(MAX_RECENT);
@@ -225,6 +235,13 @@ impl Mark {
     #[must_use]
     pub const fn evict_if_owned_at(&self) -> Option<Timestamp> {
         self.evict_if_owned_at
+    }
+
+    /// The mark without these claims: the interactions stay, and cause no deadline any more.
+    #[must_use]
+    pub fn without(&self, is_spared: impl Fn(&Claim) -> bool) -> Self {
+        let claims = self.claims.without(is_spared);
+        Self { evict_at: claims.earliest(), claims, ..self.clone() }
     }
 
     /// The listed interactions, latest first.
@@ -278,7 +295,13 @@ impl Mark {
     #[must_use]
     pub fn patch(&self, resource_version: &str, is_first: bool) -> Value {
         let status = Status::due(State::Marked, self.evict_at, None);
-        let mut patch = status.patch(&self.pod, resource_version, self.first.at, &self.summary());
+        self.patch_with(resource_version, is_first, &status, &self.summary())
+    }
+
+    /// The same with this status and this message for people.
+    #[must_use]
+    pub fn patch_with(&self, resource_version: &str, is_first: bool, status: &Status, message: &str) -> Value {
+        let mut patch = status.patch(&self.pod, resource_version, self.first.at, message);
         patch["metadata"]["labels"] = json!({ INTERACTED: "true" });
         let annotations = &mut patch["metadata"]["annotations"];
         annotations[INTERACTIONS] = json!(self.record());

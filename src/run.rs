@@ -34,6 +34,7 @@ use crate::{
     eviction::{
         self,
         leadership::{LeaderElector, Leadership},
+        loop_store::LoopStore,
         mark_successor::SuccessorMarker,
         suspension::Suspended,
     },
@@ -211,6 +212,9 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         suspended: suspended.clone(),
     };
     let mut election = tokio::spawn(elector.run(leadership.clone(), stopping.clone()));
+    let loops = LoopStore::default();
+    let stored = loops.clone().run(client.clone(), args.namespace.clone(), leadership.clone(), context.clone());
+    spawn("eviction loops", Box::pin(stored));
     let evictions = eviction::controller::Controller {
         client,
         pods: pods.clone(),
@@ -218,6 +222,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         settings: settings_rx,
         leadership,
         suspended,
+        loops,
         about: own_pod(&args),
         successors: SuccessorMarker { pods: pods.clone(), context: context.clone() },
         synced,

@@ -115,6 +115,13 @@ pub struct StateLabel {
     pub state: &'static str,
 }
 
+/// Label of `pristine_eviction_loops`.
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+pub struct By {
+    /// `machine` or `person`.
+    pub by: &'static str,
+}
+
 /// Label of `pristine_ca_phase`.
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
 pub struct Phase {
@@ -152,6 +159,8 @@ pub struct Metrics {
     pub clock_ahead: Gauge<f64, AtomicU64>,
     /// Whether evictions are suspended.
     pub evictions_suspended: Gauge,
+    /// Workloads that are evicted again and again because of one user, on the leader.
+    pub eviction_loops: Family<By, Gauge>,
     /// Whether this replica is the leader, which evicts.
     pub leader: Gauge,
     /// When each certificate expires.
@@ -194,6 +203,7 @@ impl Default for Metrics {
             marked: Family::default(),
             clock_ahead: Gauge::default(),
             evictions_suspended: Gauge::default(),
+            eviction_loops: Family::default(),
             leader: Gauge::default(),
             not_after: Family::default(),
             bundle_in_sync: Gauge::default(),
@@ -227,6 +237,9 @@ impl Default for Metrics {
         r.register_with_unit("clock_ahead", help, Unit::Seconds, all.clock_ahead.clone());
         let help = "1 while evictions are suspended, by `kubectl pristine suspend` or the configuration";
         r.register("evictions_suspended", help, all.evictions_suspended.clone());
+        let help = "Eviction loops of the last 24 hours, on the leader: workloads that were evicted three times in a row \
+                    because the same user entered each new pod";
+        r.register("eviction_loops", help, all.eviction_loops.clone());
         r.register("leader", "1 on the leader, the replica that evicts", all.leader.clone());
         let help = "When the certificate expires, in seconds since 1970";
         r.register_with_unit("certificate_not_after_timestamp", help, Unit::Seconds, all.not_after.clone());
@@ -255,7 +268,7 @@ impl Default for Metrics {
 }
 
 /// Label values whose series start at zero, so that Prometheus sees the first event as an increase.
-const EVICTIONS: [&str; 10] = [
+const EVICTIONS: [&str; 12] = [
     "evicted",
     "blocked",
     "queued",
@@ -265,6 +278,8 @@ const EVICTIONS: [&str; 10] = [
     "successor_marked",
     "not_evictable",
     "stuck",
+    "suspended",
+    "spared",
     "error",
 ];
 const REJECTIONS: [&str; 9] =
@@ -279,6 +294,9 @@ impl Metrics {
         }
         for result in EVICTIONS {
             drop(self.evictions.get_or_create(&Outcome { result }));
+        }
+        for by in ["machine", "person"] {
+            drop(self.eviction_loops.get_or_create(&By { by }));
         }
         for reason in REJECTIONS {
             drop(self.rejected.get_or_create(&Reason { reason }));

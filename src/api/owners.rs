@@ -9,7 +9,7 @@ use k8s_openapi::{
         apps::v1::{DaemonSet, ReplicaSet, StatefulSet},
         core::v1::{Pod, Service},
     },
-    apimachinery::pkg::apis::meta::v1::LabelSelector,
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference},
 };
 use kube::{
     Api, Resource,
@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 
 use self::members::{Page, Tally};
 use super::pods::{Error, Pods};
-use crate::mark::owner::{Counts, HASHES, Look, Seen, controller, group};
+use crate::mark::owner::{Counts, HASHES, Look, Seen, controller, group, is_controller};
 
 mod members;
 mod scale;
@@ -29,8 +29,10 @@ mod scale;
 const PAGE: u32 = 100;
 
 /// A pod's controller, as read from the API server.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Owner {
+    /// Its own controller: for a ReplicaSet, the Deployment.
+    pub parent: Option<OwnerReference>,
     /// None if the replicas cannot be counted.
     pub counts: Option<Counts>,
     /// Its resourceVersion, which changes with every change of its status.
@@ -41,7 +43,12 @@ pub struct Owner {
 
 impl Owner {
     fn of(metadata: &ObjectMeta, counts: Counts) -> Self {
-        Self { counts: Some(counts), version: metadata.resource_version.clone().unwrap_or_default(), seen: None }
+        Self {
+            parent: metadata.owner_references.iter().flatten().find(|owner| is_controller(owner)).cloned(),
+            counts: Some(counts),
+            version: metadata.resource_version.clone().unwrap_or_default(),
+            seen: None,
+        }
     }
 
     /// Whether the pods must be read too.

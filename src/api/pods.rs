@@ -27,6 +27,7 @@ use crate::mark::{self, Disposition, Found, Interaction, Mark, State, Status, Us
 
 mod marked;
 mod namespace;
+mod spare;
 pub use marked::{Marked, Recorded};
 
 /// The field manager of every write.

@@ -24,6 +24,7 @@ use super::{
     Settings,
     entry::{Entry, Observed, Requeue, STATES, observe, waiting_states},
     leadership::Leadership,
+    loop_store::LoopStore,
     mark_successor::SuccessorMarker,
     pacing::permit::Pacer,
     queue::Queue,
@@ -65,6 +66,8 @@ pub struct Controller {
     pub leadership: Leadership,
     /// Whether any replica may.
     pub suspended: Suspended,
+    /// The loops that were noticed.
+    pub loops: LoopStore,
     /// This replica's pod, which the Events about a suspension are about.
     pub about: ObjectReference,
     /// For pods that are deleted right after an interaction.
@@ -264,6 +267,7 @@ impl Controller {
             pacer,
             leadership: &self.leadership,
             suspended: &self.suspended,
+            loops: &self.loops,
             uid: &uid,
             entry: &entry,
         };

@@ -9,6 +9,7 @@ use super::{
     Next, Settings,
     entry::{Entry, Requeue},
     leadership::Leadership,
+    loop_store::LoopStore,
     pacing::{
         Owner,
         permit::{Pacer, Permit, Sent, Turn},
@@ -32,6 +33,7 @@ use crate::{
     telemetry,
 };
 
+mod loops;
 mod take_out;
 
 /// One reconciliation of one pod.
@@ -48,6 +50,8 @@ pub struct Reconcile<'a> {
     pub leadership: &'a Leadership,
     /// Whether any replica may.
     pub suspended: &'a Suspended,
+    /// The loops that were noticed.
+    pub loops: &'a LoopStore,
     /// UID of the pod.
     pub uid: &'a str,
     /// What the queue knows of the pod.
@@ -148,14 +152,25 @@ impl Reconcile<'_> {
     }
 
     async fn evict_in_turn(&self, turn: &Turn, pod: &Pod, mark: &Mark, due: Timestamp) -> Result<Requeue, pods::Error> {
-        let Some(mut permit) = self.begin(turn, pod, mark, due).await? else { return Ok(Requeue::Queued) };
+        let look = turn.look(self.context.clock.never_ahead());
+        let found = self.pods.owner(pod, look, self.context.clock.never_ahead()).await?;
+        if let Some(requeue) = self.spare(pod, mark, &found).await? {
+            return Ok(requeue);
+        }
+        let Some(mut permit) = self.begin(turn, pod, mark, due, &found).await? else { return Ok(Requeue::Queued) };
         // The process may have been suspended since the check before: the pod as read, and the Lease, may be out of
         // date.
         if !self.leadership.is_held() || self.why_suspended().is_some() {
             return Ok(Requeue::Queued);
         }
         match permit.spend(self.settings.per_minute, self.context.clock.never_ahead()) {
-            Ok(()) => self.evict(permit, pod, mark, due).await,
+            Ok(()) => {
+                let evicted = self.evict(permit, pod, mark, due).await;
+                if matches!(evicted, Ok(Requeue::Accepted)) {
+                    self.note_eviction(pod, mark, &found);
+                }
+                evicted
+            }
             Err(wait) => Ok(Requeue::Limited(wait)),
         }
     }
@@ -223,14 +238,12 @@ impl Reconcile<'_> {
         pod: &Pod,
         mark: &Mark,
         due: Timestamp,
+        found: &owners::Owner,
     ) -> Result<Option<Permit<'a>>, pods::Error> {
-        let Some(owner) = self.entry.owner.as_deref() else {
-            return Ok(turn.begin(None, is_ready(pod), self.context.clock.never_ahead()));
-        };
-        let look = turn.look(self.context.clock.never_ahead());
-        let found = self.pods.owner(pod, look, self.context.clock.never_ahead()).await?;
-        let (group, now) = (group_of(pod), self.context.clock.never_ahead());
-        let permit = turn.begin(Some(counted(owner, group.as_deref(), &found)), is_ready(pod), now);
+        let now = self.context.clock.never_ahead();
+        let Some(owner) = self.entry.owner.as_deref() else { return Ok(turn.begin(None, is_ready(pod), now)) };
+        let group = group_of(pod);
+        let permit = turn.begin(Some(counted(owner, group.as_deref(), found)), is_ready(pod), now);
         if permit.is_none() {
             let is_last = is_ready(pod) && found.counts.is_some_and(Counts::is_last_ready);
             self.set_queued(pod, mark, due, if is_last { LAST } else { OTHERS_FIRST }).await?;

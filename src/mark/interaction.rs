@@ -122,13 +122,23 @@ impl Interaction {
         format!("{}{into} by {:?}", operation.as_str(), shorten(&user.name, 256))
     }
 
+    /// Whether a machine did it: a program with the token of its own pod, and without a terminal, as the built-in rule
+    /// `machines` says.
+    #[must_use]
+    pub fn is_machine(&self) -> bool {
+        self.user.has_pod_token() && !self.tty
+    }
+
     /// Whether `other` is the same interaction: same user, operation, container, command and streams, in
     /// the same review or within [`FOLD`].
     ///
     /// Every HTTP request through `pods/proxy` is reviewed. One record for each user is enough, or a dashboard would
     /// push everything else off the pod.
     pub(super) fn same(&self, other: &Self) -> bool {
-        let is_same = self.user.name == other.user.name && self.operation == other.operation;
+        // A person may be the same service account as a machine.
+        let is_same = self.user.name == other.user.name
+            && self.is_machine() == other.is_machine()
+            && self.operation == other.operation;
         if !self.operation.enters() {
             return is_same;
         }

@@ -40,6 +40,8 @@ pub enum State {
     Quarantined,
     /// A rule asks for an eviction of the pod, and it is never evicted; the cause says why.
     NotEvictable,
+    /// The pod was due because of machines that are only recorded for a day, because their evictions were a loop.
+    EvictionLoop,
     /// The pod is terminating.
     Terminating,
     /// The pod's containers have terminated.
@@ -59,6 +61,7 @@ impl State {
             Self::Suspended => "Suspended",
             Self::Quarantined => "Quarantined",
             Self::NotEvictable => "NotEvictable",
+            Self::EvictionLoop => "EvictionLoop",
             Self::Terminating => "Terminating",
             Self::Finished => "Finished",
         }

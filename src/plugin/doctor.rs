@@ -1,11 +1,10 @@
 //! `kubectl pristine doctor`: checks whether Pristine works, and who can bypass it. It changes nothing.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::api::{
     admissionregistration::v1::{
         ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingWebhookConfiguration,
     },
-    coordination::v1::Lease,
     core::v1::{ConfigMap, Pod},
     rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
 };
@@ -19,7 +18,7 @@ use super::{
     bypass::{PERMISSIONS, Rbac},
     certs::{NAME, Trust},
     connection::Connection,
-    format::{duration, plain},
+    format::plain,
     output::{Failure, emit, is_colourful},
 };
 use crate::{
@@ -29,8 +28,10 @@ use crate::{
     },
     clock::Clock,
     config,
-    eviction::switch::{CONFIG_MAP, Suspension},
 };
+
+mod evictions;
+use evictions::evictions;
 
 const POLICIES: [&str; 4] =
     ["mark.pods.pristine", "self.pods.pristine", "self.webhooks.pristine", "audit.pods.pristine"];
@@ -88,8 +89,7 @@ pub async fn run(connection: &Connection, clock: &Clock) -> Result<(), Failure> 
         Err(failure) => report("certificates", unknown(failure))?,
     }
     report("admission", admission(connection, trust.as_ref()).await)?;
-    report("eviction", leader(connection, clock.now()).await)?;
-    if let Some(finding) = suspension(connection, clock.now()).await {
+    for finding in evictions(connection, clock.now()).await {
         report("eviction", finding)?;
     }
     report("policies", policies(connection).await)?;
@@ -205,44 +205,6 @@ async fn admission(connection: &Connection, trust: Result<&Trust, &Failure>) -> 
                 .to_owned(),
         ),
         Err(failure) => unknown(&failure),
-    }
-}
-
-/// Whether evictions are suspended; none if they are not.
-async fn suspension(connection: &Connection, now: Timestamp) -> Option<Finding> {
-    let api: Api<ConfigMap> = Api::namespaced(connection.client.clone(), &connection.pristine);
-    let found = match connection.call("get configmaps", api.get_opt(CONFIG_MAP)).await {
-        Ok(Some(found)) => found.data.unwrap_or_default(),
-        Ok(None) => {
-            let text = format!("no pod is evicted: the ConfigMap {CONFIG_MAP} does not exist");
-            return Some(Broken(text, REAPPLY.to_owned()));
-        }
-        Err(failure) => return Some(unknown(&failure)),
-    };
-    let suspension = Suspension::parse(&found).filter(|suspension| !suspension.is_over(now))?;
-    let text = format!("no pod is evicted: suspended {}", suspension.describe());
-    Some(Warning(text, "kubectl pristine resume".to_owned()))
-}
-
-async fn leader(connection: &Connection, now: Timestamp) -> Finding {
-    let api: Api<Lease> = Api::namespaced(connection.client.clone(), &connection.pristine);
-    let found = match connection.call("get leases", api.get_opt("pristine")).await {
-        Ok(found) => found.and_then(|lease| lease.spec).unwrap_or_default(),
-        Err(failure) => return unknown(&failure),
-    };
-    let logs = format!("kubectl -n {} logs deployment/pristine", connection.pristine);
-    match (found.holder_identity.filter(|holder| !holder.is_empty()), found.renew_time) {
-        (Some(holder), Some(renewed)) => {
-            let age = now.duration_since(renewed.0);
-            if age > SignedDuration::from_secs(30) {
-                return Broken(
-                    format!("{holder} has not renewed its Lease for {}: no pod is evicted", duration(age)),
-                    logs,
-                );
-            }
-            Fine(format!("{holder} is the leader and evicts due pods"))
-        }
-        _ => Broken("no replica holds the Lease: no pod is evicted".to_owned(), logs),
     }
 }
 

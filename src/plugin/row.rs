@@ -60,6 +60,7 @@ impl Row {
             (None, ..) => ("NotAMark", invalid),
             (_, Next::Terminating { .. }, _) => ("Terminating", cause),
             (_, Next::Finished(_), _) => ("Finished", "its containers have terminated".to_owned()),
+            (_, Next::Nothing(_), State::EvictionLoop) => ("Recorded", cause),
             (_, Next::Nothing(_), _) => ("Recorded", "the rule only records interactions".to_owned()),
             (_, Next::NotEvictable(_, why), _) => ("NotEvictable", why.to_owned()),
             (_, _, State::NotEvictable) => ("NotEvictable", cause),

@@ -52,6 +52,8 @@ async fn the_service_account_has_no_more_permissions_than_it_needs() {
         (&["get", "secrets"], "no"),
         (&["get", "secrets/other", "-n", SYSTEM], "no"),
         (&["get", "secrets/pristine-ca", "-n", SYSTEM], "yes"),
+        (&["patch", "configmaps/pristine-loops", "-n", SYSTEM], "yes"),
+        (&["patch", "configmaps/pristine-suspend", "-n", SYSTEM], "no"),
         (&["patch", "validatingwebhookconfigurations/other"], "no"),
     ] {
         let output = attempt(&[&["auth", "can-i", account], arguments].concat()).await;

@@ -25,6 +25,7 @@ mod families;
 mod hand_over;
 mod kubectl;
 mod lifecycle;
+mod loops;
 mod monitoring;
 mod outage;
 mod pacing;

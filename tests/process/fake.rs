@@ -39,6 +39,10 @@ pub struct State {
     pub namespace_labels: Value,
     /// Answered to every read of a namespace.
     pub refuse_namespaces: Option<u16>,
+    /// The ConfigMap of the loops cannot be read.
+    pub refuse_maps: bool,
+    /// Leases, ConfigMaps and controllers of pods, by path.
+    pub objects: HashMap<String, Value>,
     /// What another admission plugin does to every write of `pods/status`.
     pub plugin: Option<Plugin>,
 }
@@ -186,6 +190,11 @@ impl Fake {
                 bump(live);
                 (200, live.clone())
             }
+            ("POST", ["api", "v1", "namespaces", namespace, "pods", name, "eviction"]) => {
+                let gone = state.pods.remove(&format!("{namespace}/{name}"));
+                assert_eq!(gone.unwrap()["metadata"]["uid"], body["deleteOptions"]["preconditions"]["uid"]);
+                (201, json!({"status": "Success"}))
+            }
             ("GET", ["api", "v1", "namespaces", namespace, "pods", name]) => {
                 match state.pods.get(&format!("{namespace}/{name}")) {
                     Some(pod) => (200, pod.clone()),
@@ -230,9 +239,31 @@ impl Fake {
                 bump(pod);
                 (200, pod.clone())
             }
-            _ => status(404, "NotFound", "the fake does not know this"),
+            ("GET", [.., "configmaps", "pristine-loops"]) if state.refuse_maps => status(500, "InternalError", "no"),
+            _ => object(&mut state.objects, method, path, body),
         }
     }
+}
+
+/// Any other object. A new one has a path that ends with its name, and each write checks the version that it names.
+fn object(objects: &mut HashMap<String, Value>, method: &Method, path: &str, body: &Value) -> (u16, Value) {
+    if method == Method::POST {
+        let mut new = body.clone();
+        new["metadata"]["resourceVersion"] = json!("1");
+        objects.insert(format!("{path}/{}", text(body, "/metadata/name")), new.clone());
+        return (201, new);
+    }
+    let Some(live) = objects.get_mut(path) else { return status(404, "NotFound", "the fake does not have this") };
+    if method == Method::GET {
+        return (200, live.clone());
+    }
+    let version = &body["metadata"]["resourceVersion"];
+    if version.is_string() && *version != live["metadata"]["resourceVersion"] {
+        return status(409, "Conflict", "the object has been modified");
+    }
+    merge(live, body);
+    bump(live);
+    (200, live.clone())
 }
 
 /// A JSON merge patch (RFC 7386).

@@ -18,6 +18,7 @@ mod fake;
 mod hand_over;
 mod harness;
 mod listen;
+mod loops;
 mod mounted;
 mod openssl;
 mod plugin;

@@ -1,0 +1,85 @@
+//! Ends loops (I/O). What a loop is, is decided in [`crate::eviction::loops`].
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+
+use super::Reconcile;
+use crate::{
+    api::{
+        events::EventType,
+        owners::Owner,
+        pods::{self},
+    },
+    eviction::{
+        entry::{Entry, Requeue},
+        loops::{Row, Workload},
+    },
+    mark::{Mark, State, Status, owner::controller},
+};
+
+/// How soon a pod is looked at again while the loops are not known.
+const NOT_READ: jiff::SignedDuration = jiff::SignedDuration::from_secs(2);
+
+impl Reconcile<'_> {
+    /// Takes the deadlines of machines in a loop off this pod, which is due. Returns when to reconcile it again; none if
+    /// it is to be evicted.
+    pub(super) async fn spare(&self, pod: &Pod, mark: &Mark, owner: &Owner) -> Result<Option<Requeue>, pods::Error> {
+        let Some(workload) = Workload::of(pod, owner.parent.as_ref()) else { return Ok(None) };
+        if !mark.claims.iter().any(|claim| claim.machine) {
+            return Ok(None);
+        }
+        let Some(rows) = self.loops.sparing(&workload, mark) else {
+            let soon = self.context.clock.never_ahead().checked_add(NOT_READ).unwrap_or(Timestamp::MAX);
+            return Ok(Some(Requeue::Again(soon)));
+        };
+        let Some(first) = rows.first() else { return Ok(None) };
+        let left = mark.without(|claim| rows.iter().any(|row| claim.machine && row.user == claim.user));
+        let cause = format!("{}; {}", first.describe(), first.advice());
+        let message = format!("{}. {cause}", left.summary());
+        let status = match left.evict_at {
+            Some(at) => Status::due(State::Marked, Some(at), None),
+            None => Status::new(State::EvictionLoop, cause),
+        };
+        self.pods.spare(pod, &left, &status, &message).await?;
+        self.count("spared");
+        let Entry { namespace, name, .. } = self.entry;
+        let (user, evict_at) = (&first.user, left.evict_at);
+        tracing::info!(
+            namespace,
+            pod = name,
+            uid = self.uid,
+            user,
+            ?evict_at,
+            "a machine in an eviction loop is only recorded"
+        );
+        self.publish_loop(pod, owner, &message);
+        Ok(Some(left.evict_at.map_or(Requeue::Done, Requeue::Again)))
+    }
+
+    /// Notes that the pod was evicted, and says so if that is a loop.
+    pub(super) fn note_eviction(&self, pod: &Pod, mark: &Mark, owner: &Owner) {
+        let Some(workload) = Workload::of(pod, owner.parent.as_ref()) else { return };
+        // By the API servers' clock, as the creation of the successor.
+        for row in self.loops.evicted(&workload, pod, mark, self.context.clock.corrected()) {
+            let Row { workload: Workload { namespace, kind, name }, user, machine, rounds, .. } = &row;
+            tracing::warn!(namespace, kind, workload = name, user, machine, rounds, "eviction loop noticed");
+            self.publish_loop(pod, owner, &format!("{}; {}", row.describe(), row.advice()));
+        }
+    }
+
+    /// A Warning on the pod, and on its workload, which outlives it.
+    fn publish_loop(&self, pod: &Pod, owner: &Owner, note: &str) {
+        let events = &self.context.events;
+        events.pod(pod, EventType::Warning, "EvictionLoop", "Evict", note);
+        let Some(top) = owner.parent.as_ref().or_else(|| controller(pod)) else { return };
+        let about = ObjectReference {
+            api_version: Some(top.api_version.clone()),
+            kind: Some(top.kind.clone()),
+            name: Some(top.name.clone()),
+            uid: Some(top.uid.clone()),
+            namespace: pod.metadata.namespace.clone(),
+            ..ObjectReference::default()
+        };
+        events.publish(about, EventType::Warning, "EvictionLoop", "Evict", note);
+    }
+}
