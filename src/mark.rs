@@ -245,7 +245,7 @@ impl Mark {
     }
 
     /// The listed interactions, latest first.
-    fn latest(&self) -> impl Iterator<Item = &Interaction> {
+    pub fn latest(&self) -> impl Iterator<Item = &Interaction> {
         self.recent.iter().rev().chain(std::iter::once(&self.first))
     }
 

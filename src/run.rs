@@ -215,6 +215,8 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let loops = LoopStore::default();
     let stored = loops.clone().run(client.clone(), args.namespace.clone(), leadership.clone(), context.clone());
     spawn("eviction loops", Box::pin(stored));
+    let successors = SuccessorMarker::new(pods.clone(), context.clone());
+    spawn("successors", Box::pin(successors.clone().run(leadership.clone())));
     let evictions = eviction::controller::Controller {
         client,
         pods: pods.clone(),
@@ -224,7 +226,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         suspended,
         loops,
         about: own_pod(&args),
-        successors: SuccessorMarker { pods: pods.clone(), context: context.clone() },
+        successors,
         synced,
     };
     spawn("eviction", Box::pin(evictions.run()));

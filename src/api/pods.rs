@@ -27,6 +27,7 @@ use crate::mark::{self, Disposition, Found, Interaction, Mark, State, Status, Us
 
 mod marked;
 mod namespace;
+mod page;
 mod spare;
 pub use marked::{Marked, Recorded};
 

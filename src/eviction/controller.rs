@@ -29,7 +29,6 @@ use super::{
     pacing::permit::Pacer,
     queue::Queue,
     reconcile::Reconcile,
-    successor::successor_mark,
     suspension::Suspended,
 };
 use crate::{
@@ -200,6 +199,7 @@ impl Controller {
             watcher::Event::InitApply(pod) => {
                 listed.uids.extend(pod.metadata.uid.clone());
                 note_terminating(&pod, pacer, self.context.clock.never_ahead());
+                self.successors.observe(&pod);
                 self.track(&pod, queue, listed.replaces_known);
             }
             watcher::Event::InitDone => {
@@ -209,20 +209,20 @@ impl Controller {
                     let now = self.context.clock.never_ahead();
                     pacer.lock().gone(known.and_then(|known| known.owner).as_deref(), &uid, now);
                 }
+                self.successors.replace(&listed.uids);
                 *listed = Listed::default();
                 tracing::info!(marked = queue.uids().count(), "all marked pods are known");
                 self.synced.set_ready();
             }
             watcher::Event::Apply(pod) => {
                 note_terminating(&pod, pacer, self.context.clock.never_ahead());
+                self.successors.observe(&pod);
                 self.track(&pod, queue, false);
             }
             watcher::Event::Delete(pod) => {
                 note_gone(&pod, pacer, self.context.clock.never_ahead());
                 queue.remove(pod.metadata.uid.as_deref().unwrap_or_default());
-                if let Some(mark) = successor_mark(&pod, self.context.clock.corrected()) {
-                    tokio::spawn(self.successors.clone().run(pod, mark));
-                }
+                self.successors.delete(&pod);
             }
         }
     }

@@ -1,7 +1,15 @@
 //! The successor of a deleted pod: the pod that gets its name next. It is marked too, as long as an exec that was
 //! admitted for the deleted pod may still run in it. Pure; [`super::mark_successor`] does it.
+//!
+//! Every replica knows which pods were deleted, and only the leader looks for their successors: once soon after the
+//! deletion, and once when no exec can arrive any more. That is enough, because a successor is not evicted before that, and
+//! an exec that ran in a pod that is gone by then changed nothing. Looks are at the same moments for all pods, so that
+//! many of them are one list.
 
-use std::time::Duration;
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -11,6 +19,14 @@ use crate::mark::{Disposition, Found, Interaction};
 /// Another webhook can delay an admitted exec for 30 s at most. The exec then runs in the pod that has the name by then
 /// (seen: `web-0` was deleted meanwhile, and the exec ran in the new `web-0`).
 pub const SUCCESSOR_WINDOW: SignedDuration = SignedDuration::from_secs(35);
+/// A StatefulSet creates the successor within this time after the deletion.
+const FIRST_LOOK: SignedDuration = SignedDuration::from_secs(2);
+/// All looks are at multiples of this.
+const LOOKS: i64 = 5;
+/// The next leader finds what the last one did not do, if that died: its Lease expires after 15 s.
+const KEPT: SignedDuration = SignedDuration::from_secs(30);
+/// API servers' clocks, and times in whole seconds.
+const CLOCKS: SignedDuration = SignedDuration::from_secs(2);
 
 /// What the successor of a deleted pod is marked with.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -23,20 +39,26 @@ pub struct SuccessorMark {
     pub until: Timestamp,
 }
 
-/// The mark for the successor of this deleted pod; none if no successor needs one.
+/// The mark for the successor of this pod if it is deleted now; none if no successor needs one.
 #[must_use]
 pub fn successor_mark(deleted: &Pod, now: Timestamp) -> Option<SuccessorMark> {
-    // These controllers never reuse the name of a pod.
+    // These controllers never reuse the name of a pod. Those of the same kind in another API group may.
+    let reuses_no_name = |(version, kind): (&str, &str)| {
+        matches!((version, kind), ("apps/v1", "ReplicaSet" | "DaemonSet") | ("batch/v1", "Job"))
+    };
     let owners = deleted.metadata.owner_references.iter().flatten();
-    if owners.into_iter().any(|owner| matches!(owner.kind.as_str(), "ReplicaSet" | "DaemonSet" | "Job")) {
+    if owners.into_iter().any(|owner| reuses_no_name((&owner.api_version, &owner.kind))) {
         return None;
     }
     let mark = Found::on(deleted).mark()?;
-    let interaction = mark.last().clone();
-    let until = interaction.at.checked_add(SUCCESSOR_WINDOW).unwrap_or(Timestamp::MAX);
+    let end = |interaction: &Interaction| interaction.at.checked_add(SUCCESSOR_WINDOW).unwrap_or(Timestamp::MAX);
+    let until = end(mark.last());
     if until <= now {
         return None;
     }
+    // Of several, one of a person: the deadline of a machine may be spared.
+    let can_arrive = |one: &&Interaction| !one.is_machine() && now < end(one);
+    let interaction = mark.latest().find(can_arrive).unwrap_or(mark.last()).clone();
     // The successor is not evicted before `until`: otherwise its own successor would need the mark as well.
     let ttl = |at: Timestamp| Duration::try_from(at.max(until).duration_since(interaction.at)).unwrap_or_default();
     let disposition = match (mark.evict_at, mark.evict_if_owned_at()) {
@@ -47,57 +69,110 @@ pub fn successor_mark(deleted: &Pod, now: Timestamp) -> Option<SuccessorMark> {
     Some(SuccessorMark { interaction, disposition, until })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
+/// A deleted pod whose successor is looked for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Expected {
+    /// The namespace of both.
+    pub namespace: String,
+    /// The name of both.
+    pub name: String,
+    /// UID of the deleted pod.
+    pub deleted: String,
+    /// What the successor is marked with.
+    pub mark: SuccessorMark,
+    /// When it is looked for.
+    next: Timestamp,
+}
 
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
+impl Expected {
+    fn of(pod: &Pod, now: Timestamp) -> Option<Self> {
+        let (it, mark) = (&pod.metadata, successor_mark(pod, now)?);
+        let (namespace, name, deleted) = (it.namespace.clone()?, it.name.clone()?, it.uid.clone()?);
+        Some(Self { namespace, name, deleted, mark, next: now })
     }
 
-    /// A pod with UID `u` and a mark of the pod `of`: an exec at second 1000, and a deadline `ttl` seconds later.
-    fn pod(of: &str, ttl: Option<i64>) -> Pod {
-        let exec = json!({
-            "at": at(1000), "operation": "exec", "container": "c", "user": {"name": "a"}, "review": "r", "rule": "d",
-        });
-        let mut annotations =
-            json!({ "pristine/interactions": json!({"pod": of, "total": 1, "first": exec}).to_string() });
-        if let Some(ttl) = ttl {
-            annotations["pristine/evict-at"] = json!(at(1000 + ttl));
-        }
-        serde_json::from_value(json!({"metadata": {"uid": "u", "annotations": annotations}})).unwrap()
-    }
-
-    #[test]
-    fn a_pod_deleted_right_after_an_interaction_leaves_a_mark_for_its_successor() {
-        let left = successor_mark(&pod("u", Some(600)), at(1010)).unwrap();
-        assert_eq!(
-            (left.interaction.at, left.disposition, left.until),
-            (at(1000), Disposition::Evict(Duration::from_secs(600)), at(1035))
-        );
-        assert_eq!(successor_mark(&pod("u", None), at(1010)).unwrap().disposition, Disposition::Record);
-    }
-
-    #[test]
-    fn a_successor_is_not_evicted_while_it_could_pass_the_mark_on() {
-        let left = successor_mark(&pod("u", Some(5)), at(1010)).unwrap();
-        assert_eq!(left.disposition, Disposition::Evict(Duration::from_secs(35)));
-    }
-
-    #[test]
-    fn a_successor_is_not_marked_after_the_window_nor_for_another_pods_mark() {
-        assert_eq!(successor_mark(&pod("u", Some(600)), at(1035)), None, "the exec cannot arrive any more");
-        assert_eq!(successor_mark(&pod("other", Some(600)), at(1010)), None, "the mark of another pod");
-    }
-
-    #[test]
-    fn a_pod_whose_name_is_never_reused_has_no_successor() {
-        for kind in ["ReplicaSet", "DaemonSet", "Job"] {
-            let mut deleted = pod("u", Some(600));
-            let owner = json!([{"apiVersion": "x", "kind": kind, "name": "o", "uid": "o"}]);
-            deleted.metadata.owner_references = serde_json::from_value(owner).unwrap();
-            assert_eq!(successor_mark(&deleted, at(1010)), None, "{kind}");
-        }
+    /// Whether this pod of the same name is the successor, which the interaction may have reached.
+    #[must_use]
+    pub fn is_succeeded_by(&self, pod: &Pod) -> bool {
+        let it = &pod.metadata;
+        let latest = self.mark.until.checked_add(CLOCKS).unwrap_or(Timestamp::MAX);
+        it.uid.as_ref() != Some(&self.deleted)
+            && it.deletion_timestamp.is_none()
+            && it.creation_timestamp.as_ref().is_none_or(|created| created.0 <= latest)
     }
 }
+
+/// The pods that were entered a moment ago, and those of them that are gone. Its memory grows with the interactions of a
+/// minute, and not with the cluster.
+#[derive(Debug, Default)]
+pub struct Successors {
+    /// By UID: pods that exist.
+    entered: HashMap<String, Expected>,
+    /// By namespace and name: deleted pods.
+    waiting: HashMap<(String, String), Expected>,
+}
+
+impl Successors {
+    /// The pod exists and has this mark.
+    pub fn observe(&mut self, pod: &Pod, now: Timestamp) {
+        let Some(uid) = &pod.metadata.uid else { return };
+        match Expected::of(pod, now) {
+            Some(expected) => drop(self.entered.insert(uid.clone(), expected)),
+            None => drop(self.entered.remove(uid)),
+        }
+    }
+
+    /// The pod was deleted.
+    pub fn delete(&mut self, pod: &Pod, now: Timestamp) {
+        if let Some(uid) = &pod.metadata.uid {
+            self.entered.remove(uid);
+        }
+        self.wait(Expected::of(pod, now), now);
+    }
+
+    /// All pods with a mark have these UIDs: the others were deleted while the watch was interrupted.
+    pub fn replace(&mut self, listed: &HashSet<String>, now: Timestamp) {
+        let gone: Vec<String> = self.entered.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
+        for uid in gone {
+            let expected = self.entered.remove(&uid);
+            self.wait(expected, now);
+        }
+    }
+
+    fn wait(&mut self, expected: Option<Expected>, now: Timestamp) {
+        let Some(expected) = expected.filter(|expected| now < expected.mark.until) else { return };
+        let next = grid(now.checked_add(FIRST_LOOK).unwrap_or(now));
+        self.waiting.insert((expected.namespace.clone(), expected.name.clone()), Expected { next, ..expected });
+    }
+
+    /// Takes those that must be looked for now.
+    pub fn take_due(&mut self, now: Timestamp) -> Vec<Expected> {
+        self.waiting.extract_if(|_, expected| expected.next <= now).map(|(_, expected)| expected).collect()
+    }
+
+    /// This successor was looked for at `now`, and was not there, or the look failed.
+    pub fn look_again(&mut self, expected: Expected, has_failed: bool, now: Timestamp) {
+        let next = if has_failed { grid(now) } else { grid(expected.mark.until) };
+        // After the last look, no exec can have reached a pod that did not exist then.
+        if !has_failed && expected.mark.until <= now {
+            return;
+        }
+        let key = (expected.namespace.clone(), expected.name.clone());
+        self.waiting.entry(key).or_insert(Expected { next, ..expected });
+    }
+
+    /// Forgets what can have no successor any more. A replica that does not lead keeps the deleted pods a bit longer.
+    pub fn sweep(&mut self, now: Timestamp) {
+        self.entered.retain(|_, expected| now < expected.mark.until);
+        self.waiting.retain(|_, expected| now < expected.mark.until.checked_add(KEPT).unwrap_or(Timestamp::MAX));
+    }
+}
+
+/// The next moment of a look after `at`.
+fn grid(at: Timestamp) -> Timestamp {
+    let second = at.as_second().div_euclid(LOOKS).saturating_add(1).saturating_mul(LOOKS);
+    Timestamp::from_second(second).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -123,7 +123,13 @@ impl Fake {
                     Some(Fault::Reset) => return Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset)),
                     Some(Fault::Silence) => std::future::pending().await,
                     Some(Fault::Answer(code)) => status(code, "InternalError", "a fault of the API server"),
-                    Some(Fault::DoneInSilence) | None => this.answer(&parts.method, parts.uri.path(), &body),
+                    Some(Fault::DoneInSilence) | None => {
+                        let query = parts.uri.query().unwrap_or_default();
+                        match (parts.method.as_str(), parts.uri.path().trim_matches('/').rsplit_once("/pods")) {
+                            ("GET", Some((namespace, ""))) => this.page(namespace, query),
+                            _ => this.answer(&parts.method, parts.uri.path(), &body),
+                        }
+                    }
                 };
                 if matches!(fault, Some(Fault::DoneInSilence)) {
                     std::future::pending::<()>().await;
@@ -146,6 +152,23 @@ impl Fake {
             self.state().calls.push(format!("{method} {path}"));
         }
         Some(fault)
+    }
+
+    /// A page of the pods of a namespace, as `limit` and `continue` of the query say.
+    fn page(&self, path: &str, query: &str) -> (u16, Value) {
+        let mut state = self.state();
+        state.calls.push(format!("LIST {path}/pods"));
+        let namespace = path.rsplit('/').next().unwrap();
+        let parameter = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+        let limit: usize = parameter("limit").map_or(usize::MAX, |limit| limit.parse().unwrap());
+        let begin: usize = parameter("continue").map_or(0, |token| token.parse().unwrap());
+        let mut all: Vec<_> = state.pods.iter().filter(|(key, _)| key.starts_with(&format!("{namespace}/"))).collect();
+        all.sort_by_key(|(key, _)| (*key).clone());
+        let items: Vec<_> = all.iter().skip(begin).take(limit).map(|(_, pod)| (*pod).clone()).collect();
+        let end = begin + items.len();
+        let token = if end < all.len() { json!(end.to_string()) } else { Value::Null };
+        let metadata = json!({"resourceVersion": "1", "continue": token});
+        (200, json!({"apiVersion": "v1", "kind": "PodList", "metadata": metadata, "items": items}))
     }
 
     pub fn answer(&self, method: &Method, path: &str, body: &Value) -> (u16, Value) {

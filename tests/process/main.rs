@@ -25,4 +25,5 @@ mod plugin;
 mod reload;
 mod rules;
 mod simulate;
+mod successors;
 mod webhook;
