@@ -39,6 +39,9 @@ pub struct Owner {
     pub version: String,
     /// What its pods show, if they were read. Then the counts are from the pods too.
     pub seen: Option<Seen>,
+    /// Whether its update strategy is `OnDelete` and the pod is not of its latest revision: an eviction would roll out
+    /// what an operator holds back.
+    pub holds_update: bool,
 }
 
 impl Owner {
@@ -47,7 +50,7 @@ impl Owner {
             parent: metadata.owner_references.iter().flatten().find(|owner| is_controller(owner)).cloned(),
             counts: Some(counts),
             version: metadata.resource_version.clone().unwrap_or_default(),
-            seen: None,
+            ..Self::default()
         }
     }
 
@@ -104,11 +107,14 @@ impl Pods {
     /// Always by its pods, because `readyReplicas` of a StatefulSet includes terminating pods that are still Ready
     /// (`computeReplicaStatus` of `stateful_set_control.go`): a pod that a node drain evicts would not count as missing.
     async fn stateful_set(&self, pod: &Pod, now: Timestamp) -> Result<Option<Owner>, Error> {
-        let Some(StatefulSet { metadata, spec: Some(spec), .. }) = self.controller(pod).await? else {
+        let Some(StatefulSet { metadata, spec: Some(spec), status }) = self.controller(pod).await? else {
             return Ok(None);
         };
         let counts = Counts { wanted: spec.replicas.unwrap_or(1), ready: 0, is_shared: true };
-        let found = Owner::of(&metadata, counts);
+        let strategy = spec.update_strategy.and_then(|strategy| strategy.type_);
+        let latest = status.and_then(|status| status.update_revision);
+        let holds_update = holds_update(strategy.as_deref(), pod, "controller-revision-hash", latest.as_deref());
+        let found = Owner { holds_update, ..Owner::of(&metadata, counts) };
         self.count(pod, found, &text(spec.selector), spec.min_ready_seconds, now).await.map(Some)
     }
 
@@ -119,7 +125,13 @@ impl Pods {
         let available = status.number_available.unwrap_or(0);
         let ready = if spec.min_ready_seconds > Some(0) { available } else { status.number_ready };
         let counts = Counts { wanted: status.desired_number_scheduled, ready, is_shared: false };
-        let found = Owner::of(&metadata, counts);
+        let strategy = spec.update_strategy.and_then(|strategy| strategy.type_);
+        // As its controller decides it (`IsPodUpdated` of pkg/controller/daemon/update.go); the hash of the latest
+        // revision is not in its status.
+        let latest = metadata.annotations.as_ref().and_then(|all| all.get("deprecated.daemonset.template.generation"));
+        let holds_update =
+            holds_update(strategy.as_deref(), pod, "pod-template-generation", latest.map(String::as_str));
+        let found = Owner { holds_update, ..Owner::of(&metadata, counts) };
         if !found.needs_pods(look) {
             return Ok(Some(found));
         }
@@ -190,6 +202,12 @@ impl Pods {
     }
 }
 
+/// Whether an eviction of the pod would roll out an update, where `latest` is what the pod's label would have after that.
+fn holds_update(strategy: Option<&str>, pod: &Pod, label: &str, latest: Option<&str>) -> bool {
+    let own = pod.metadata.labels.as_ref().and_then(|labels| labels.get(label)).map(String::as_str);
+    strategy == Some("OnDelete") && own.zip(latest).is_some_and(|(own, latest)| own != latest)
+}
+
 /// The selector of a ReplicaSet, without what tells it apart from the others of its Deployment.
 fn of_group(mut selector: LabelSelector) -> String {
     if let Some(labels) = &mut selector.match_labels {
@@ -202,4 +220,29 @@ fn of_group(mut selector: LabelSelector) -> String {
 /// are counted in any case.
 fn text(selector: LabelSelector) -> String {
     Selector::try_from(selector).map(|selector| selector.to_string()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_pod_of_an_earlier_revision_is_held_back_by_on_delete() {
+        let mut pod = Pod::default();
+        pod.metadata.labels = Some([("revision".to_owned(), "1".to_owned())].into());
+        let holds = |strategy, label, latest| holds_update(strategy, &pod, label, latest);
+        assert!(holds(Some("OnDelete"), "revision", Some("2")));
+        assert!(!holds(Some("OnDelete"), "revision", Some("1")), "nothing is held back");
+        assert!(!holds(Some("RollingUpdate"), "revision", Some("2")) && !holds(None, "revision", Some("2")));
+        assert!(!holds(Some("OnDelete"), "other", Some("2")) && !holds(Some("OnDelete"), "revision", None));
+    }
+
+    #[test]
+    fn the_pods_of_the_other_replica_set_of_a_rollout_are_listed_too() {
+        let labels =
+            [("app", "web"), ("pod-template-hash", "a1")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let selector = LabelSelector { match_labels: Some(labels.into()), ..LabelSelector::default() };
+        assert_eq!(of_group(selector.clone()), "app=web");
+        assert_eq!(text(selector), "app=web,pod-template-hash=a1");
+    }
 }

@@ -157,7 +157,10 @@ impl Reconcile<'_> {
         if let Some(requeue) = self.spare(pod, mark, &found).await? {
             return Ok(requeue);
         }
-        let Some(mut permit) = self.begin(turn, pod, mark, due, &found).await? else { return Ok(Requeue::Queued) };
+        let mut permit = match self.begin(turn, pod, mark, due, &found).await? {
+            Ok(permit) => permit,
+            Err(requeue) => return Ok(requeue),
+        };
         // The process may have been suspended since the check before: the pod as read, and the Lease, may be out of
         // date.
         if !self.leadership.is_held() || self.why_suspended().is_some() {
@@ -239,16 +242,22 @@ impl Reconcile<'_> {
         mark: &Mark,
         due: Timestamp,
         found: &owners::Owner,
-    ) -> Result<Option<Permit<'a>>, pods::Error> {
+    ) -> Result<Result<Permit<'a>, Requeue>, pods::Error> {
         let now = self.context.clock.never_ahead();
-        let Some(owner) = self.entry.owner.as_deref() else { return Ok(turn.begin(None, is_ready(pod), now)) };
+        let Some(owner) = self.entry.owner.as_deref() else {
+            return Ok(turn.begin(None, is_ready(pod), now).ok_or(Requeue::Queued));
+        };
+        if found.holds_update {
+            self.set_queued(pod, mark, due, HOLDS_UPDATE).await?;
+            return Ok(Err(Requeue::Limited(HOLDS_UPDATE_RECHECK)));
+        }
         let group = group_of(pod);
         let permit = turn.begin(Some(counted(owner, group.as_deref(), found)), is_ready(pod), now);
         if permit.is_none() {
             let is_last = is_ready(pod) && found.counts.is_some_and(Counts::is_last_ready);
             self.set_queued(pod, mark, due, if is_last { LAST } else { OTHERS_FIRST }).await?;
         }
-        Ok(permit)
+        Ok(permit.ok_or(Requeue::Queued))
     }
 
     /// Writes the status of a terminating pod: what it waits for.
@@ -359,6 +368,10 @@ const RECHECK: Duration = Duration::from_secs(61);
 /// Why a pod that is due waits.
 const OTHERS_FIRST: &str = "another pod of its workload is being replaced";
 const LAST: &str = "it is the last Ready pod of its workload";
+const HOLDS_UPDATE: &str = "the updateStrategy of its workload is OnDelete, and an eviction would roll out the update that \
+                            this pod does not have yet; delete the pod when it may be updated";
+/// The pod is read again this long after it was found that its workload holds back an update.
+const HOLDS_UPDATE_RECHECK: Duration = Duration::from_secs(60);
 
 fn counted<'a>(uid: &'a str, group: Option<&'a str>, found: &'a owners::Owner) -> Owner<'a> {
     Owner { uid, group, counts: found.counts, version: &found.version, seen: found.seen }

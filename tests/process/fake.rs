@@ -45,6 +45,8 @@ pub struct State {
     pub objects: HashMap<String, Value>,
     /// What another admission plugin does to every write of `pods/status`.
     pub plugin: Option<Plugin>,
+    /// Answers to GET, by path: the first one once, and so on; the last one always.
+    pub objects: HashMap<String, Vec<Value>>,
 }
 
 /// Changes a pod after a write.
@@ -174,6 +176,9 @@ impl Fake {
     pub fn answer(&self, method: &Method, path: &str, body: &Value) -> (u16, Value) {
         let mut state = self.state();
         state.calls.push(format!("{method} {path}"));
+        if let Some(answers) = state.objects.get_mut(path).filter(|_| method == Method::GET) {
+            return (200, if answers.len() > 1 { answers.remove(0) } else { answers[0].clone() });
+        }
         let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
         match (method.as_str(), segments.as_slice()) {
             ("POST", ["apis", "authorization.k8s.io", "v1", "subjectaccessreviews"]) => {

@@ -21,6 +21,7 @@ mod listen;
 mod loops;
 mod mounted;
 mod openssl;
+mod owners;
 mod plugin;
 mod reload;
 mod rules;
