@@ -54,6 +54,8 @@ pub struct Entry {
     pub state: State,
     /// Whether a reconciliation has answered the request for an extension.
     pub is_answered: bool,
+    /// Whether the pod's status says that it is queued.
+    pub is_shown_queued: bool,
 }
 
 /// The result of a reconciliation: whether and when to reconcile the pod again.
@@ -87,6 +89,8 @@ const BLOCKED_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 const EVICTED_RECHECK: Duration = Duration::from_secs(60);
 /// A pod that is due while evictions are suspended is looked at again after this; that needs no request.
 const SUSPENDED_RECHECK: Duration = Duration::from_secs(30);
+/// Reconciliations that find a pod queued before its status says so: about seven seconds.
+const QUEUED_UNSHOWN: u32 = 5;
 /// The longest wait of a pod that the rate limit delays, so that it is evicted soon after the others are.
 const MAX_LIMITED_WAIT: Duration = Duration::from_secs(5);
 
@@ -95,6 +99,13 @@ impl Entry {
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         (self.deadline, &self.asked, &self.owner) == (other.deadline, &other.asked, &other.owner)
+    }
+
+    /// Whether the pod's status must say now that it is queued. Those requests would delay the evictions of this moment, so
+    /// a pod that is evicted within some seconds is not written to.
+    #[must_use]
+    pub fn must_show_queued(&self) -> bool {
+        !self.is_shown_queued && self.queued >= QUEUED_UNSHOWN && self.refusals == 0
     }
 
     fn is_terminating(&self) -> bool {
@@ -178,6 +189,7 @@ pub fn observe(pod: &Pod, known: Option<&Entry>, settings: &Settings, now: Times
         queued: 0,
         state: if is_terminating { State::Terminating } else { State::Marked },
         is_answered: false,
+        is_shown_queued: written == Some(State::EvictionQueued),
     };
     let is_extended = !is_terminating
         && seen.asked.asks()
@@ -186,8 +198,13 @@ pub fn observe(pod: &Pod, known: Option<&Entry>, settings: &Settings, now: Times
     let lost_its_status = is_extended && now < deadline && written != Some(State::Extended);
     // Our own writes come back as watch events. They must not cut short the wait after a refusal.
     let is_known = known.is_some_and(|known| known.is_same(&seen) && known.is_terminating() == is_terminating);
-    if is_known && !lost_its_status {
-        return Observed::Nothing;
+    if let Some(known) = known.filter(|_| is_known && !lost_its_status) {
+        let Entry { is_shown_queued, .. } = seen;
+        return if known.is_shown_queued == is_shown_queued {
+            Observed::Nothing
+        } else {
+            Observed::Track(Box::new(Entry { is_shown_queued, ..known.clone() }))
+        };
     }
     if is_terminating {
         seen.next = now.checked_add(TERMINATING_RECHECK).unwrap_or(Timestamp::MAX);

@@ -189,11 +189,10 @@ impl Reconcile<'_> {
         self.pacer.turn(owner, self.uid, now).ok_or_else(|| (Requeue::Queued, OTHERS_FIRST.to_owned()))
     }
 
-    /// Writes why the pod waits for its turn. Only once, and not at the first wait: those requests would delay the
-    /// evictions of this moment.
+    /// Writes why the pod waits for its turn, once.
     async fn show_queued(&self, why: &str, now: Timestamp) -> Result<(), pods::Error> {
-        let Entry { namespace, name, queued, refusals, .. } = self.entry;
-        if (*queued, *refusals) == (1, 0)
+        let Entry { namespace, name, .. } = self.entry;
+        if self.entry.must_show_queued()
             && let Ok(pod) = self.pods.get(namespace, name).await
             && let Next::Evict { mark, due } = plan(&pod, &self.settings, now)
             && pod.metadata.uid.as_deref() == Some(self.uid)

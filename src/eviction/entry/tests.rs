@@ -24,6 +24,7 @@ fn entry(name: String, deadline: Timestamp) -> Entry {
         queued: 0,
         state: State::Marked,
         is_answered: false,
+        is_shown_queued: false,
     }
 }
 
@@ -211,6 +212,28 @@ fn a_marked_pod_is_reconciled_when_the_warning_is_due_and_our_own_writes_change_
     assert_eq!(track(&marked, None, 1055).unwrap().next, at(1_060_000), "too late to warn");
     let blocked = known.after(&Requeue::Refused(None), |_| 0, at(1_060_000), 0.5).unwrap();
     assert_eq!(track(&pod(serde_json::json!({}), Some("EvictionBlocked")), Some(&blocked), 1061), None);
+}
+
+#[test]
+fn a_queued_pod_is_written_to_once_and_only_if_it_waits_for_some_seconds() {
+    let marked = pod(serde_json::json!({}), Some("Interacted"));
+    let mut known = track(&marked, None, 1060).unwrap();
+    for looks in 0..QUEUED_UNSHOWN {
+        assert!(!known.must_show_queued(), "after {looks} looks");
+        known = known.after(&Requeue::Queued, |_| 0, at(1_060_000), 0.5).unwrap();
+    }
+    assert!(known.must_show_queued());
+    // Our own write comes back, and changes nothing about when the pod is reconciled.
+    let written = pod(serde_json::json!({}), Some("EvictionQueued"));
+    let shown = track(&written, Some(&known), 1066).unwrap();
+    assert_eq!((shown.next, shown.queued, shown.must_show_queued()), (known.next, known.queued, false));
+    assert_eq!(track(&written, Some(&shown), 1067), None);
+    // A new leader finds it written.
+    let mut found = track(&written, None, 1067).unwrap();
+    for _ in 0..2 * QUEUED_UNSHOWN {
+        found = found.after(&Requeue::Queued, |_| 0, at(1_067_000), 0.5).unwrap();
+    }
+    assert!(!found.must_show_queued());
 }
 
 #[test]
