@@ -1,5 +1,6 @@
 //! The answer to one admission review: bytes → review → decision → mark → answer.
 
+pub mod denials;
 pub mod handler;
 pub mod http;
 pub mod marking;

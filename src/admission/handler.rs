@@ -17,6 +17,7 @@ use hyper::body::Bytes;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
+    denials::Denials,
     marking::{Admitted, Marking, Refused},
     report::Report,
     review::{self, Request},
@@ -41,6 +42,7 @@ pub struct Handler {
     /// The clock, Events, audit log and metrics.
     pub context: Context,
     reviews: Reviews,
+    denials: Arc<Denials>,
 }
 
 /// What an API server gets.
@@ -70,7 +72,7 @@ impl Handler {
     /// Marks with `marking`, and reports to `context`.
     #[must_use]
     pub fn new(marking: Marking, context: Context) -> Self {
-        Self { marking: Arc::new(marking), context, reviews: Reviews::default() }
+        Self { marking: Arc::new(marking), context, reviews: Reviews::default(), denials: Arc::default() }
     }
 
     /// Begins to handle the review in this body, which arrived at `arrived` with the API server's timeout. Returns the
@@ -116,7 +118,7 @@ impl Handler {
             () = is_cut_off => "this replica cannot reach the API server".to_owned(),
             () = sleep_until(end) => "the mark is not written yet".to_owned(),
         };
-        let report = Report { request: &request, context: &self.context };
+        let report = Report { request: &request, context: &self.context, denials: &self.denials };
         if Instant::now() >= until {
             return Reply::Answer(report.refused(Refused::Now(why)));
         }
@@ -134,10 +136,10 @@ impl Handler {
 
     /// Handles a review in a task, until `until`.
     fn begin(&self, request: Arc<Request>, until: Instant) -> Outcome {
-        let (marking, context) = (self.marking.clone(), self.context.clone());
+        let (marking, context, denials) = (self.marking.clone(), self.context.clone(), self.denials.clone());
         let start = Instant::now();
         let task = tokio::spawn(async move {
-            let report = Report { request: &request, context: &context };
+            let report = Report { request: &request, context: &context, denials: &denials };
             let admitted = Box::pin(marking.admit(&request, until)).await;
             context.metrics.admission_seconds.observe(start.elapsed().as_secs_f64());
             match admitted {

@@ -8,7 +8,8 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use kube::Resource as _;
 use tokio::{
     sync::{oneshot, watch},
     time::{Instant, sleep},
@@ -75,8 +76,15 @@ pub struct Written {
 /// Why an interaction is not admitted.
 #[derive(Clone, Debug)]
 pub enum Refused {
-    /// By a rule.
-    Rule(Denial),
+    /// By a rule, and who wanted to do what with which pod.
+    Rule {
+        /// What the user reads.
+        denial: Denial,
+        /// The interaction that was denied.
+        interaction: Box<Interaction>,
+        /// The pod.
+        pod: Box<ObjectReference>,
+    },
     /// By a check that the API server repeats after admission.
     Validation(Denial),
     /// The mark cannot be written, and would not be at another attempt either.
@@ -317,7 +325,9 @@ impl Marking {
                 }
                 Verdict::Deny { message } => {
                     let message = format!("rule {:?}: {message}", interaction.rule);
-                    return Ok(Err(Refused::Rule(Denial { code: 403, reason: "Forbidden", message })));
+                    let denial = Denial { code: 403, reason: "Forbidden", message };
+                    let (interaction, pod) = (Box::new(interaction), Box::new(pod.object_ref(&())));
+                    return Ok(Err(Refused::Rule { denial, interaction, pod }));
                 }
             }
         }

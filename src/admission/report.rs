@@ -1,8 +1,11 @@
 //! Tells what became of a review: the answer, the audit log, Events and metrics. I/O.
 
 use hyper::body::Bytes;
+use k8s_openapi::api::core::v1::ObjectReference;
+use tokio::time::Instant;
 
 use super::{
+    denials::Denials,
     marking::{Refused, Written},
     review::{self, Answer, Denial, Request},
     validate,
@@ -23,6 +26,8 @@ pub(super) struct Report<'a> {
     pub(super) request: &'a Request,
     /// Where to report.
     pub(super) context: &'a Context,
+    /// The denials of the last seconds.
+    pub(super) denials: &'a Denials,
 }
 
 impl Report<'_> {
@@ -109,26 +114,41 @@ impl Report<'_> {
     /// Denied, or admitted without a record if the review must not be denied for lack of one.
     pub(super) fn refused(&self, refused: Refused) -> Bytes {
         let Request { namespace, pod, user, .. } = self.request;
-        let is_admitted = match &refused {
-            Refused::Rule(_) => false,
-            // A request that fails validation is denied by the API server itself, after admission.
-            Refused::Validation(_) | Refused::Never(_) | Refused::Now(_) => self.request.fails_open(),
-        };
         let (denial, decision) = match refused {
-            Refused::Rule(denial) | Refused::Validation(denial) => (denial, AdmissionOutcome::Denied),
+            Refused::Rule { denial, interaction, pod } => return self.denied(denial, &interaction, &pod),
+            Refused::Validation(denial) => (denial, AdmissionOutcome::Denied),
             Refused::Never(why) | Refused::Now(why) => {
                 tracing::error!(namespace, pod, user = user.name, error = why, "cannot write the mark");
                 let denial = Denial { code: 503, reason: "ServiceUnavailable", message: self.unavailable(&why) };
                 (denial, AdmissionOutcome::Failed)
             }
         };
-        if is_admitted {
+        // A request that fails validation is denied by the API server itself, after admission.
+        if self.request.fails_open() {
             return self.unrecorded(&denial.message);
         }
         self.count(decision);
         self.write_about("denied", &denial.message);
         let audit = [("decision", decision.as_str().to_owned())].into();
         self.render(&Answer { denial: Some(denial), audit })
+    }
+
+    /// Denied by a rule: an Event on the pod, because many clients show only `Handshake status 403`. The second attempt of
+    /// a client that falls back from WebSocket to SPDY is denied too, and is no further denial.
+    fn denied(&self, denial: Denial, interaction: &Interaction, pod: &ObjectReference) -> Bytes {
+        let audit = [("decision", AdmissionOutcome::Denied.as_str().to_owned()), ("rule", interaction.rule.clone())];
+        let is_dry = self.request.dry_run;
+        if !is_dry && self.denials.is_repeated(self.request, Instant::now()) {
+            self.count(AdmissionOutcome::Folded);
+        } else {
+            self.count(AdmissionOutcome::Denied);
+            self.write(&Line { message: Some(&denial.message), ..self.line("denied", interaction) });
+            if !is_dry {
+                let note = format!("denied: {}; {}", interaction.summary(), denial.message);
+                self.context.events.publish(pod.clone(), EventType::Warning, "InteractionDenied", "Deny", &note);
+            }
+        }
+        self.render(&Answer { denial: Some(denial), audit: audit.into() })
     }
 
     /// Admitted without a record, because the review must not be denied for lack of one.

@@ -56,6 +56,39 @@ async fn every_action_has_its_effect_on_every_operation() {
 }
 
 #[tokio::test]
+async fn a_denial_leaves_an_event_on_the_pod_and_is_one_although_the_client_falls_back_to_spdy() {
+    let webhook = with("default: {action: Record}\nrules: [{name: r, action: Deny, message: not here}]\n").await;
+    for uid in ["over-websocket", "over-spdy"] {
+        let mut request = exec("alice", &["id"]);
+        request["uid"] = json!(uid);
+        let response = webhook.review(&request).await;
+        assert_eq!(
+            (&response["allowed"], &response["auditAnnotations"]["decision"]),
+            (&json!(false), &json!("denied"))
+        );
+    }
+    let count = |decision: &str| {
+        let name = format!("pristine_admission_requests_total{{operation=\"exec\",decision=\"{decision}\"}} ");
+        let text = webhook.metrics.render();
+        text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().to_owned()
+    };
+    assert_eq!((count("Denied"), count("Folded")), ("1".to_owned(), "1".to_owned()));
+    assert_eq!(webhook.audit_log.lock().unwrap().len(), 1);
+    crate::common::eventually("the event", 5, async || (!webhook.fake.state().events.is_empty()).then_some(())).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let events = webhook.fake.state().events.clone();
+    assert_eq!(
+        (events.len(), &events[0]["reason"], &events[0]["type"]),
+        (1, &json!("InteractionDenied"), &json!("Warning"))
+    );
+    assert_eq!(events[0]["regarding"]["uid"], "u1");
+    let note = events[0]["note"].as_str().unwrap();
+    assert_eq!(note, "denied: exec into container app by \"alice\"; rule \"r\": not here");
+    assert_eq!(webhook.review(&exec("alice", &["ls"])).await["allowed"], false);
+    assert_eq!(count("Denied"), "2", "another command");
+}
+
+#[tokio::test]
 async fn port_forward_and_proxy_are_only_recorded_unless_a_rule_names_them() {
     for (subresource, operation) in [("portforward", "port-forward"), ("proxy", "proxy")] {
         for rules in
