@@ -23,6 +23,7 @@ pub mod format;
 pub mod get;
 pub mod output;
 pub mod row;
+pub mod summary;
 pub mod suspend;
 pub mod targets;
 pub mod version;
@@ -56,6 +57,8 @@ pub enum Command {
     Release(extend::Release),
     /// Evict marked pods now, respecting PodDisruptionBudgets.
     Evict(evict::Arguments),
+    /// Summarize who execs where, what the rules do about it, and which rules to add.
+    Summary(summary::Arguments),
     /// Suspend all evictions in the cluster until a time.
     Suspend(suspend::Suspend),
     /// End the suspension of evictions.
@@ -128,6 +131,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Hold(arguments) => extend::hold(&connection, &clock, &arguments).await,
         Command::Release(arguments) => extend::release(&connection, &clock, &arguments).await,
         Command::Evict(arguments) => evict::run(&connection, &clock, &arguments).await,
+        Command::Summary(arguments) => summary::run(&connection, &arguments).await,
         Command::Suspend(arguments) => suspend::suspend(&connection, &clock, &arguments).await,
         Command::Resume(arguments) => suspend::resume(&connection, &arguments).await,
         Command::Certs => certs::run(&connection, &clock).await,

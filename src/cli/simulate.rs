@@ -20,7 +20,7 @@ use crate::{
     config::source::{Source, Text},
 };
 use event::{Decoded, Event};
-use print::Read;
+use read::Read;
 use records::Records;
 use summary::Summary;
 use workload::Pods;
@@ -29,6 +29,8 @@ pub mod cloud;
 pub mod event;
 pub mod fold;
 pub mod print;
+pub mod read;
+pub mod recorded;
 pub mod records;
 pub mod suggest;
 pub mod summary;
@@ -63,9 +65,10 @@ pub fn run(flags: &Simulate) -> anyhow::Result<()> {
         log.fill(&mut read);
     }
     let (name, text) = (text.name(), text.content());
+    let source = read.source(&summary, name, text, has_pods);
     let shown = match flags.output {
-        Output::Table => print::table(&summary, &read, name, text, has_pods),
-        Output::Json => print::json(&summary, &read, name, text, has_pods),
+        Output::Table => print::table(&summary, &source),
+        Output::Json => print::json(&summary, &source),
     };
     match io::stdout().lock().write_all(shown.as_bytes()) {
         // The reader has seen enough.

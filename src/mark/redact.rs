@@ -20,7 +20,8 @@ mod names;
 mod programs;
 mod shapes;
 
-const MASK: &str = "•••";
+/// Stands for a secret.
+pub const MASK: &str = "•••";
 /// Words of a command that are kept. The script of `sh -c` is one word.
 const MAX_WORDS: usize = 32;
 /// Bytes of one word.

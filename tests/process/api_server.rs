@@ -54,8 +54,15 @@ async fn handle(fake: Fake, request: Request<Incoming>) -> Result<Response<Body>
         ("GET", ["api", "v1", "namespaces", _, "pods"]) if query.contains_key("watch") => {
             return Ok(Response::new(watch(fake, selector)));
         }
-        ("GET", ["api", "v1", "namespaces", _, "pods"]) => {
-            let items: Vec<Value> = selected(&fake, &selector).into_values().collect();
+        ("GET", ["api", "v1", "namespaces", namespace, "pods", name, "log"]) => {
+            let log = fake.state().logs.get(&format!("{namespace}/{name}")).cloned().unwrap_or_default();
+            return Ok(Response::new(BodyExt::boxed(http_body_util::Full::new(Bytes::from(log)))));
+        }
+        ("GET", ["api", "v1", .., "pods"]) => {
+            let mut items: Vec<Value> = selected(&fake, &selector).into_values().collect();
+            if let ["api", "v1", "namespaces", namespace, "pods"] = segments.as_slice() {
+                items.retain(|pod| pod["metadata"]["namespace"] == *namespace);
+            }
             (200, json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}))
         }
         ("POST", [.., "selfsubjectreviews"]) => {

@@ -31,6 +31,8 @@ pub struct State {
     pub configuration: Option<Value>,
     /// The Events that were published.
     pub events: Vec<Value>,
+    /// The logs of pods, by `namespace/name`.
+    pub logs: HashMap<String, String>,
     /// `METHOD path`, without the query.
     pub calls: Vec<String>,
     /// What happens to the first call of each kind.

@@ -35,7 +35,7 @@ fn marked(name: &str, evicts: bool) -> Value {
         stdin: false,
         tty: false,
         user: User { name: "bob".into(), ..User::default() },
-        review: "r".into(),
+        review: format!("review-{name}"),
         rule: "default".into(),
     };
     let uid = format!("uid-{name}");
@@ -223,4 +223,56 @@ async fn a_watch_says_which_pods_are_gone() {
     let line = next().await;
     assert!(line.starts_with("web-1") && line.contains("<none>") && line.contains("Gone"), "{line}");
     child.kill().await.unwrap();
+}
+
+/// A line of a replica's audit log.
+fn line(decision: &str, review: &str, user: &str, pod: &str, tty: bool) -> String {
+    let extra = if user.starts_with("system:") {
+        json!({"authentication.kubernetes.io/pod-name": ["operator-0"]})
+    } else {
+        json!({})
+    };
+    let interaction = json!({
+        "at": now().to_string(), "operation": "exec", "container": "app", "command": ["sh"], "tty": tty,
+        "user": {"name": user, "extra": extra}, "review": review, "rule": "default",
+    });
+    json!({"decision": decision, "namespace": "n", "pod": pod, "interaction": interaction}).to_string()
+}
+
+#[tokio::test]
+async fn summary_says_from_marks_and_logs_what_simulate_says_from_an_audit_log() {
+    let mut replica = pod("pristine-system", "pristine-1", "replica");
+    replica["metadata"]["labels"] =
+        json!({"app.kubernetes.io/name": "pristine", "app.kubernetes.io/component": "webhook"});
+    let plugin = Plugin::with([marked("web-0", true), marked("web-1", true), replica]).await;
+    let operator = "system:serviceaccount:n:operator";
+    let log = [
+        // web-0 has this one on it.
+        line("marked", "review-web-0", "bob", "web-0", false),
+        "{\"level\":\"INFO\",\"message\":\"the CA was renewed\"}".to_owned(),
+        line("marked", "r2", "carol", "gone-0", true),
+        line("denied", "r3", "mallory", "web-1", true),
+        line("marked", "r4", operator, "db-0", false),
+    ];
+    plugin.fake.state().logs.insert("pristine-system/pristine-1".to_owned(), log.join("\n"));
+    let (is_done, said) = plugin.run("summary -A -o json").await;
+    let found: Value = serde_json::from_str(&said).unwrap_or_else(|_| panic!("{is_done}: {said}"));
+    let rows: Vec<(&str, &str, u64, &str)> = found["interactions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| {
+            let text = |key: &str| row[key].as_str().unwrap();
+            (text("user"), text("workload"), row["count"].as_u64().unwrap(), text("decision"))
+        })
+        .collect();
+    // The mark on the pod and the line in the log are of one review. Of a pod that is gone, the owner is not known.
+    let mut expected =
+        vec![("bob", "r", 2, "would-evict"), ("carol", "gone", 1, "depends"), (operator, "db", 1, "would-not-evict")];
+    let mut sorted = rows.clone();
+    (sorted.sort_unstable(), expected.sort_unstable());
+    assert_eq!(sorted, expected, "{found}");
+    assert_eq!((&found["notAdmitted"], &found["onPods"]), (&json!(1), &json!(2)));
+    let (is_done, said) = plugin.run("summary -A").await;
+    assert!(is_done && said.contains("under the built-in configuration") && said.contains("WORKLOAD"), "{said}");
 }

@@ -110,8 +110,8 @@ WORKLOAD   EVICTIONS   AT-MOST   INTERACTIONS   USERS
 shop/web   1           1         1              1
 
 5 records read: 0 of other requests; skipped: 1 not JSON or cut, 0 not of an audit log, 0 too long
-*: the name of the workload is a guess from the name of its pod
 1 of 2 interactions were with pods that are in the list of pods; it shows them as they are now
+*: the name of the workload is a guess from the name of its pod
 EVICTIONS counts at most one eviction of a pod name in each ttl. AT-MOST adds those that depend on what is not known. Interactions with the pods that replace evicted ones are not simulated
 ";
     let (ok, text) = simulate(&arguments, log.as_bytes());

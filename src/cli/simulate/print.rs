@@ -5,7 +5,7 @@ use std::{
     fmt::Write as _,
 };
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{
     suggest,
@@ -18,21 +18,17 @@ const MAX_ROWS: usize = 50;
 /// Characters of a command in a table.
 const MAX_COMMAND: usize = 60;
 
-/// What was read, and what was not understood.
-#[derive(Debug, Default)]
-pub struct Read {
-    /// All records.
-    pub records: u64,
-    /// Requests that are no interactions with pods.
-    pub other: u64,
-    /// JSON that is not of an audit log.
-    pub not_audit: u64,
-    /// Not JSON, or cut.
-    pub not_json: u64,
-    /// Longer than any record of an API server.
-    pub too_long: u64,
-    /// Files that ended with an error, and the error.
-    pub broken: Vec<String>,
+/// Where the interactions come from, and which rules are applied to them.
+#[derive(Debug)]
+pub struct Source<'a> {
+    /// The configuration, in errors and in the first line.
+    pub name: &'a str,
+    /// Its text.
+    pub text: &'a str,
+    /// What a reader has to know about the source.
+    pub notes: Vec<String>,
+    /// The same in JSON: fields of the object.
+    pub fields: Map<String, Value>,
 }
 
 impl Effect {
@@ -94,47 +90,14 @@ fn sorted(rows: &BTreeMap<Key, Row>) -> Vec<(&Key, &Row)> {
 }
 
 /// What a reader has to know about the figures.
-fn notes(summary: &Summary, read: &Read, has_pods: bool) -> Vec<String> {
-    let mut notes = Vec::new();
-    let Read { records, other, not_audit, not_json, too_long, broken } = read;
-    notes.push(format!(
-        "{records} records read: {other} of other requests; skipped: {not_json} not JSON or cut, {not_audit} not of an \
-         audit log, {too_long} too long"
-    ));
-    notes.extend(broken.iter().map(|file| format!("the file was read only in part: {file}")));
+fn notes(summary: &Summary, source: &Source<'_>) -> Vec<String> {
+    let mut notes = source.notes.clone();
     if summary.refused > 0 {
         let count = suggest::times("request", "requests", summary.refused);
         notes.push(format!("not counted: {count} that the API server did not admit"));
     }
-    if summary.gets.1 > 0 && summary.gets.0 == 0 {
-        notes.push(format!(
-            "warning: none of {} exec and attach requests has the verb get, which kubectl uses since 1.31: the audit \
-             policy may log only create, and then most of them are missing here",
-            summary.gets.1
-        ));
-    }
-    if summary.rows.is_empty() {
-        notes.push(
-            "warning: no interaction was found: the audit policy must log pods/exec, pods/attach and \
-             pods/ephemeralcontainers at level Metadata"
-                .to_owned(),
-        );
-    }
     if summary.rows.values().any(|row| row.is_guess) {
         notes.push("*: the name of the workload is a guess from the name of its pod".to_owned());
-    }
-    if has_pods {
-        notes.push(format!(
-            "{} of {} interactions were with pods that are in the list of pods; it shows them as they are now",
-            summary.known_pods,
-            summary.count()
-        ));
-    } else if summary.rows.keys().any(|key| key.effect.depends_on.iter().any(|it| matches!(*it, "owner" | "labels"))) {
-        notes.push(
-            "an audit log has no labels and no owners of pods: `kubectl get pods -A -o json >pods.json` and --pods \
-             pods.json decide about pods that still exist"
-                .to_owned(),
-        );
     }
     notes.push(
         "EVICTIONS counts at most one eviction of a pod name in each ttl. AT-MOST adds those that depend on what is not \
@@ -153,9 +116,10 @@ fn suggested(summary: &Summary, text: &str) -> Option<(String, bool)> {
     Some(suggest::configuration(text, &rules).map_or((rules, false), |whole| (whole, true)))
 }
 
-/// Tables for people. `name` and `text` are of the configuration.
+/// Tables for people.
 #[must_use]
-pub fn table(summary: &Summary, read: &Read, name: &str, text: &str, has_pods: bool) -> String {
+pub fn table(summary: &Summary, source: &Source<'_>) -> String {
+    let Source { name, text, .. } = *source;
     let mut out = String::new();
     if let Some((first, last)) = summary.span {
         let count = suggest::times("interaction", "interactions", summary.count());
@@ -195,7 +159,7 @@ pub fn table(summary: &Summary, read: &Read, name: &str, text: &str, has_pods: b
         let _ = writeln!(out, "\nSuggested rules, {what}:\n\n{}", yaml.trim_end());
     }
     out.push('\n');
-    for note in notes(summary, read, has_pods) {
+    for note in notes(summary, source) {
         let _ = writeln!(out, "{}", format::plain(&note));
     }
     out
@@ -225,7 +189,7 @@ fn more(out: &mut String, count: usize) {
 
 /// One JSON object for programs.
 #[must_use]
-pub fn json(summary: &Summary, read: &Read, name: &str, text: &str, has_pods: bool) -> String {
+pub fn json(summary: &Summary, source: &Source<'_>) -> String {
     let interactions = sorted(&summary.rows).into_iter().map(|(key, row)| {
         json!({
             "user": key.user, "hasPodToken": key.has_pod_token, "namespace": key.namespace, "workload": key.workload,
@@ -243,17 +207,15 @@ pub fn json(summary: &Summary, read: &Read, name: &str, text: &str, has_pods: bo
             "evictionsAtMost": it.evictions_at_most,
         })
     });
-    let suggested = suggested(summary, text);
+    let suggested = suggested(summary, source.text);
     let (first, last) = summary.span.unzip();
-    let whole: Value = json!({
-        "configuration": name, "first": first, "last": last,
+    let mut whole: Value = json!({
+        "configuration": source.name, "first": first, "last": last,
         "interactions": interactions.collect::<Vec<_>>(), "workloads": workloads.collect::<Vec<_>>(),
         "suggestedRules": suggested.as_ref().map(|(yaml, _)| yaml),
         "suggestedRulesAreWholeConfiguration": suggested.as_ref().map(|(_, is_whole)| is_whole),
-        "notAdmitted": summary.refused, "withVerbGet": summary.gets.0,
-        "records": read.records, "otherRequests": read.other,
-        "skipped": {"notJson": read.not_json, "notAuditLog": read.not_audit, "tooLong": read.too_long},
-        "incompleteFiles": read.broken, "notes": notes(summary, read, has_pods),
+        "notAdmitted": summary.refused, "notes": notes(summary, source),
     });
+    whole.as_object_mut().expect("it is an object").extend(source.fields.clone());
     serde_json::to_string_pretty(&whole).expect("JSON values serialise") + "\n"
 }

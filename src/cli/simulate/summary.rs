@@ -144,6 +144,16 @@ impl Summary {
         self.rows.values().map(|row| row.count).sum()
     }
 
+    /// How many pods of the interactions are known, for people.
+    #[must_use]
+    pub fn note_about_pods(&self) -> String {
+        format!(
+            "{} of {} interactions were with pods that are in the list of pods; it shows them as they are now",
+            self.known_pods,
+            self.count()
+        )
+    }
+
     /// Adds a record. Those of all files come in the order of time.
     pub fn add(&mut self, event: Event) {
         match self.fold.add(&event) {

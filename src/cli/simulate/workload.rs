@@ -73,13 +73,7 @@ impl Pods {
             items: Vec<Pod>,
         }
         let list: List = serde_json::from_slice(text)?;
-        let pods = list.items.into_iter().map(|mut pod| {
-            pod.status = None;
-            pod.metadata.managed_fields = None;
-            let key = |field: &Option<String>| field.clone().unwrap_or_default();
-            ((key(&pod.metadata.namespace), key(&pod.metadata.name)), pod)
-        });
-        Ok(Self(pods.collect()))
+        Ok(list.items.into_iter().collect())
     }
 
     /// The pod of this name.
@@ -98,6 +92,18 @@ impl Pods {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+impl FromIterator<Pod> for Pods {
+    fn from_iter<T: IntoIterator<Item = Pod>>(pods: T) -> Self {
+        let pods = pods.into_iter().map(|mut pod| {
+            pod.status = None;
+            pod.metadata.managed_fields = None;
+            let key = |field: &Option<String>| field.clone().unwrap_or_default();
+            ((key(&pod.metadata.namespace), key(&pod.metadata.name)), pod)
+        });
+        Self(pods.collect())
     }
 }
 
