@@ -15,7 +15,7 @@ cluster: ## Run the tests on a real cluster (root); FILTER=name
 	hack/test cluster $(FILTER)
 soak: ## Renew CAs under load; GENERATIONS=20
 	hack/soak $(GENERATIONS)
-bench: ## Measure; BENCH=policy, admission, footprint, eviction or connections
+bench: ## Measure; BENCH=policy, simulate, admission, footprint, eviction or connections
 	hack/bench $(or $(BENCH),policy)
 generate: ## Write the JSON schema, the pages of docs/ and manifests/install.yaml
 	hack/generate

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     common::{SYSTEM, audit, eventually, name_of, now, setting},
     kubectl::{IMAGE, Namespace, condition, deadline, is_marked, record, serves, uid_of},
-    rules::without_credentials,
+    stage::without_credentials,
     stage::{Stage, shown},
 };
 

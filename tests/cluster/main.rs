@@ -32,5 +32,6 @@ mod pacing;
 mod plugin;
 mod rules;
 mod self_healing;
+mod simulate;
 mod stage;
 mod suspend;
