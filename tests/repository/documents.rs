@@ -104,3 +104,69 @@ fn the_words_are_plain() {
     }
     assert!(found.len() <= MAX_OLD_WORDS, "{} words:\n{}", found.len(), found.join("\n"));
 }
+
+/// The rules in the code blocks of a page, as a configuration.
+fn rules_of(page: &str) -> pristine::config::Configuration {
+    let text = read(page);
+    let blocks = text.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let rules: String = blocks.filter(|block| block.starts_with("- name:")).collect();
+    let head =
+        "apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\ndefault: {action: Evict, ttl: 10m}\nrules:\n";
+    pristine::config::parse(page, &format!("{head}{rules}")).unwrap()
+}
+
+#[test]
+fn the_rules_in_the_guides_are_valid_and_decide_about_the_tools_that_they_name() {
+    let names = |page| -> Vec<String> { rules_of(page).policy.rules.iter().map(|rule| rule.name.clone()).collect() };
+    assert!(names("docs/configure.md").len() > 3);
+    assert_eq!(
+        names("docs/tools.md"),
+        ["dev-namespaces", "skaffold", "tilt", "deploy-checks", "velero-hooks"].map(str::to_owned)
+    );
+    let policy = rules_of("docs/tools.md").policy;
+    let decides = |user: &str,
+                   namespace: &str,
+                   labels: serde_json::Value,
+                   namespace_labels: &[(&str, &str)],
+                   tty: bool| {
+        let pod = serde_json::json!({"metadata": {"namespace": namespace, "name": "web-0", "labels": labels}, "spec": {"containers": []}});
+        let pod = serde_json::from_value(pod).unwrap();
+        let user = pristine::mark::User { name: user.to_owned(), ..Default::default() };
+        let interaction = pristine::mark::Interaction {
+            at: jiff::Timestamp::UNIX_EPOCH,
+            operation: pristine::mark::Operation::Exec,
+            container: "app".to_owned(),
+            command: ["tar", "xmf", "-", "-C", "/", "--no-same-owner"].map(str::to_owned).to_vec(),
+            stdin: true,
+            tty,
+            user: user.clone(),
+            review: String::new(),
+            rule: String::new(),
+        };
+        let of_namespace =
+            namespace_labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let it = pristine::config::policy::Attributes {
+            interaction: &interaction,
+            user: &user,
+            argv: &interaction.command,
+            pod: &pod,
+            namespace: Some(&of_namespace),
+        };
+        let Ok(decision) = policy.decide(it) else { panic!("the labels of the namespace are known") };
+        decision.rule
+    };
+    let none = || serde_json::json!({});
+    let tilt = serde_json::json!({"app.kubernetes.io/managed-by": "tilt"});
+    for (user, namespace, labels, of_namespace, tty, rule) in [
+        ("alice", "team-a", none(), &[("purpose", "dev")][..], true, "dev-namespaces"),
+        ("alice", "team-a", serde_json::json!({"skaffold.dev/run-id": "x"}), &[], false, "skaffold"),
+        ("alice", "team-a", tilt, &[], false, "tilt"),
+        ("system:serviceaccount:ci:deployer", "staging-eu", none(), &[], false, "deploy-checks"),
+        ("system:serviceaccount:ci:deployer", "prod-eu", none(), &[], false, "default"),
+        ("system:serviceaccount:ci:deployer", "staging-eu", none(), &[], true, "default"),
+        ("system:serviceaccount:velero:velero-server", "prod-eu", none(), &[], false, "velero-hooks"),
+        ("alice", "prod-eu", none(), &[], true, "default"),
+    ] {
+        assert_eq!(decides(user, namespace, labels, of_namespace, tty), rule, "{user} in {namespace}");
+    }
+}
