@@ -37,7 +37,7 @@ pub async fn serve(fake: Fake) -> SocketAddr {
 
 async fn handle(fake: Fake, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let (parts, body) = request.into_parts();
-    let bytes = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let bytes = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let body: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
     let query: BTreeMap<String, String> = parts
         .uri

@@ -270,7 +270,8 @@ async fn summary_says_from_marks_and_logs_what_simulate_says_from_an_audit_log()
     let mut expected =
         vec![("bob", "r", 2, "would-evict"), ("carol", "gone", 1, "depends"), (operator, "db", 1, "would-not-evict")];
     let mut sorted = rows.clone();
-    (sorted.sort_unstable(), expected.sort_unstable());
+    sorted.sort_unstable();
+    expected.sort_unstable();
     assert_eq!(sorted, expected, "{found}");
     assert_eq!((&found["notAdmitted"], &found["onPods"]), (&json!(1), &json!(2)));
     let (is_done, said) = plugin.run("summary -A").await;
