@@ -58,7 +58,7 @@ pub fn successor_mark(deleted: &Pod, now: Timestamp) -> Option<SuccessorMark> {
     }
     // Of several, one of a person: the deadline of a machine may be spared.
     let can_arrive = |one: &&Interaction| !one.is_machine() && now < end(one);
-    let interaction = mark.latest().find(can_arrive).unwrap_or(mark.last()).clone();
+    let interaction = mark.latest().find(can_arrive).unwrap_or_else(|| mark.last()).clone();
     // The successor is not evicted before `until`: otherwise its own successor would need the mark as well.
     let ttl = |at: Timestamp| Duration::try_from(at.max(until).duration_since(interaction.at)).unwrap_or_default();
     let disposition = match (mark.evict_at, mark.evict_if_owned_at()) {

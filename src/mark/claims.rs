@@ -94,7 +94,7 @@ impl Claims {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{collections::BTreeMap, time::Duration};
 
     use proptest::prelude::*;
 
@@ -106,7 +106,7 @@ mod tests {
     }
 
     fn exec(user: &str, is_machine: bool, second: i64) -> Interaction {
-        let extra = if is_machine { [(POD_NAME.to_owned(), vec!["p".to_owned()])].into() } else { Default::default() };
+        let extra = if is_machine { [(POD_NAME.to_owned(), vec!["p".to_owned()])].into() } else { BTreeMap::new() };
         Interaction {
             at: at(second),
             operation: Operation::Exec,

@@ -10,8 +10,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     common::{SYSTEM, audit, eventually, name_of, now, setting},
     kubectl::{IMAGE, Namespace, condition, deadline, is_marked, record, serves, uid_of},
-    stage::without_credentials,
-    stage::{Stage, shown},
+    stage::{Stage, shown, without_credentials},
 };
 
 /// A ServiceAccount that may exec, and the token of a pod of it.
@@ -98,7 +97,7 @@ async fn a_loop_of_a_machine_ends_after_three_evictions_and_is_reported() {
     let operator = Operator::new(ns).await;
     ns.workload("Deployment", 1).await;
     let mut seen = BTreeSet::new();
-    let last = eventually("the end of the loop", 120, || async {
+    let last = eventually("the end of the loop", 120, async || {
         let pods = ns.pods().list(&ListParams::default().labels("app=web")).await.unwrap().items;
         for pod in pods.iter().filter(|pod| serves(pod) && !is_marked(pod)) {
             operator.enter(ns, name_of(pod)).await;

@@ -48,7 +48,14 @@ pub struct State {
     /// What another admission plugin does to every write of `pods/status`.
     pub plugin: Option<Plugin>,
     /// Answers to GET, by path: the first one once, and so on; the last one always.
-    pub objects: HashMap<String, Vec<Value>>,
+    pub answers: HashMap<String, Vec<Value>>,
+}
+
+impl State {
+    fn prepared(&mut self, method: &Method, path: &str) -> Option<(u16, Value)> {
+        let answers = self.answers.get_mut(path).filter(|_| method == Method::GET)?;
+        Some((200, if answers.len() > 1 { answers.remove(0) } else { answers[0].clone() }))
+    }
 }
 
 /// Changes a pod after a write.
@@ -161,6 +168,10 @@ impl Fake {
     /// A page of the pods of a namespace, as `limit` and `continue` of the query say.
     fn page(&self, path: &str, query: &str) -> (u16, Value) {
         let mut state = self.state();
+        if let Some(answer) = state.prepared(&Method::GET, &format!("/{path}/pods")) {
+            state.calls.push(format!("GET /{path}/pods"));
+            return answer;
+        }
         state.calls.push(format!("LIST {path}/pods"));
         let namespace = path.rsplit('/').next().unwrap();
         let parameter = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
@@ -178,8 +189,8 @@ impl Fake {
     pub fn answer(&self, method: &Method, path: &str, body: &Value) -> (u16, Value) {
         let mut state = self.state();
         state.calls.push(format!("{method} {path}"));
-        if let Some(answers) = state.objects.get_mut(path).filter(|_| method == Method::GET) {
-            return (200, if answers.len() > 1 { answers.remove(0) } else { answers[0].clone() });
+        if let Some(answer) = state.prepared(method, path) {
+            return answer;
         }
         let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
         match (method.as_str(), segments.as_slice()) {

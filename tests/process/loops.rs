@@ -16,7 +16,7 @@ use pristine::{
         entry::{Entry, Observed, Requeue, observe},
         leadership::{LeaderElector, Leadership},
         loop_store::LoopStore,
-        pacing::Pacing,
+        pacing::{Pacing, permit::Pacer},
         reconcile::Reconcile,
         suspension::Suspended,
     },
@@ -41,7 +41,7 @@ struct Replica {
     leadership: Leadership,
     suspended: Suspended,
     loops: LoopStore,
-    pacing: Mutex<Pacing>,
+    pacer: Pacer,
     _stop: watch::Sender<bool>,
 }
 
@@ -80,8 +80,8 @@ impl Replica {
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(elector.run(leadership.clone(), stopping));
         tokio::spawn(loops.clone().run(client.clone(), SYSTEM.to_owned(), leadership.clone(), context.clone()));
-        let (pods, pacing) = (Pods::new(client), Mutex::default());
-        let this = Self { fake: fake.clone(), pods, context, now, leadership, suspended, loops, pacing, _stop: stop };
+        let (pods, pacer) = (Pods::new(client), Pacer::default());
+        let this = Self { fake: fake.clone(), pods, context, now, leadership, suspended, loops, pacer, _stop: stop };
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert!(this.leadership.is_held());
         this
@@ -136,7 +136,7 @@ impl Replica {
             pods: &self.pods,
             context: &self.context,
             settings: Settings::default(),
-            pacing: &self.pacing,
+            pacer: &self.pacer,
             leadership: &self.leadership,
             suspended: &self.suspended,
             loops: &self.loops,
@@ -145,7 +145,7 @@ impl Replica {
         };
         let requeue = reconcile.run().await;
         // Its ReplicaSet replaces it.
-        *self.pacing.lock().unwrap() = Pacing::default();
+        *self.pacer.lock() = Pacing::default();
         // The loops are stored within two seconds.
         tokio::time::sleep(Duration::from_secs(5)).await;
         requeue
@@ -190,7 +190,7 @@ async fn the_fourth_pod_of_a_machine_is_recorded_and_its_workload_says_so() {
         (&live["metadata"]["uid"], &live["metadata"]["annotations"]["pristine/evict-at"]),
         (&json!("u4"), &Value::Null)
     );
-    let Status { state, evict_at, cause } = replica.status();
+    let Status { state, evict_at, cause, .. } = replica.status();
     assert_eq!((state, evict_at), (State::EvictionLoop, None));
     assert!(cause.unwrap().contains("eviction loop: Deployment web was evicted 3 times in a row"));
 

@@ -36,7 +36,7 @@ fn reference(version: &str, kind: &str) -> Value {
 
 fn with(objects: &[(&str, Vec<Value>)]) -> Fake {
     let fake = Fake::default();
-    fake.state().objects = objects.iter().map(|(path, answers)| ((*path).to_owned(), answers.clone())).collect();
+    fake.state().answers = objects.iter().map(|(path, answers)| ((*path).to_owned(), answers.clone())).collect();
     fake
 }
 
