@@ -3,39 +3,47 @@
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
 };
 
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIResourceList;
 
 /// How long the resource of a kind is believed. A CustomResourceDefinition can be deleted, and created again.
-const KNOWN_FOR: Duration = Duration::from_secs(600);
+const KNOWN_FOR: SignedDuration = SignedDuration::from_secs(600);
 /// How long a kind without `scale` is believed to have none: its CustomResourceDefinition may be installed later.
-const UNKNOWN_FOR: Duration = Duration::from_secs(60);
+const UNKNOWN_FOR: SignedDuration = SignedDuration::from_secs(60);
 /// Kinds in memory. Users choose the kind of an owner reference, so their number has a limit.
 const MAX_KINDS: usize = 256;
 
-/// The resources of kinds, by apiVersion and kind; none for a kind without the subresource `scale`.
+/// The resources of kinds, by apiVersion and kind.
 #[derive(Debug, Default)]
-pub struct Kinds(Mutex<HashMap<(String, String), (Instant, Option<String>)>>);
+pub struct Kinds(Mutex<HashMap<(String, String), Kind>>);
+
+/// What was read of one kind.
+#[derive(Debug)]
+struct Kind {
+    read_at: Timestamp,
+    /// None for a kind without the subresource `scale`.
+    resource: Option<String>,
+}
 
 impl Kinds {
     /// What is known of the kind; none if it must be read.
     #[must_use]
-    pub fn get(&self, version: &str, kind: &str, now: Instant) -> Option<Option<String>> {
+    pub fn get(&self, version: &str, kind: &str, now: Timestamp) -> Option<Option<String>> {
         let kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (since, resource) = kinds.get(&(version.to_owned(), kind.to_owned()))?;
+        let Kind { read_at, resource } = kinds.get(&(version.to_owned(), kind.to_owned()))?;
         let lasts = if resource.is_some() { KNOWN_FOR } else { UNKNOWN_FOR };
-        (now.duration_since(*since) < lasts).then(|| resource.clone())
+        (now.duration_since(*read_at) < lasts).then(|| resource.clone())
     }
 
     /// Remembers the resource of a kind.
-    pub fn put(&self, version: &str, kind: &str, resource: Option<String>, now: Instant) {
+    pub fn put(&self, version: &str, kind: &str, resource: Option<String>, now: Timestamp) {
         let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if kinds.len() >= MAX_KINDS {
             kinds.clear();
         }
-        kinds.insert((version.to_owned(), kind.to_owned()), (now, resource));
+        kinds.insert((version.to_owned(), kind.to_owned()), Kind { read_at: now, resource });
     }
 }
 
@@ -81,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_kind_is_read_again_when_what_is_known_is_old() {
-        let (kinds, start) = (Kinds::default(), Instant::now());
+        let (kinds, start) = (Kinds::default(), Timestamp::UNIX_EPOCH);
         assert_eq!(kinds.get("v1", "Pod", start), None);
         kinds.put("v1", "Pod", None, start);
         kinds.put("a/v1", "A", Some("as".to_owned()), start);

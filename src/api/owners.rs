@@ -141,7 +141,7 @@ impl Pods {
     /// The controller of any other kind, as the disruption controller of Kubernetes reads it: wanted pods and selector
     /// are in the subresource `scale`.
     async fn scaled(&self, pod: &Pod, now: Timestamp) -> Result<Option<Owner>, Error> {
-        let Some((metadata, wanted, selector)) = self.scale(pod).await? else { return Ok(None) };
+        let Some((metadata, wanted, selector)) = self.scale(pod, now).await? else { return Ok(None) };
         let counts = Counts { wanted, ready: 0, is_shared: true };
         self.count(pod, Owner::of(&metadata, counts), &selector, None, now).await.map(Some)
     }

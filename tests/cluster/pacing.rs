@@ -17,8 +17,8 @@ use tokio::{
 };
 
 use crate::{
-    common::{eventually, name_of},
-    kubectl::{IMAGE, Namespace, annotation, apply, reason, serves, uid_of},
+    common::{eventually, name_of, now},
+    kubectl::{IMAGE, Namespace, annotation, apply, deadline, reason, serves, uid_of},
 };
 
 /// Slower to start than to stop, so that taking them all at once leaves nobody to answer.
@@ -173,4 +173,63 @@ spec:
     })
     .await;
     assert_eq!(fewest, 2);
+}
+
+/// A node that no kubelet runs, so it is never Ready; deleted in any case.
+struct AbsentNode(String);
+
+impl AbsentNode {
+    async fn new() -> Self {
+        let name = format!("absent-{:08x}", rand::random::<u32>());
+        apply("default", &format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n")).await;
+        Self(name)
+    }
+}
+
+impl Drop for AbsentNode {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("kubectl").args(["delete", "node", "--wait=false", &self.0]).output();
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+#[serial]
+async fn a_node_that_is_not_ready_delays_no_eviction_of_a_daemon_set() {
+    let ns = Namespace::new("t-fast-").await;
+    let _node = AbsentNode::new().await;
+    let yaml = format!(
+        "apiVersion: apps/v1
+kind: DaemonSet
+metadata: {{name: agent}}
+spec:
+  selector: {{matchLabels: {{app: agent}}}}
+  template:
+    metadata: {{labels: {{app: agent}}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      tolerations: [{{operator: Exists}}]
+      containers: [{{name: app, image: {IMAGE}, command: [sh, -c, 'trap exit TERM; while :; do sleep 0.2; done']}}]
+"
+    );
+    apply(&ns.name, &yaml).await;
+    let wanted = ["get", "daemonset", "agent", "-o", "jsonpath={.status.desiredNumberScheduled} {.status.numberReady}"];
+    eventually("one of two Ready", 60, || async { (ns.run(&wanted).await == "2 1").then_some(()) }).await;
+    // A leader that has just been elected waits for a young pod that is not Ready: it may replace one that the last leader
+    // evicted. Then each eviction is due at once.
+    for (round, longest) in [("first", 330), ("second", 10), ("third", 10)] {
+        let pod = ns.ready(1).await.remove(0);
+        ns.run(&["exec", name_of(&pod), "--", "true"]).await;
+        let due = deadline(&ns.pod(name_of(&pod)).await);
+        eventually(&format!("the {round} eviction"), longest + 15, || async {
+            let found = ns.pods().get_opt(name_of(&pod)).await.unwrap();
+            found.is_none_or(|found| found.metadata.deletion_timestamp.is_some()).then_some(())
+        })
+        .await;
+        let late = now().duration_since(due).as_secs_f64();
+        println!(
+            "TOTALS: the {round} eviction of a DaemonSet with a node that is not Ready: {late:.1} s after its deadline"
+        );
+        eventually("the replacement", 60, async || (!ns.ready(1).await.is_empty()).then_some(())).await;
+    }
 }

@@ -1,7 +1,6 @@
 //! Reads the subresource `scale` of a pod's controller, of any kind.
 
-use std::time::Instant;
-
+use jiff::Timestamp;
 use k8s_openapi::{
     api::{autoscaling::v1::Scale, core::v1::Pod},
     apimachinery::pkg::apis::meta::v1::APIResourceList,
@@ -20,7 +19,7 @@ use crate::{
 impl Pods {
     /// Reads metadata, wanted pods and selector of the pod's controller; none if its kind has no `scale` or no selector
     /// in it, if it is gone, or if another object has its name now.
-    pub(super) async fn scale(&self, pod: &Pod) -> Result<Option<(ObjectMeta, i32, String)>, Error> {
+    pub(super) async fn scale(&self, pod: &Pod, now: Timestamp) -> Result<Option<(ObjectMeta, i32, String)>, Error> {
         let (Some(owner), Some(namespace)) = (controller(pod), pod.metadata.namespace.as_deref()) else {
             return Ok(None);
         };
@@ -30,7 +29,6 @@ impl Pods {
         }
         let root = if group.is_empty() { "/api" } else { "/apis" };
         let root = format!("{root}/{}", owner.api_version);
-        let now = Instant::now();
         let resource = if let Some(known) = self.kinds.get(&owner.api_version, &owner.kind, now) {
             known
         } else {
