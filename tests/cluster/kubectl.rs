@@ -88,11 +88,6 @@ impl Namespace {
 
     /// A Deployment or StatefulSet named `web` whose container `app` prints a line now and then; its pods, Ready.
     pub async fn workload(&self, kind: &str, replicas: usize) -> Vec<Pod> {
-        self.workload_beside(kind, replicas, 0).await
-    }
-
-    /// The same in a namespace that has so many other pods. All of them are Ready then.
-    pub async fn workload_beside(&self, kind: &str, replicas: usize, others: usize) -> Vec<Pod> {
         apply(
             &self.name,
             &format!(
@@ -116,7 +111,7 @@ spec:
             ),
         )
         .await;
-        self.ready(replicas + others).await
+        self.ready(replicas).await
     }
 
     /// Waits until so many pods are Ready and not terminating.

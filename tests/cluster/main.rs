@@ -32,6 +32,5 @@ mod pacing;
 mod plugin;
 mod rules;
 mod self_healing;
-mod simulate;
 mod stage;
 mod suspend;

@@ -1,11 +1,21 @@
 //! Rules about what only a real API server knows: the token of a user, and the labels of a namespace.
 
+use std::io::Write as _;
+
+use serde_json::{Value, json};
 use serial_test::parallel;
 
-use crate::{
-    kubectl::{IMAGE, Namespace, record, run},
-    stage::without_credentials,
-};
+use crate::kubectl::{IMAGE, Namespace, record, run};
+
+/// A kubeconfig of this cluster without credentials, so that only `--token` counts.
+async fn without_credentials() -> tempfile::NamedTempFile {
+    let config = run(&["config", "view", "--raw", "--minify", "-o", "json"]).await;
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["users"][0]["user"] = json!({});
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(config.to_string().as_bytes()).unwrap();
+    file
+}
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]

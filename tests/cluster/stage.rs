@@ -1,25 +1,14 @@
 //! `kubectl pristine` as a user runs it, and what they see of it.
 
-use std::{io::Write as _, os::unix::fs::symlink, process::Output};
+use std::{os::unix::fs::symlink, process::Output};
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::{
     common::{SYSTEM, eventually, setting},
     kubectl::{Namespace, annotation, apply, kubectl, run},
 };
-
-/// A kubeconfig of this cluster without credentials, so that only `--token` counts.
-pub async fn without_credentials() -> tempfile::NamedTempFile {
-    let config = run(&["config", "view", "--raw", "--minify", "-o", "json"]).await;
-    let mut config: Value = serde_json::from_str(&config).unwrap();
-    config["users"][0]["user"] = json!({});
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(config.to_string().as_bytes()).unwrap();
-    file
-}
 
 /// A namespace, and the plugin on a PATH.
 pub struct Stage {

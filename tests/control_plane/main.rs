@@ -23,5 +23,6 @@ mod pacing;
 mod replicas;
 mod restarts;
 mod rotation;
+mod simulate;
 mod strangers;
 mod virtual_kubelet;
