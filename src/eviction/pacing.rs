@@ -46,6 +46,8 @@ pub struct Pacing {
     asking: HashMap<String, String>,
     /// The limit of all evictions together.
     rate: RateLimit,
+    /// By UID of a pod that was seen terminating: when its grace period ends.
+    leaving: HashMap<String, Timestamp>,
     /// When this replica became the leader.
     leads_since: Option<Timestamp>,
 }
@@ -153,8 +155,11 @@ impl Pacing {
     /// A pod of this owner is terminating, for any reason, until `gone_by`. So a new leader knows the evictions that the
     /// last leader started.
     pub fn terminates(&mut self, owner: &str, group: Option<&str>, pod: &str, gone_by: Timestamp, now: Timestamp) {
+        // Each write of its status, ours too, is another event.
+        let is_news = self.leaving.insert(pod.to_owned(), gone_by).is_none();
         match self.owners.get_mut(owner) {
             Some(flight) if flight.pod == pod => flight.gone_by = gone_by,
+            _ if !is_news => {}
             // The one before is not gone. Its wait is the longer one, unless it is stuck.
             Some(flight) if flight.gone.is_none() => {}
             known => {
@@ -231,6 +236,7 @@ impl Pacing {
             is_awaited || (flight.gone.is_none() && flight.waited(now) < REPLACEMENT_TIMEOUT)
         });
         self.groups.retain(|_, last| self.owners.contains_key(last));
+        self.leaving.retain(|_, gone_by| now.duration_since(*gone_by) < REPLACEMENT_TIMEOUT * 2);
         for flight in self.owners.values_mut() {
             (flight.since, flight.asked) = (flight.since.min(now), flight.asked.min(now));
             flight.gone = flight.gone.map(|gone| gone.min(now));

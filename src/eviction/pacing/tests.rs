@@ -239,6 +239,21 @@ fn a_pod_that_terminates_for_any_reason_delays_the_others_of_its_owner() {
 }
 
 #[test]
+fn a_pod_that_terminates_for_long_is_noted_once() {
+    let mut pacing = Pacing::default();
+    for (pod, now) in [("a", 0), ("b", 5000)] {
+        assert!(pacing.begin(owner("o", FULLY_READY, now), pod, true, at(now)));
+        pacing.terminates("o", None, pod, at(90_000), at(now));
+        pacing.gone(Some("o"), pod, at(now));
+    }
+    // The status of a is written meanwhile.
+    pacing.terminates("o", None, "a", at(90_000), at(6000));
+    assert_eq!(pacing.look("o", at(6000)), Look::Status, "the eviction of b is in flight");
+    pacing.sweep(at(700_000));
+    assert!(pacing.leaving.is_empty());
+}
+
+#[test]
 fn the_two_replica_sets_of_a_rollout_are_paced_together() {
     let mut pacing = Pacing::default();
     let of = |set| Owner { group: Some("deployment"), ..owner(set, FULLY_READY, 1) };
