@@ -18,10 +18,16 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
-use self::members::{Page, Tally};
+use self::{
+    groups::Groups,
+    members::{Member, Page, Tally},
+};
 use super::pods::{Error, Pods};
-use crate::mark::owner::{Counts, HASHES, Look, Seen, controller, group, is_controller};
+use crate::mark::owner::{
+    Counts, HASHES, LEADER_WORKER_SET, Look, Seen, controller, group, is_controller, leader_worker_set,
+};
 
+mod groups;
 mod members;
 mod scale;
 
@@ -74,7 +80,12 @@ impl Pods {
     /// Any other error of the API server.
     pub async fn owner(&self, pod: &Pod, look: Look, now: Timestamp) -> Result<Owner, Error> {
         let kind = controller(pod).map(|owner| (owner.api_version.as_str(), owner.kind.as_str()));
+        let groups = match leader_worker_set(pod) {
+            Some(name) => self.groups(pod, name, now).await,
+            None => Ok(None),
+        };
         let found = match kind {
+            _ if !matches!(groups, Ok(None)) => groups,
             Some(("apps/v1", "ReplicaSet")) => self.replica_set(pod, look, now).await,
             Some(("apps/v1", "StatefulSet")) => self.stateful_set(pod, now).await,
             Some(("apps/v1", "DaemonSet")) => self.daemon_set(pod, look, now).await,
@@ -141,9 +152,22 @@ impl Pods {
     /// The controller of any other kind, as the disruption controller of Kubernetes reads it: wanted pods and selector
     /// are in the subresource `scale`.
     async fn scaled(&self, pod: &Pod, now: Timestamp) -> Result<Option<Owner>, Error> {
-        let Some((metadata, wanted, selector)) = self.scale(pod, now).await? else { return Ok(None) };
-        let counts = Counts { wanted, ready: 0, is_shared: true };
-        self.count(pod, Owner::of(&metadata, counts), &selector, None, now).await.map(Some)
+        let Some(scale) = self.scale(pod, now).await? else { return Ok(None) };
+        let Some(selector) = scale.selector else { return Ok(None) };
+        let counts = Counts { wanted: scale.wanted, ready: 0, is_shared: true };
+        self.count(pod, Owner::of(&scale.metadata, counts), &selector, None, now).await.map(Some)
+    }
+
+    /// The groups of a LeaderWorkerSet: each is one replica, because the loss of one pod recreates its group.
+    async fn groups(&self, pod: &Pod, name: &str, now: Timestamp) -> Result<Option<Owner>, Error> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let path = format!("/apis/leaderworkerset.x-k8s.io/v1/namespaces/{namespace}/leaderworkersets");
+        let Some(scale) = self.scale_at(&path, name).await? else { return Ok(None) };
+        let mut groups = Groups::new(now);
+        self.each_member(pod, &format!("{LEADER_WORKER_SET}={name}"), |member| groups.add(member)).await?;
+        let (ready, seen) = groups.count(scale.wanted);
+        let counts = Counts { wanted: scale.wanted, ready, is_shared: true };
+        Ok(Some(Owner { seen: Some(seen), ..Owner::of(&scale.metadata, counts) }))
     }
 
     /// Counts the Ready pods of the owner among those with these labels.
@@ -158,6 +182,13 @@ impl Pods {
         let Some((owner, counts)) = controller(pod).zip(found.counts) else { return Ok(found) };
         let group = group(pod.metadata.labels.as_ref(), owner);
         let mut tally = Tally::new(&owner.uid, group, min_ready_seconds, now);
+        self.each_member(pod, selector, |member| tally.add(member)).await?;
+        tally.expect(counts.wanted);
+        Ok(Owner { counts: Some(Counts { ready: tally.ready, ..counts }), seen: Some(tally.seen), ..found })
+    }
+
+    /// Lists the pods with these labels in the namespace of this one.
+    async fn each_member(&self, pod: &Pod, selector: &str, mut add: impl FnMut(&Member)) -> Result<(), Error> {
         // Many workloads are read at the same time, and only so many pages may be in memory.
         let _page = self.lists.acquire().await;
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
@@ -167,14 +198,12 @@ impl Pods {
             let request =
                 list.list(&params).map_err(|error| Error::of("list pods")(kube::Error::BuildRequest(error)))?;
             let page: Page = self.client.request(request).await.map_err(Error::of("list pods"))?;
-            page.items.iter().for_each(|member| tally.add(member));
+            page.items.iter().for_each(&mut add);
             params.continue_token = page.metadata.token.filter(|token| !token.is_empty());
             if params.continue_token.is_none() {
-                break;
+                return Ok(());
             }
         }
-        tally.expect(counts.wanted);
-        Ok(Owner { counts: Some(Counts { ready: tally.ready, ..counts }), seen: Some(tally.seen), ..found })
     }
 
     /// Reads the selector of the pod's ReplicaSet, and the Services of its namespace; none if the ReplicaSet is gone.

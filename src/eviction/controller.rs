@@ -36,7 +36,7 @@ use crate::{
     error::chain,
     mark::{
         self, State,
-        owner::{controller, group_of},
+        owner::{controller, group_of, workload},
     },
     server::readiness::Readiness,
     telemetry::StateLabel,
@@ -292,11 +292,11 @@ struct Listed {
 
 /// Reports to the pacing that a pod is terminating.
 fn note_terminating(pod: &Pod, pacer: &Pacer, now: Timestamp) {
-    let (Some(owner), Some(until)) = (controller(pod), &pod.metadata.deletion_timestamp) else { return };
+    let (Some(workload), Some(until)) = (workload(pod), &pod.metadata.deletion_timestamp) else { return };
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-    pacer.lock().terminates(&owner.uid, group_of(pod).as_deref(), uid, until.0, now);
+    pacer.lock().terminates(&workload, group_of(pod).as_deref(), uid, until.0, now);
     // A ReplicaSet recreates the pod at once. A StatefulSet waits until the name is free, and a DaemonSet for the node.
-    if owner.kind == "ReplicaSet" {
+    if controller(pod).is_some_and(|owner| owner.kind == "ReplicaSet") {
         note_gone(pod, pacer, now);
     }
 }
@@ -304,5 +304,5 @@ fn note_terminating(pod: &Pod, pacer: &Pacer, now: Timestamp) {
 /// Reports to the pacing that a pod is gone, or that its owner no longer counts it.
 fn note_gone(pod: &Pod, pacer: &Pacer, now: Timestamp) {
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-    pacer.lock().gone(controller(pod).map(|owner| owner.uid.as_str()), uid, now);
+    pacer.lock().gone(workload(pod).as_deref(), uid, now);
 }

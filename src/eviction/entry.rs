@@ -11,7 +11,7 @@ use super::{
     plan::{backoff, plan, waiting},
     quarantine,
 };
-use crate::mark::{State, Status, extension::Extension, owner::controller};
+use crate::mark::{State, Status, extension::Extension, owner::workload};
 
 /// The states of an entry, with the words of `pristine_marked_pods`. An extended or quarantined pod counts as marked:
 /// its deadline is in the future.
@@ -38,7 +38,7 @@ pub struct Entry {
     pub namespace: String,
     /// The pod's name.
     pub name: String,
-    /// UID of the pod's controller.
+    /// See [`workload`]: most often the UID of the pod's controller.
     pub owner: Option<String>,
     /// When to reconcile the pod.
     pub next: Timestamp,
@@ -180,7 +180,7 @@ pub fn observe(pod: &Pod, known: Option<&Entry>, settings: &Settings, now: Times
     let mut seen = Entry {
         namespace: pod.metadata.namespace.clone().unwrap_or_default(),
         name: pod.metadata.name.clone().unwrap_or_default(),
-        owner: controller(pod).map(|owner| owner.uid.clone()),
+        owner: workload(pod),
         next: deadline,
         deadline,
         asked: Extension::on(pod),

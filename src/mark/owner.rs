@@ -55,6 +55,26 @@ pub struct Seen {
 /// with the same value.
 pub const HASHES: [&str; 2] = ["pod-template-hash", "rollouts-pod-template-hash"];
 
+/// The label with the name of a pod's LeaderWorkerSet.
+pub const LEADER_WORKER_SET: &str = "leaderworkerset.sigs.k8s.io/name";
+
+/// What the pods have in common that are evicted one at a time: the UID of their controller, or the name of their
+/// LeaderWorkerSet, whose groups have a `StatefulSet` each. None for a bare pod.
+#[must_use]
+pub fn workload(pod: &Pod) -> Option<String> {
+    let owner = controller(pod)?;
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let set = leader_worker_set(pod).map(|name| format!("leaderworkerset/{namespace}/{name}"));
+    Some(set.unwrap_or_else(|| owner.uid.clone()))
+}
+
+/// The name of the pod's LeaderWorkerSet. Only a `StatefulSet` makes pods for one.
+#[must_use]
+pub fn leader_worker_set(pod: &Pod) -> Option<&str> {
+    let name = pod.metadata.labels.as_ref()?.get(LEADER_WORKER_SET)?;
+    controller(pod).filter(|owner| owner.kind == "StatefulSet").map(|_| name.as_str())
+}
+
 /// What the ReplicaSets of one Deployment have in common, from the labels and the controller of one of their pods; none
 /// for other pods.
 #[must_use]
@@ -102,6 +122,20 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn all_pods_of_a_leader_worker_set_are_one_workload() {
+        let of = |kind: &str, uid: &str, label: &str| -> Option<String> {
+            let owner = json!([{"apiVersion": "apps/v1", "kind": kind, "name": "o", "uid": uid, "controller": true}]);
+            let metadata = json!({"namespace": "ml", "labels": {label: "llm"}, "ownerReferences": owner});
+            workload(&serde_json::from_value(json!({ "metadata": metadata })).unwrap())
+        };
+        let all = [of("StatefulSet", "leaders", LEADER_WORKER_SET), of("StatefulSet", "workers-0", LEADER_WORKER_SET)];
+        assert_eq!(all, ["leaderworkerset/ml/llm"; 2].map(|name| Some(name.to_owned())));
+        assert_eq!(of("ReplicaSet", "set", LEADER_WORKER_SET).as_deref(), Some("set"));
+        assert_eq!(of("StatefulSet", "set", "app").as_deref(), Some("set"));
+        assert_eq!(workload(&Pod::default()), None);
+    }
 
     #[test]
     fn the_replica_sets_of_one_deployment_or_rollout_are_a_group() {

@@ -96,6 +96,7 @@ const PURE: &[&str] = &[
     "admission::review",
     "admission::validate",
     "api::kinds",
+    "api::owners::groups",
     "api::owners::members",
     "api::webhook",
     "api::webhook::check",

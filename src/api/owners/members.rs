@@ -43,6 +43,7 @@ struct Metadata {
     creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
     labels: Option<BTreeMap<String, String>>,
+    annotations: Option<BTreeMap<String, String>>,
     #[serde(default)]
     owner_references: Vec<OwnerReference>,
 }
@@ -55,12 +56,32 @@ struct Status {
 }
 
 impl Member {
+    /// A label.
+    pub(super) fn label(&self, key: &str) -> Option<&str> {
+        self.metadata.labels.as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// An annotation.
+    pub(super) fn annotation(&self, key: &str) -> Option<&str> {
+        self.metadata.annotations.as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// The end of the grace period, if the pod is terminating.
+    pub(super) fn leaves_at(&self) -> Option<Timestamp> {
+        self.metadata.deletion_timestamp.as_ref().map(|time| time.0)
+    }
+
+    /// Whether the pod is Ready.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready().is_some_and(|condition| condition.status == "True")
+    }
+
     fn ready(&self) -> Option<&PodCondition> {
         self.status.conditions.iter().find(|condition| condition.type_ == "Ready")
     }
 
     /// Since when the pod is as Ready, or not Ready, as it is.
-    fn changed_at(&self) -> Option<Timestamp> {
+    pub(super) fn changed_at(&self) -> Option<Timestamp> {
         let condition = self.ready().and_then(|condition| condition.last_transition_time.as_ref());
         condition.or(self.metadata.creation_timestamp.as_ref()).map(|time| time.0)
     }
@@ -112,7 +133,7 @@ impl<'a> Tally<'a> {
             return;
         }
         self.live += i32::from(is_own);
-        let is_ready = pod.ready().is_some_and(|condition| condition.status == "True");
+        let is_ready = pod.is_ready();
         let since = pod.changed_at().unwrap_or(self.now);
         if is_ready && self.now.duration_since(since) >= self.min_ready {
             self.ready += i32::from(is_own);

@@ -16,15 +16,25 @@ use crate::{
     mark::owner::controller,
 };
 
+/// The subresource `scale` of an object.
+pub(super) struct Found {
+    /// Of the object.
+    pub metadata: ObjectMeta,
+    /// Replicas.
+    pub wanted: i32,
+    /// Of their pods, if the object has one.
+    pub selector: Option<String>,
+}
+
 impl Pods {
-    /// Reads metadata, wanted pods and selector of the pod's controller; none if its kind has no `scale` or no selector
-    /// in it, if it is gone, or if another object has its name now.
-    pub(super) async fn scale(&self, pod: &Pod, now: Timestamp) -> Result<Option<(ObjectMeta, i32, String)>, Error> {
+    /// Reads the scale of the pod's controller; none if its kind has none, if it is gone, or if another object has its
+    /// name now.
+    pub(super) async fn scale(&self, pod: &Pod, now: Timestamp) -> Result<Option<Found>, Error> {
         let (Some(owner), Some(namespace)) = (controller(pod), pod.metadata.namespace.as_deref()) else {
             return Ok(None);
         };
         let (group, version) = owner.api_version.split_once('/').unwrap_or(("", &owner.api_version));
-        if !is_segment(version) || !is_segment(&owner.name) || !(group.is_empty() || is_segment(group)) {
+        if !is_segment(version) || !(group.is_empty() || is_segment(group)) {
             return Ok(None);
         }
         let root = if group.is_empty() { "/api" } else { "/apis" };
@@ -38,15 +48,22 @@ impl Pods {
             resource
         };
         let Some(resource) = resource else { return Ok(None) };
-        let path = format!("{root}/namespaces/{namespace}/{resource}/{}/scale", owner.name);
-        let Some(scale) = self.read::<Scale>(&path, "get the scale of a pod's controller").await? else {
+        let found = self.scale_at(&format!("{root}/namespaces/{namespace}/{resource}"), &owner.name).await?;
+        Ok(found.filter(|found| found.metadata.uid.as_ref() == Some(&owner.uid)))
+    }
+
+    /// Reads the scale of the object of this name among those at this path.
+    pub(super) async fn scale_at(&self, path: &str, name: &str) -> Result<Option<Found>, Error> {
+        if !is_segment(name) {
             return Ok(None);
-        };
-        let selector = scale.status.and_then(|status| status.selector).filter(|selector| !selector.is_empty());
-        let is_same = scale.metadata.uid.as_ref() == Some(&owner.uid);
-        // Zero is left out.
-        let wanted = scale.spec.and_then(|spec| spec.replicas).unwrap_or(0);
-        Ok(selector.filter(|_| is_same).map(|selector| (scale.metadata, wanted, selector)))
+        }
+        let found: Option<Scale> = self.read(&format!("{path}/{name}/scale"), "get the scale of a controller").await?;
+        Ok(found.map(|scale| Found {
+            metadata: scale.metadata,
+            // Zero is left out.
+            wanted: scale.spec.and_then(|spec| spec.replicas).unwrap_or(0),
+            selector: scale.status.and_then(|status| status.selector).filter(|selector| !selector.is_empty()),
+        }))
     }
 
     /// Reads this path; none if there is nothing.
