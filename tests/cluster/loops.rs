@@ -10,7 +10,8 @@ use tokio::time::{Instant, sleep};
 use crate::{
     common::{SYSTEM, audit, eventually, name_of, now, setting},
     kubectl::{IMAGE, Namespace, condition, deadline, is_marked, record, serves, uid_of},
-    stage::{Stage, shown, without_credentials},
+    rules::without_credentials,
+    stage::{Stage, shown},
 };
 
 /// A ServiceAccount that may exec, and the token of a pod of it.

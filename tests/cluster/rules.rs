@@ -8,7 +8,7 @@ use serial_test::parallel;
 use crate::kubectl::{IMAGE, Namespace, record, run};
 
 /// A kubeconfig of this cluster without credentials, so that only `--token` counts.
-async fn without_credentials() -> tempfile::NamedTempFile {
+pub async fn without_credentials() -> tempfile::NamedTempFile {
     let config = run(&["config", "view", "--raw", "--minify", "-o", "json"]).await;
     let mut config: Value = serde_json::from_str(&config).unwrap();
     config["users"][0]["user"] = json!({});
