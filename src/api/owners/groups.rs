@@ -17,21 +17,21 @@ const SIZE: &str = "leaderworkerset.sigs.k8s.io/size";
 pub(super) struct Groups {
     now: Timestamp,
     /// How many Ready pods each has, and how many it should have.
-    groups: BTreeMap<String, (usize, usize)>,
+    by_index: BTreeMap<String, (usize, usize)>,
     seen: Seen,
 }
 
 impl Groups {
     /// None, as of `now`.
     pub(super) fn new(now: Timestamp) -> Self {
-        Self { now, groups: BTreeMap::new(), seen: Seen::default() }
+        Self { now, by_index: BTreeMap::new(), seen: Seen::default() }
     }
 
     /// Counts one pod.
     pub(super) fn add(&mut self, pod: &Member) {
         let Some(index) = pod.label(GROUP_INDEX) else { return };
         let size = pod.annotation(SIZE).and_then(|size| size.parse().ok()).unwrap_or(1);
-        let (ready, wanted) = self.groups.entry(index.to_owned()).or_default();
+        let (ready, wanted) = self.by_index.entry(index.to_owned()).or_default();
         *wanted = size.max(*wanted);
         if let Some(until) = pod.leaves_at() {
             self.seen.leaving_until = self.seen.leaving_until.max(Some(until));
@@ -44,7 +44,7 @@ impl Groups {
 
     /// How many groups have all their pods, Ready, and whether one of these `expected` is being replaced.
     pub(super) fn count(mut self, expected: i32) -> (i32, Seen) {
-        let ready = self.groups.values().filter(|(ready, wanted)| ready >= wanted).count();
+        let ready = self.by_index.values().filter(|(ready, wanted)| ready >= wanted).count();
         let ready = i32::try_from(ready).unwrap_or(i32::MAX);
         let is_being_replaced = self.seen.leaving_until.is_some() || self.seen.starting_since.is_some();
         if ready < expected && !is_being_replaced {
