@@ -199,6 +199,20 @@ caBundle is set and identical in all 4 webhook entries: yes
     assert_eq!(versions.matches(concat!("v", env!("CARGO_PKG_VERSION"), "\n")).count(), 2, "{versions}");
 }
 
+/// What doctor says, without the loops that other tests made: it knows them for a day.
+fn without_loops(text: &str) -> String {
+    let mut kept = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if line.contains("eviction loop: ") {
+            assert!(lines.next().is_some_and(|advice| advice.trim_start().starts_with("to fix: ")), "{text}");
+        } else {
+            kept.push(line);
+        }
+    }
+    kept.join("\n") + "\n"
+}
+
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
@@ -206,7 +220,7 @@ async fn doctor_checks_the_installation_and_names_who_can_bypass_it() {
     let stage = Stage::new("t-mark-").await;
     // The warning is of hack/cluster's own making: with it, the API server reaches the kubelet.
     assert_output(
-        &stage.sees_of_replicas("doctor").await,
+        &without_loops(&stage.sees_of_replicas("doctor").await),
         "
 OK   webhook configuration: 4 entries, as shipped
 OK   replicas: 2 of 2 are Ready
