@@ -327,11 +327,15 @@ proptest! {
             let sent = permit.send(at(now));
             if end == 1 {
                 sent.refused();
+                // It also answers an earlier attempt for this pod: the pod is not terminating.
+                if last.get(&owner).is_some_and(|(other, _, end)| *other == pod && *end == 3) {
+                    last.remove(&owner);
+                }
                 continue;
             }
             sent.keep();
             started.push(now);
-            if let Some((other, since)) = last.insert(owner.clone(), (pod.clone(), now)) {
+            if let Some((other, since, _)) = last.insert(owner.clone(), (pod.clone(), now, end)) {
                 prop_assert!(other == pod || now - since >= 1000, "{other} and {pod}");
             }
             if end == 2 {
