@@ -6,7 +6,8 @@ use libfuzzer_sys::fuzz_target;
 use pristine::{
     cli::simulate::{
         event::{self, Decoded},
-        print::{self, Read},
+        print,
+        read::Read,
         records::Records,
         summary::Summary,
         workload::Pods,
@@ -40,9 +41,11 @@ fuzz_target!(|data: &[u8]| {
     }
     assert!(records.error.is_none(), "{:?}", records.error);
     assert!(summary.count() + summary.refused <= count);
-    let table = print::table(&summary, &Read::default(), "f", RULES, false);
+    let read = Read::default();
+    let source = read.source(&summary, "f", RULES, false);
+    let table = print::table(&summary, &source);
     assert!(table.chars().all(|c| c == '\n' || !c.is_control()), "{table:?}");
-    let json = print::json(&summary, &Read::default(), "f", RULES, false);
+    let json = print::json(&summary, &source);
     let json: Value = serde_json::from_str(&json).expect("JSON");
     if let Some(suggested) = json["suggestedRules"].as_str().filter(|_| are_names) {
         assert_eq!(json["suggestedRulesAreWholeConfiguration"], true, "{suggested}");
