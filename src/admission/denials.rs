@@ -6,37 +6,40 @@
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::review::{Act, Request};
+use super::review::Request;
 use crate::mark::FOLD;
 
 /// The most denials that are remembered. If there are more in [`FOLD`], all are forgotten rather than growing without
 /// bound.
 const MAX: usize = 4096;
 
-/// What makes two denials one: user, namespace, pod, and what was asked for.
-type Key = (String, String, String, Vec<Act>);
-
-/// The denials, and when the first of each was.
+/// The denials, by a hash of user, namespace, pod and what was asked for, and when the first of each was. A hash, because
+/// a command can have a megabyte, and a user who is denied can send thousands. Its key is random, so that no user can find
+/// two denials with the same hash.
 #[derive(Default)]
-pub struct Denials(Mutex<HashMap<Key, Instant>>);
+pub struct Denials {
+    known: Mutex<HashMap<u64, Instant>>,
+    hasher: RandomState,
+}
 
 impl Denials {
     /// Whether the same was denied within [`FOLD`]. Remembers it otherwise.
     pub fn is_repeated(&self, request: &Request, now: Instant) -> bool {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Request { user, namespace, pod, acts, .. } = request;
+        let key = self.hasher.hash_one((&user.name, namespace, pod, acts));
+        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let fold = Duration::try_from(FOLD).unwrap_or_default();
         all.retain(|_, first| now.duration_since(*first) <= fold);
         if all.len() >= MAX {
             all.clear();
         }
-        let Request { user, namespace, pod, acts, .. } = request;
-        let key = (user.name.clone(), namespace.clone(), pod.clone(), acts.clone());
         let first = *all.entry(key).or_insert(now);
         first != now
     }
@@ -45,7 +48,10 @@ impl Denials {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mark::{Operation, User};
+    use crate::{
+        admission::review::Act,
+        mark::{Operation, User},
+    };
 
     fn request(user: &str, command: &str) -> Request {
         let act = Act {
@@ -72,6 +78,6 @@ mod tests {
         for n in 0..2 * MAX {
             denials.is_repeated(&request(&n.to_string(), "id"), after(12));
         }
-        assert!(denials.0.lock().unwrap().len() <= MAX);
+        assert!(denials.known.lock().unwrap().len() <= MAX);
     }
 }
