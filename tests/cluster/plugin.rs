@@ -262,7 +262,7 @@ async fn kubectl_completes_commands_and_marked_pods() {
     let commands = complete(&[""]).await;
     let names: Vec<&str> = commands.lines().map(|line| line.split('\t').next().unwrap()).collect();
     let expected =
-        "get describe extend hold release evict suspend resume certs doctor default-config version completion :4";
+        "get describe extend hold release evict summary suspend resume certs doctor default-config version completion :4";
     assert_eq!(names.join(" "), expected);
     let script = stage.pristine("completion bash").await;
     assert!(script.status.success() && shown(&script).contains("kubectl-pristine"));
