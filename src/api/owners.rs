@@ -14,13 +14,13 @@ use k8s_openapi::{
 use kube::{
     Api, Resource,
     api::{ListParams, ObjectMeta},
-    core::{Request, Selector},
+    core::Selector,
 };
 use serde::de::DeserializeOwned;
 
 use self::{
     groups::Groups,
-    members::{Member, Page, Tally},
+    members::{Member, Tally},
 };
 use super::pods::{Error, Pods};
 use crate::mark::owner::{
@@ -192,14 +192,11 @@ impl Pods {
         // Many workloads are read at the same time, and only so many pages may be in memory.
         let _page = self.lists.acquire().await;
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let list = Request::new(Pod::url_path(&(), Some(namespace)));
         let mut params = ListParams::default().labels(selector).limit(PAGE);
         loop {
-            let request =
-                list.list(&params).map_err(|error| Error::of("list pods")(kube::Error::BuildRequest(error)))?;
-            let page: Page = self.client.request(request).await.map_err(Error::of("list pods"))?;
-            page.items.iter().for_each(&mut add);
-            params.continue_token = page.metadata.token.filter(|token| !token.is_empty());
+            let (members, next) = self.page_of(namespace, &params).await?;
+            members.iter().for_each(&mut add);
+            params.continue_token = next;
             if params.continue_token.is_none() {
                 return Ok(());
             }

@@ -11,33 +11,15 @@ use serde::Deserialize;
 
 use crate::mark::owner::{Seen, group, is_controller};
 
-/// A page of a list of pods, without what is not needed: a workload can have thousands of them.
-#[derive(Debug, Deserialize)]
-pub(super) struct Page {
-    /// Where the next page begins.
-    #[serde(default)]
-    pub(super) metadata: Continue,
-    /// The pods.
-    pub(super) items: Vec<Member>,
-}
-
-/// The metadata of a list.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct Continue {
-    /// Empty on the last page.
-    #[serde(default, rename = "continue")]
-    pub(super) token: Option<String>,
-}
-
-/// What a pod says about its workload.
-#[derive(Debug, Deserialize)]
+/// What a pod says about its workload. Only what is needed: a workload can have thousands of pods.
+#[derive(Clone, Debug, Deserialize)]
 pub(super) struct Member {
     metadata: Metadata,
     #[serde(default)]
     status: Status,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Metadata {
     creation_timestamp: Option<Time>,
@@ -48,7 +30,7 @@ struct Metadata {
     owner_references: Vec<OwnerReference>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 struct Status {
     phase: Option<String>,
     #[serde(default)]

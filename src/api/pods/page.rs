@@ -1,7 +1,12 @@
 //! Lists the pods of a namespace in pages.
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::ListParams;
+use kube::{
+    Resource as _,
+    api::{ListParams, ObjectList},
+    core::Request,
+};
+use serde::de::DeserializeOwned;
 
 use super::{Error, Pods};
 
@@ -17,7 +22,22 @@ impl Pods {
     pub async fn page(&self, namespace: &str, page: Option<String>) -> Result<(Vec<Pod>, Option<String>), Error> {
         let mut params = ListParams::default().limit(PAGE);
         params.continue_token = page;
-        let found = self.api(namespace).list(&params).await.map_err(Error::of("list pods"))?;
+        self.page_of(namespace, &params).await
+    }
+
+    /// The same, of each pod only the fields that `P` has, and with these parameters.
+    pub(in crate::api) async fn page_of<P>(
+        &self,
+        namespace: &str,
+        params: &ListParams,
+    ) -> Result<(Vec<P>, Option<String>), Error>
+    where
+        P: Clone + DeserializeOwned,
+    {
+        let action = "list pods";
+        let request = Request::new(Pod::url_path(&(), Some(namespace))).list(params);
+        let request = request.map_err(kube::Error::BuildRequest).map_err(Error::of(action))?;
+        let found: ObjectList<P> = self.client.request(request).await.map_err(Error::of(action))?;
         Ok((found.items, found.metadata.continue_.filter(|next| !next.is_empty())))
     }
 }

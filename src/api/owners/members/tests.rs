@@ -1,3 +1,4 @@
+use kube::api::ObjectList;
 use serde_json::{Value, json};
 
 use super::*;
@@ -38,7 +39,8 @@ fn of_replica_set(mut pod: Value, name: &str, hash: &str) -> Value {
 
 /// Ready pods, when the last one is gone, and since when one is starting.
 fn count(group: Option<&str>, min_ready: i32, pods: &[Value]) -> (i32, Option<Timestamp>, Option<Timestamp>) {
-    let page: Page = serde_json::from_value(json!({"metadata": {"continue": ""}, "items": pods})).unwrap();
+    let page: ObjectList<Member> =
+        serde_json::from_value(json!({"metadata": {"continue": ""}, "items": pods})).unwrap();
     let mut tally = Tally::new("db", group.map(str::to_owned), Some(min_ready), at(0));
     page.items.iter().for_each(|member| tally.add(member));
     (tally.ready, tally.seen.leaving_until, tally.seen.starting_since)
