@@ -16,6 +16,9 @@ pub mod persist;
 pub mod pods;
 pub mod webhook;
 
+/// The label selector of the replicas' pods, as manifests/base/deployment.yaml labels them.
+pub const REPLICAS: &str = "app.kubernetes.io/name=pristine,app.kubernetes.io/component=webhook";
+
 /// The clock, the three places where a module reports what it did, and the link to the API server. Cheap to clone.
 #[derive(Clone)]
 pub struct Context {

@@ -38,6 +38,7 @@ use super::{
     secret::{self, Store},
 };
 use crate::api::{
+    REPLICAS,
     call::{self, call},
     webhook::{
         GENERATION, Names,
@@ -224,8 +225,7 @@ impl Objects {
     /// The API server's answer, or that it did not answer.
     pub async fn served_chains(&self) -> Result<Vec<Vec<CertificateDer<'static>>>, Error> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.names().namespace);
-        let ours = ListParams::default().labels("app.kubernetes.io/name=pristine,app.kubernetes.io/component=webhook");
-        let pods = call("list our pods", pods.list(&ours)).await?;
+        let pods = call("list our pods", pods.list(&ListParams::default().labels(REPLICAS))).await?;
         let status = |pod: Pod| ReplicaStatus::parse(pod.metadata.annotations?.get(REPLICA)?);
         Ok(pods.into_iter().filter_map(status).map(|status| status.chain()).collect())
     }

@@ -3,7 +3,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Pod};
-use kube::{Api, api::ListParams};
+use kube::Api;
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 
 use super::{
@@ -59,10 +59,7 @@ impl Trust {
             entry.client_config.service.as_ref().is_some_and(|service| service.namespace == connection.pristine)
         });
         let entries = entries.map(|entry| (entry.name, entry.client_config.ca_bundle.unwrap_or_default().0)).collect();
-        let api: Api<Pod> = Api::namespaced(connection.client.clone(), &connection.pristine);
-        let params =
-            ListParams::default().labels("app.kubernetes.io/name=pristine,app.kubernetes.io/component=webhook");
-        let pods = connection.call("list pods", api.list(&params)).await?;
+        let pods = connection.replicas().await?;
         let mut replicas: Vec<Replica> = pods.into_iter().filter_map(replica).collect();
         replicas.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(Self { entries, replicas, is_closed, dns: format!("{NAME}.{}.svc", connection.pristine) })

@@ -6,12 +6,12 @@ use clap::Args;
 use k8s_openapi::api::{authentication::v1::SelfSubjectReview, core::v1::Pod};
 use kube::{
     Api, Client, Config,
-    api::PostParams,
+    api::{ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 
 use super::output::Failure;
-use crate::error::chain;
+use crate::{api::REPLICAS, error::chain};
 
 /// The flags that every kubectl command has.
 #[derive(Args, Clone, Debug, Default)]
@@ -188,6 +188,15 @@ impl Connection {
     #[must_use]
     pub fn pods(&self) -> Api<Pod> {
         Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// The pods of Pristine's replicas.
+    ///
+    /// # Errors
+    /// The answer of the API server.
+    pub async fn replicas(&self) -> Result<Vec<Pod>, Failure> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.pristine);
+        Ok(self.call("list pods", api.list(&ListParams::default().labels(REPLICAS))).await?.items)
     }
 
     /// The pod of this name, with or without the prefix `pod/`.

@@ -119,11 +119,10 @@ async fn configuration(connection: &Connection, notes: &mut Vec<String>) -> (&'s
 /// The interactions in the logs of the replicas. Without the permission to read them, those of the pods have to do.
 async fn logged(connection: &Connection, notes: &mut Vec<String>) -> Vec<Event> {
     let api: Api<Pod> = Api::namespaced(connection.client.clone(), &connection.pristine);
-    let selector = "app.kubernetes.io/name=pristine,app.kubernetes.io/component=webhook";
     let mut events = Vec::new();
     let mut warn = |failure: Failure| notes.push(format!("warning: a log is missing: {}", failure.message));
-    let replicas = match connection.call("list pods", api.list(&ListParams::default().labels(selector))).await {
-        Ok(replicas) => replicas.items,
+    let replicas = match connection.replicas().await {
+        Ok(replicas) => replicas,
         Err(failure) => {
             warn(failure);
             return events;
