@@ -12,7 +12,7 @@ use k8s_openapi::{
         core::v1::{ObjectReference, Pod},
         events::v1::Event,
     },
-    apimachinery::pkg::apis::meta::v1::MicroTime,
+    apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference},
 };
 use kube::{
     Api, Client, Resource,
@@ -142,6 +142,19 @@ impl Events {
     /// pod.
     pub fn owner(&self, pod: &Pod, type_: EventType, reason: &'static str, action: &'static str, note: &str) {
         let Some(owner) = controller(pod) else { return };
+        self.above(owner, pod, type_, reason, action, note);
+    }
+
+    /// Publishes an Event about an object of the owner chain of a pod, which is in the pod's namespace.
+    pub fn above(
+        &self,
+        owner: &OwnerReference,
+        pod: &Pod,
+        type_: EventType,
+        reason: &'static str,
+        action: &'static str,
+        note: &str,
+    ) {
         let about = ObjectReference {
             api_version: Some(owner.api_version.clone()),
             kind: Some(owner.kind.clone()),

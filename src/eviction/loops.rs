@@ -90,7 +90,8 @@ impl Row {
 
     /// Whether the deadline of this claim does not count. Also after the end of the loop: the interaction was only
     /// recorded when it was admitted.
-    fn spares(&self, claim: &Claim) -> bool {
+    #[must_use]
+    pub fn spares(&self, claim: &Claim) -> bool {
         self.machine && claim.machine && self.user == claim.user && self.until.is_some_and(|until| claim.at < until)
     }
 
@@ -142,7 +143,7 @@ type Key = (Workload, String, bool);
 pub struct Loops(BTreeMap<Key, Row>);
 
 impl Loops {
-    /// Reads the ConfigMap's data. What is not a list of rows is as if it were empty: then loops are noticed anew. No row
+    /// Reads the ConfigMap's data. What is not a list of rows is as if it were empty: then each loop is noticed again. No row
     /// can be of the future, so what was written by hand lasts no longer than what the leader writes.
     #[must_use]
     pub fn parse(data: &BTreeMap<String, String>, now: Timestamp) -> Self {

@@ -1,15 +1,11 @@
 //! Ends loops (I/O). What a loop is, is decided in [`crate::eviction::loops`].
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::core::v1::Pod;
 
 use super::Reconcile;
 use crate::{
-    api::{
-        events::EventType,
-        owners::Owner,
-        pods::{self},
-    },
+    api::{events::EventType, owners::Owner, pods},
     eviction::{
         entry::{Entry, Requeue},
         loops::{Row, Workload},
@@ -33,7 +29,7 @@ impl Reconcile<'_> {
             return Ok(Some(Requeue::Again(soon)));
         };
         let Some(first) = rows.first() else { return Ok(None) };
-        let left = mark.without(|claim| rows.iter().any(|row| claim.machine && row.user == claim.user));
+        let left = mark.without(|claim| rows.iter().any(|row| row.spares(claim)));
         let cause = format!("{}; {}", first.describe(), first.advice());
         let message = format!("{}. {cause}", left.summary());
         let status = match left.evict_at {
@@ -72,14 +68,6 @@ impl Reconcile<'_> {
         let events = &self.context.events;
         events.pod(pod, EventType::Warning, "EvictionLoop", "Evict", note);
         let Some(top) = owner.parent.as_ref().or_else(|| controller(pod)) else { return };
-        let about = ObjectReference {
-            api_version: Some(top.api_version.clone()),
-            kind: Some(top.kind.clone()),
-            name: Some(top.name.clone()),
-            uid: Some(top.uid.clone()),
-            namespace: pod.metadata.namespace.clone(),
-            ..ObjectReference::default()
-        };
-        events.publish(about, EventType::Warning, "EvictionLoop", "Evict", note);
+        events.above(top, pod, EventType::Warning, "EvictionLoop", "Evict", note);
     }
 }
