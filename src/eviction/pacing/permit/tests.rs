@@ -11,6 +11,13 @@ fn owner(ready: i32, version: &str) -> Owner<'_> {
     Owner { uid: "o", group: None, counts: Some(Counts { wanted: 3, ready, is_shared: true }), version, seen: None }
 }
 
+/// The permit of this turn, at the start, counted by a rate limit of one eviction at once.
+fn spent(turn: &Turn) -> Permit<'_> {
+    let mut permit = turn.begin(Some(owner(3, "1")), true, at(0)).unwrap();
+    permit.spend(10, at(0)).unwrap();
+    permit
+}
+
 #[test]
 fn a_dropped_turn_lets_another_pod_of_the_workload_through() {
     let pacer = Pacer::default();
@@ -25,8 +32,7 @@ fn a_dropped_turn_lets_another_pod_of_the_workload_through() {
 fn a_permit_that_is_dropped_before_the_request_gives_everything_back() {
     let pacer = Pacer::default();
     let turn = pacer.turn(Some("o"), "a", at(0)).unwrap();
-    let mut permit = turn.begin(Some(owner(3, "1")), true, at(0)).unwrap();
-    permit.spend(10, at(0)).unwrap();
+    let permit = spent(&turn);
     assert!(pacer.limit(10, at(0)).is_some());
     drop(permit);
     drop(turn);
@@ -39,8 +45,7 @@ fn a_permit_that_is_dropped_before_the_request_gives_everything_back() {
 fn a_request_without_an_answer_counts_as_accepted() {
     let pacer = Pacer::default();
     let turn = pacer.turn(Some("o"), "a", at(0)).unwrap();
-    let mut permit = turn.begin(Some(owner(3, "1")), true, at(0)).unwrap();
-    permit.spend(10, at(0)).unwrap();
+    let permit = spent(&turn);
     // The reconciliation is cancelled by its timeout.
     drop(permit.send(at(30_000)));
     drop(turn);
@@ -62,8 +67,7 @@ fn a_request_without_an_answer_counts_as_accepted() {
 fn a_pod_that_another_client_deleted_is_waited_for_and_not_counted_by_the_rate_limit() {
     let pacer = Pacer::default();
     let turn = pacer.turn(Some("o"), "a", at(0)).unwrap();
-    let mut permit = turn.begin(Some(owner(3, "1")), true, at(0)).unwrap();
-    permit.spend(10, at(0)).unwrap();
+    let permit = spent(&turn);
     permit.send(at(30_000)).pod_was_gone(at(0));
     drop(turn);
     assert_eq!(pacer.limit(10, at(0)), None);
