@@ -113,7 +113,7 @@ async fn a_loop_of_a_machine_ends_after_three_evictions_and_is_reported() {
     assert!(message.contains("eviction loop: Deployment web was evicted 3 times in a row"), "{message}");
     assert!(message.contains("podToken: true, tty: false}, action: Record}"), "{message}");
 
-    // It goes on, and no pod is evicted any more.
+    // The operator continues, and no pod is evicted any more.
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(15) {
         operator.enter(ns, name_of(&last)).await;

@@ -181,7 +181,7 @@ async fn the_second_member_of_a_quorum_stays_while_the_first_one_terminates_for_
     let owner = stateful_set(&client, &namespace).await;
     three_marked(&client, &namespace, &owner, in_seconds(5)).await;
     let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
-    // The grace period of the first one that is evicted; nobody ends it before.
+    // The grace period of the first one that is evicted; no kubelet ends it before.
     let start = Instant::now();
     let long = Duration::from_secs(330);
     let fewest = members(&client, &namespace, &owner, long * 2, long, |_| start.elapsed() >= long).await;

@@ -212,7 +212,7 @@ async fn the_fourth_pod_of_a_machine_is_recorded_and_its_workload_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_loop_of_a_person_is_reported_and_goes_on() {
+async fn a_loop_of_a_person_is_reported_and_does_not_end() {
     let replica = Replica::leading(&cluster(), "a").await;
     for uid in ["u1", "u2", "u3", "u4", "u5"] {
         replica.entered(uid, false).await;
