@@ -57,7 +57,7 @@ impl Request {
 }
 
 /// One interaction: a container, and what is run in it.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+#[derive(Debug, Eq, Hash, PartialEq)]
 pub struct Act {
     /// The operation.
     pub operation: Operation,
