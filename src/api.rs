@@ -14,6 +14,7 @@ pub mod link;
 pub mod owners;
 pub mod persist;
 pub mod pods;
+pub mod surge;
 pub mod webhook;
 
 /// The label selector of the replicas' pods, as manifests/base/deployment.yaml labels them.

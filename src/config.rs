@@ -88,6 +88,9 @@ struct RawEviction {
     /// The ReplicaSet creates a replacement at once, and the marked pod remains until its deadline. Requires the
     /// component `quarantine`. Default: false.
     quarantine: bool,
+    /// Whether Pristine creates the replacement of a due pod before it evicts the pod, if the pod is the only one of a
+    /// Deployment or a PodDisruptionBudget refuses the eviction. Requires the component `surge`. Default: false.
+    surge: bool,
     /// Whether Pristine evicts no pod: pods are marked and get deadlines as usual, and a pod that is due has the state
     /// `Suspended`. For observing before evictions are switched on; for an incident, use `kubectl pristine suspend`.
     /// Default: false.
@@ -271,6 +274,7 @@ pub fn parse(name: &str, text: &str) -> Result<Configuration, Error> {
         warn_before: raw.warn_before.map(|Ttl(before)| before),
         per_minute,
         quarantine: raw.quarantine,
+        surge: raw.surge,
         suspend: raw.suspend,
     };
     Ok(Configuration { policy: Policy { default: file.default, rules: file.rules }, eviction })

@@ -16,8 +16,10 @@ pub mod quarantine;
 pub mod queue;
 pub mod reconcile;
 pub mod successor;
+pub mod surge;
 pub mod suspension;
 pub mod switch;
+pub mod uninstall;
 
 pub use plan::{Next, plan};
 
@@ -34,6 +36,8 @@ pub struct Settings {
     pub per_minute: u32,
     /// Whether marked pods are taken out of service before their deadline.
     pub quarantine: bool,
+    /// Whether the replacement of a due pod is created before its eviction, where that helps.
+    pub surge: bool,
     /// Whether no pod is evicted.
     pub suspend: bool,
 }
@@ -47,6 +51,7 @@ impl Default for Settings {
             warn_before: None,
             per_minute: 600,
             quarantine: false,
+            surge: false,
             suspend: false,
         }
     }

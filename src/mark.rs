@@ -23,6 +23,7 @@ mod interaction;
 pub mod owner;
 pub mod redact;
 pub mod status;
+pub mod surge;
 pub use interaction::{EXEC_REQUEST_UID, Interaction, Operation, POD_NAME, SERVICE_ACCOUNT, User};
 pub use status::{State, Status, is_ready};
 
@@ -155,10 +156,18 @@ pub fn is_recreated(pod: &Pod) -> bool {
     controller(pod).is_some_and(|owner| owner.kind != "Job") && policy.is_none_or(|policy| policy == "Always")
 }
 
-/// The pod as it was before its quarantine, for the rules: quarantine removes labels, and with them the controller.
+/// The pod as it was before its quarantine or its surge, for the rules: both remove labels, and quarantine the controller
+/// with them.
 #[must_use]
 pub fn before_quarantine(pod: &Pod) -> Cow<'_, Pod> {
     let annotations = pod.metadata.annotations.as_ref();
+    if surge::is_in_surge(pod)
+        && let Some(hash) = surge::annotation(pod, surge::SURGE_HASH)
+    {
+        let mut before = pod.clone();
+        before.metadata.labels.get_or_insert_default().entry(surge::HASH.to_owned()).or_insert_with(|| hash.to_owned());
+        return Cow::Owned(before);
+    }
     let Some(text) = annotations.and_then(|all| all.get(QUARANTINED)) else { return Cow::Borrowed(pod) };
     let labels: BTreeMap<String, String> = serde_json::from_str(text).unwrap_or_default();
     // Without a mark, Pristine did not write the annotation.
@@ -290,8 +299,8 @@ impl Mark {
     /// `uid` protects a new pod of the same name. `resourceVersion` protects the mark that another replica writes at
     /// the same moment (without it, 20 of 20 concurrent marks lost one).
     ///
-    /// The first mark clears the annotations of users and of quarantine: no policy guards the creation of pods, so a
-    /// template may have carried them.
+    /// The first mark clears the annotations of users, of quarantine and of a surge: no policy guards the creation of
+    /// pods, so a template may have carried them.
     #[must_use]
     pub fn patch(&self, resource_version: &str, is_first: bool) -> Value {
         let status = Status::due(State::Marked, self.evict_at, None);
@@ -307,7 +316,7 @@ impl Mark {
         annotations[INTERACTIONS] = json!(self.record());
         annotations[EVICT_AT] = json!(self.evict_at.map(|at| at.to_string()));
         if is_first {
-            for key in USERS_KEYS.into_iter().chain([QUARANTINED]) {
+            for key in USERS_KEYS.into_iter().chain([QUARANTINED, surge::SURGE]) {
                 annotations[key] = Value::Null;
             }
         }

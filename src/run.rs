@@ -36,7 +36,9 @@ use crate::{
         leadership::{LeaderElector, Leadership},
         loop_store::LoopStore,
         mark_successor::SuccessorMarker,
+        reconcile::OwnerLost,
         suspension::Suspended,
+        uninstall,
     },
     server::{self, Limits, listen, probes, readiness::Readiness},
     telemetry::{Metrics, init_logs},
@@ -225,12 +227,14 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         leadership,
         suspended,
         loops,
+        owner_lost: OwnerLost::default(),
         about: own_pod(&args),
         successors,
         synced,
     };
     spawn("eviction", Box::pin(evictions.run()));
 
+    let leaving = (pods.clone(), context.clone());
     let metrics = context.metrics.clone();
     let marking = Marking { pods, policy: policy_rx, context: context.clone(), writers: Writers::default() };
     let handler = Handler::new(marking, context);
@@ -252,6 +256,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
             stop.send_replace(true);
             // The Lease is released at once, so that the next leader does not wait until it expires.
             let _ = election.await;
+            uninstall::end_surges(&leaving.0, &leaving.1, &args.namespace).await;
             let _ = webhook.await;
             tracing::info!("drained");
             return Ok(());

@@ -149,6 +149,8 @@ pub struct Metrics {
     pub connections: Gauge,
     /// Eviction attempts, by result.
     pub evictions: Family<Outcome, Counter>,
+    /// Surges begun and ended, by result.
+    pub surges: Family<Outcome, Counter>,
     /// From the deadline to the moment the eviction was accepted.
     pub lateness_seconds: Histogram,
     /// How long the most overdue pod in each state has been due, on the leader.
@@ -198,6 +200,7 @@ impl Default for Metrics {
             handshakes: Family::default(),
             connections: Gauge::default(),
             evictions: Family::default(),
+            surges: Family::default(),
             lateness_seconds: Histogram::new([0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0]),
             overdue_seconds: Family::default(),
             marked: Family::default(),
@@ -228,6 +231,11 @@ impl Default for Metrics {
         r.register("tls_handshakes", "TLS handshakes on the webhook port", all.handshakes.clone());
         r.register("connections", "Open connections on the webhook port", all.connections.clone());
         r.register("evictions", "Eviction attempts", all.evictions.clone());
+        r.register(
+            "surges",
+            "Evictions whose replacement is created first: begun, and how they ended",
+            all.surges.clone(),
+        );
         let help = "Time from a deadline to the accepted eviction";
         r.register_with_unit("eviction_lateness", help, Unit::Seconds, all.lateness_seconds.clone());
         let help = "How long the most overdue marked pod in this state has been due, on the leader";
@@ -282,6 +290,22 @@ const EVICTIONS: [&str; 12] = [
     "spared",
     "error",
 ];
+const SURGES: [&str; 14] = [
+    "started",
+    "replaced",
+    "timed_out",
+    "not_created",
+    "create_failed",
+    "unschedulable",
+    "owner_changed",
+    "owner_lost",
+    "not_due",
+    "suspended",
+    "disabled",
+    "eviction_failed",
+    "uninstalled",
+    "unreadable",
+];
 const REJECTIONS: [&str; 9] =
     ["api_server", "path", "method", "busy", "slow", "too_large", "broken_body", "not_a_review", "panic"];
 
@@ -297,6 +321,9 @@ impl Metrics {
         }
         for by in ["machine", "person"] {
             drop(self.eviction_loops.get_or_create(&By { by }));
+        }
+        for result in SURGES {
+            drop(self.surges.get_or_create(&Outcome { result }));
         }
         for reason in REJECTIONS {
             drop(self.rejected.get_or_create(&Reason { reason }));

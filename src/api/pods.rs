@@ -273,7 +273,7 @@ impl Pods {
         self.patch_status(namespace, name, &json!({ "metadata": { "annotations": { key: value } } })).await.map(drop)
     }
 
-    async fn patch_status(&self, namespace: &str, name: &str, patch: &Value) -> Result<Pod, Error> {
+    pub(super) async fn patch_status(&self, namespace: &str, name: &str, patch: &Value) -> Result<Pod, Error> {
         let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         let patched = self.api(namespace).patch_status(name, &params, &Patch::Strategic(patch)).await;
         patched.map_err(Error::of("patch pods/status"))
@@ -317,7 +317,7 @@ pub fn refusal(status: &kube::core::Status) -> String {
 }
 
 /// Namespace, name, UID and resourceVersion of a pod as it was read.
-fn identity(pod: &Pod) -> Result<(&str, &str, &str, &str), Error> {
+pub(super) fn identity(pod: &Pod) -> Result<(&str, &str, &str, &str), Error> {
     let it = &pod.metadata;
     match (&it.namespace, &it.name, &it.uid) {
         (Some(namespace), Some(name), Some(uid)) => {

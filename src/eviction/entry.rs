@@ -11,7 +11,7 @@ use super::{
     plan::{backoff, plan, waiting},
     quarantine,
 };
-use crate::mark::{State, Status, extension::Extension, owner::workload};
+use crate::mark::{State, Status, extension::Extension, owner::workload, surge::is_in_surge};
 
 /// The states of an entry, with the words of `pristine_marked_pods`. An extended or quarantined pod counts as marked:
 /// its deadline is in the future.
@@ -56,6 +56,8 @@ pub struct Entry {
     pub is_answered: bool,
     /// Whether the pod's status says that it is queued.
     pub is_shown_queued: bool,
+    /// Whether the pod is in a surge: it is reconciled however many others wait.
+    pub is_in_surge: bool,
 }
 
 /// The result of a reconciliation: whether and when to reconcile the pod again.
@@ -98,7 +100,8 @@ impl Entry {
     /// Whether everything that decides when to reconcile the pod is unchanged.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        (self.deadline, &self.asked, &self.owner) == (other.deadline, &other.asked, &other.owner)
+        (self.deadline, &self.asked, &self.owner, self.is_in_surge)
+            == (other.deadline, &other.asked, &other.owner, other.is_in_surge)
     }
 
     /// Whether the pod's status must say now that it is queued. Those requests would delay the evictions of this moment, so
@@ -189,6 +192,7 @@ pub fn observe(pod: &Pod, known: Option<&Entry>, settings: &Settings, now: Times
         state: if is_terminating { State::Terminating } else { State::Marked },
         is_answered: false,
         is_shown_queued: written == Some(State::EvictionQueued),
+        is_in_surge: is_in_surge(pod),
     };
     let is_extended = !is_terminating
         && seen.asked.asks()
@@ -211,7 +215,8 @@ pub fn observe(pod: &Pod, known: Option<&Entry>, settings: &Settings, now: Times
     }
     // A request for an extension is answered on the pod at once, and so is its withdrawal.
     let was_asked = known.map_or_else(Extension::default, |known| known.asked.clone());
-    if is_extended || seen.asked != was_asked || (settings.quarantine && quarantine::is_wanted(pod)) {
+    if is_extended || seen.is_in_surge || seen.asked != was_asked || (settings.quarantine && quarantine::is_wanted(pod))
+    {
         seen.next = now;
     } else if let Some(before) = settings.warn_before {
         seen.next = deadline.checked_sub(before).ok().filter(|at| now < *at).unwrap_or(deadline);

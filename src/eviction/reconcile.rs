@@ -34,7 +34,10 @@ use crate::{
 };
 
 mod loops;
+mod surge;
 mod take_out;
+
+pub use surge::OwnerLost;
 
 /// One reconciliation of one pod.
 pub struct Reconcile<'a> {
@@ -52,6 +55,8 @@ pub struct Reconcile<'a> {
     pub suspended: &'a Suspended,
     /// The loops that were noticed.
     pub loops: &'a LoopStore,
+    /// Whether surges are off because a ReplicaSet released a pod in one.
+    pub owner_lost: &'a OwnerLost,
     /// UID of the pod.
     pub uid: &'a str,
     /// What the queue knows of the pod.
@@ -83,7 +88,8 @@ impl Reconcile<'_> {
         if is_suspended && self.entry.state == State::Suspended {
             return Ok(Requeue::Suspended);
         }
-        let may_be_evicted = *deadline <= now && !is_suspended && self.entry.state != State::Terminating;
+        let may_be_evicted = *deadline <= now && !is_suspended && self.entry.state != State::Terminating
+            && !self.entry.is_in_surge;
         let turn = match may_be_evicted.then(|| self.turn(owner, now)) {
             None => None,
             Some(Ok(turn)) => Some(turn),
@@ -97,6 +103,9 @@ impl Reconcile<'_> {
             tracing::info!(namespace, pod = name, uid = self.uid, "the pod was replaced; its successor is not evicted");
             self.count("replaced");
             return Ok(Requeue::Done);
+        }
+        if let Some(requeue) = Box::pin(self.surging(&pod)).await? {
+            return Ok(requeue);
         }
         match plan(&pod, &self.settings, self.context.clock.never_ahead()) {
             Next::Nothing(_) | Next::Ignore(_) => Ok(Requeue::Done),
@@ -165,6 +174,11 @@ impl Reconcile<'_> {
         // date.
         if !self.leadership.is_held() || self.why_suspended().is_some() {
             return Ok(Requeue::Queued);
+        }
+        if let Some(requeue) = Box::pin(self.surge_first(pod, mark)).await {
+            // The others of its workload wait for its replacement, as after an eviction.
+            permit.send(self.context.clock.never_ahead()).keep();
+            return Ok(requeue);
         }
         match permit.spend(self.settings.per_minute, self.context.clock.never_ahead()) {
             Ok(()) => {

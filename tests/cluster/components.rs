@@ -34,7 +34,7 @@ pub async fn apply_all(yaml: &str, more: &[&str]) {
 }
 
 /// Sets the configuration, restarts the replicas, and gives what it was.
-async fn configure(change: impl FnOnce(&str) -> String) -> String {
+pub async fn configure(change: impl FnOnce(&str) -> String) -> String {
     let before = run(&["-n", SYSTEM, "get", "configmap", "pristine", "-o", "jsonpath={.data.pristine\\.yaml}"]).await;
     let patch = serde_json::json!({"data": {"pristine.yaml": change(&before)}}).to_string();
     run(&["-n", SYSTEM, "patch", "configmap", "pristine", "--type=merge", "-p", &patch]).await;

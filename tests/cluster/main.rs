@@ -33,4 +33,5 @@ mod plugin;
 mod rules;
 mod self_healing;
 mod stage;
+mod surge;
 mod suspend;

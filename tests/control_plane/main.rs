@@ -25,4 +25,5 @@ mod restarts;
 mod rotation;
 mod simulate;
 mod strangers;
+mod surge_policies;
 mod virtual_kubelet;

@@ -25,6 +25,7 @@ fn entry(name: String, deadline: Timestamp) -> Entry {
         state: State::Marked,
         is_answered: false,
         is_shown_queued: false,
+        is_in_surge: false,
     }
 }
 

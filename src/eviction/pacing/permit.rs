@@ -31,6 +31,21 @@ impl Pacer {
         self.lock().rate.wait(per_minute, now)
     }
 
+    /// Counts an eviction against the rate limit alone. For a pod in a surge: its replacement is Ready, and its workload has
+    /// waited for it since the surge began.
+    ///
+    /// # Errors
+    /// How long to wait, when the rate limit allows no eviction now.
+    pub fn spend(&self, per_minute: u32, now: Timestamp) -> Result<Spent, Duration> {
+        self.lock().rate.spend(per_minute, now)?;
+        Ok(Spent { pacer: self.clone(), is_kept: false })
+    }
+
+    /// The surge of this pod ended without an eviction: the others of its workload do not wait for it any more.
+    pub fn surge_ended(&self, workload: Option<&str>, pod: &str) {
+        self.lock().refused(workload, pod);
+    }
+
     /// The turn of this pod, unless reconciling it could not lead to an eviction now. `workload` is none for a pod that
     /// waits for no other.
     #[must_use]
@@ -40,6 +55,29 @@ impl Pacer {
             workload: workload.map(str::to_owned),
             pod: pod.to_owned(),
         })
+    }
+}
+
+/// A place in the rate limit. Dropped: it is given back.
+#[derive(Debug)]
+#[must_use]
+pub struct Spent {
+    pacer: Pacer,
+    is_kept: bool,
+}
+
+impl Spent {
+    /// The pod was evicted, or the API server did not answer.
+    pub fn keep(mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for Spent {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.pacer.lock().rate.refund();
+        }
     }
 }
 

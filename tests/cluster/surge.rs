@@ -1,0 +1,273 @@
+//! The component `surge`, on a real cluster: the replacement serves before the pod goes, and no end of a surge leaves
+//! anything behind.
+
+use std::time::Duration;
+
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    coordination::v1::Lease,
+    core::v1::{Pod, Service},
+};
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams},
+};
+use serial_test::serial;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    common::{SYSTEM, eventually, name_of},
+    components::{apply_all, configure, render},
+    kubectl::{IMAGE, Namespace, annotation, apply, client, deadline, reason, run, serves, uid_of},
+};
+
+/// The component and its switch; gives the configuration of before.
+async fn switch_on() -> String {
+    apply_all(&render(Some("surge")).await, &[]).await;
+    configure(|text| text.replace("eviction: {", "eviction: {surge: true, ")).await
+}
+
+async fn switch_off(before: String) {
+    configure(|_| before).await;
+    let pods: Api<Pod> = Api::all(client().await);
+    let left = pods.list(&ListParams::default().labels("pristine/surge")).await.unwrap().items;
+    assert!(left.iter().all(|pod| pod.metadata.deletion_timestamp.is_some()), "{left:?}");
+    apply_all(&render(None).await, &[]).await;
+    run(&["delete", "clusterrolebinding,clusterrole", "pristine:surge"]).await;
+    run(&["delete", "validatingadmissionpolicybinding,validatingadmissionpolicy", "surge.pods.pristine"]).await;
+}
+
+/// A Deployment of one replica that needs so many seconds to become Ready and three to end, with a Service.
+async fn single(ns: &Namespace, start: u32, more: &str) -> Pod {
+    let yaml = format!(
+        "apiVersion: v1
+kind: Service
+metadata: {{name: web}}
+spec: {{selector: {{app: web}}, ports: [{{port: 80, targetPort: 8080}}]}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: web}}
+spec:
+  replicas: 1
+  selector: {{matchLabels: {{app: web}}}}
+  template:
+    metadata: {{labels: {{app: web}}}}
+    spec:
+      terminationGracePeriodSeconds: 5
+      {more}
+      containers:
+      - name: app
+        image: {IMAGE}
+        command: [sh, -c, 'trap \"sleep 3; exit\" TERM; mkdir -p /tmp/www; echo ok >/tmp/www/index.html; httpd -p 8080 -h /tmp/www; while :; do sleep 0.2; done']
+        readinessProbe: {{tcpSocket: {{port: 8080}}, initialDelaySeconds: {start}, periodSeconds: 1}}
+"
+    );
+    apply(&ns.name, &yaml).await;
+    ns.ready(1).await.remove(0)
+}
+
+async fn budget(ns: &Namespace) {
+    apply(
+        &ns.name,
+        "apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata: {name: web}\nspec: {minAvailable: 1, selector: {matchLabels: {app: web}}}\n",
+    )
+    .await;
+    let budgets: Api<k8s_openapi::api::policy::v1::PodDisruptionBudget> = Api::namespaced(ns.client.clone(), &ns.name);
+    eventually("the budget", 20, async || {
+        let status = budgets.get("web").await.unwrap().status?;
+        (status.current_healthy == 1 && status.desired_healthy == 1).then_some(())
+    })
+    .await;
+}
+
+/// Asks the Service every 50 ms, with a new connection each time, until it is dropped: how often, and how often in vain.
+struct Polls(JoinHandle<()>, std::sync::Arc<std::sync::Mutex<(usize, Vec<String>)>>);
+
+impl Polls {
+    async fn start(ns: &Namespace) -> Self {
+        let services: Api<Service> = Api::namespaced(ns.client.clone(), &ns.name);
+        let address = services.get("web").await.unwrap().spec.unwrap().cluster_ip.unwrap();
+        let ask = async move || -> std::io::Result<()> {
+            let mut stream = TcpStream::connect((address.as_str(), 80)).await?;
+            stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            if answer.ends_with("ok\n") { Ok(()) } else { Err(std::io::Error::other(answer)) }
+        };
+        let counts = std::sync::Arc::<std::sync::Mutex<(usize, Vec<String>)>>::default();
+        let shared = counts.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                let asked = timeout(Duration::from_secs(2), ask()).await;
+                {
+                    let mut counts = shared.lock().unwrap();
+                    counts.0 += 1;
+                    if !matches!(asked, Ok(Ok(()))) {
+                        counts.1.push(format!("{asked:?}"));
+                    }
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        });
+        Self(task, counts)
+    }
+
+    fn end(self) -> (usize, Vec<String>) {
+        self.0.abort();
+        let counts = self.1.lock().unwrap();
+        counts.clone()
+    }
+}
+
+async fn in_surge(ns: &Namespace, pod: &Pod) -> Pod {
+    eventually("the surge", 40, async || {
+        let pod = ns.pod(name_of(pod)).await;
+        pod.metadata.labels.as_ref().unwrap().contains_key("pristine/surge").then_some(pod)
+    })
+    .await
+}
+
+/// Waits until this pod is gone.
+async fn gone(ns: &Namespace, pod: &Pod, seconds: u64) {
+    eventually("the end of the pod", seconds, async || {
+        let found = ns.pods().get_opt(name_of(pod)).await.unwrap();
+        found.is_none_or(|found| uid_of(&found) != uid_of(pod)).then_some(())
+    })
+    .await;
+}
+
+async fn replaced(ns: &Namespace, pod: &Pod) {
+    gone(ns, pod, 90).await;
+    let pods = ns.pods().list(&ListParams::default()).await.unwrap().items;
+    assert!(pods.len() == 1 && pods.iter().all(serves), "one pod, which serves: {pods:?}");
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+#[serial]
+async fn a_single_pod_that_takes_30_s_to_start_is_evicted_without_a_failed_request() {
+    let before = switch_on().await;
+    let run = async |has_budget: bool| {
+        let ns = Namespace::new("t-fast-").await;
+        let pod = single(&ns, 30, "").await;
+        if has_budget {
+            budget(&ns).await;
+        }
+        let polls = Polls::start(&ns).await;
+        ns.run(&["exec", name_of(&pod), "--", "true"]).await;
+        let surging = in_surge(&ns, &pod).await;
+        assert!(surging.metadata.owner_references.is_some(), "its ReplicaSet keeps it");
+        ns.evicted(name_of(&pod), uid_of(&pod), deadline(&surging)).await;
+        replaced(&ns, &pod).await;
+        sleep(Duration::from_secs(2)).await;
+        let (asked, failed) = polls.end();
+        assert!(asked > 400 && failed.is_empty(), "budget {has_budget}: {} of {asked}: {failed:?}", failed.len());
+        println!("budget {has_budget}: 0 of {asked} requests failed");
+    };
+    tokio::join!(run(true), run(false));
+    switch_off(before).await;
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+#[serial]
+async fn a_surge_that_cannot_succeed_leaves_the_workload_as_it_was() {
+    let before = switch_on().await;
+    let start = async |more: &str, seconds: u32| {
+        let ns = Namespace::new("t-fast-").await;
+        let pod = single(&ns, seconds, more).await;
+        budget(&ns).await;
+        ns.run(&["exec", name_of(&pod), "--", "true"]).await;
+        let pod = in_surge(&ns, &pod).await;
+        (ns, pod)
+    };
+    let deleted = async {
+        let (ns, pod) = start("", 20).await;
+        ns.run(&["delete", "deployment", "web", "--wait=false"]).await;
+        gone(&ns, &pod, 30).await;
+    };
+    let scaled = async {
+        let (ns, pod) = start("", 20).await;
+        ns.run(&["scale", "deployment", "web", "--replicas=0"]).await;
+        gone(&ns, &pod, 30).await;
+        assert_eq!(ns.pods().list(&ListParams::default()).await.unwrap().items.len(), 0);
+    };
+    let held = async {
+        let (ns, pod) = start("", 25).await;
+        ns.run(&["annotate", "pod", name_of(&pod), "pristine/hold=INC-7", "pristine/extended-by=kubernetes-admin"])
+            .await;
+        eventually("the label", 10, async || {
+            let labels = ns.pod(name_of(&pod)).await.metadata.labels.unwrap();
+            (labels.contains_key("pod-template-hash") && !labels.contains_key("pristine/surge")).then_some(())
+        })
+        .await;
+        eventually("one pod", 20, async || {
+            let pods = ns.pods().list(&ListParams::default()).await.unwrap().items;
+            (pods.len() == 1 && uid_of(&pods[0]) == uid_of(&pod)).then_some(())
+        })
+        .await;
+    };
+    let unschedulable = async {
+        let affinity = "affinity: {podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {app: web}}}]}}";
+        let (ns, pod) = start(affinity, 1).await;
+        eventually("the label", 60, async || {
+            let pod = ns.pod(name_of(&pod)).await;
+            pod.metadata.labels.as_ref().unwrap().contains_key("pod-template-hash").then_some(())
+        })
+        .await;
+        let deployments: Api<Deployment> = Api::namespaced(ns.client.clone(), &ns.name);
+        eventually("one of one", 20, async || {
+            let status = deployments.get("web").await.unwrap().status?;
+            let pods = ns.pods().list(&ListParams::default()).await.unwrap().items;
+            (status.available_replicas == Some(1) && status.replicas == Some(1) && pods.len() == 1).then_some(())
+        })
+        .await;
+        // The budget refuses it as before, and no other surge begins.
+        eventually("the refusal", 30, async || {
+            let pod = ns.pod(name_of(&pod)).await;
+            (reason(&pod) == "EvictionBlocked").then_some(())
+        })
+        .await;
+        sleep(Duration::from_secs(10)).await;
+        let left = ns.pod(name_of(&pod)).await;
+        assert!(annotation(&left, "pristine/surge").unwrap().contains(r#""why":"Unschedulable""#));
+        assert!(left.metadata.labels.unwrap().contains_key("pod-template-hash"));
+    };
+    tokio::join!(deleted, scaled, held, unschedulable);
+    switch_off(before).await;
+}
+
+/// Kills the replica that evicts.
+async fn kill_leader() {
+    let leases: Api<Lease> = Api::namespaced(client().await, SYSTEM);
+    let leader = leases.get("pristine").await.unwrap().spec.unwrap().holder_identity.unwrap();
+    let pods: Api<Pod> = Api::namespaced(client().await, SYSTEM);
+    let _ = pods.delete(&leader, &DeleteParams::default().grace_period(0)).await;
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+#[serial]
+async fn a_leader_that_is_killed_in_a_surge_loses_nothing() {
+    let before = switch_on().await;
+    // Before the surge, right after its start, and when the replacement is about to serve.
+    for wait in [Duration::ZERO, Duration::from_secs(5), Duration::from_millis(6_500), Duration::from_secs(14)] {
+        let ns = Namespace::new("t-fast-").await;
+        let pod = single(&ns, 8, "").await;
+        budget(&ns).await;
+        let polls = Polls::start(&ns).await;
+        ns.run(&["exec", name_of(&pod), "--", "true"]).await;
+        sleep(wait).await;
+        kill_leader().await;
+        replaced(&ns, &pod).await;
+        let (asked, failed) = polls.end();
+        assert!(failed.is_empty(), "killed after {wait:?}: {} of {asked}: {failed:?}", failed.len());
+    }
+    switch_off(before).await;
+}
