@@ -40,13 +40,7 @@ fn install() {
     let text = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [../../manifests/base]\ncomponents: [../../manifests/components/surge]\n";
     std::fs::write(folder.path().join("kustomization.yaml"), text).unwrap();
     let rendered = kubectl(&["kustomize", folder.path().to_str().unwrap()], "");
-    let kinds = [
-        "ServiceAccount",
-        "ClusterRole",
-        "ClusterRoleBinding",
-        "ValidatingAdmissionPolicy",
-        "ValidatingAdmissionPolicyBinding",
-    ];
+    let kinds = ["ClusterRole", "ClusterRoleBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"];
     let is_wanted = |text: &&str| kinds.iter().any(|kind| text.lines().any(|line| line == format!("kind: {kind}")));
     let wanted: Vec<_> = rendered.split("\n---\n").filter(is_wanted).collect();
     assert!(wanted.iter().any(|text| text.contains("name: surge.pods.pristine")), "{rendered}");
