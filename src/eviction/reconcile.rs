@@ -88,8 +88,8 @@ impl Reconcile<'_> {
         if is_suspended && self.entry.state == State::Suspended {
             return Ok(Requeue::Suspended);
         }
-        let may_be_evicted = *deadline <= now && !is_suspended && self.entry.state != State::Terminating
-            && !self.entry.is_in_surge;
+        let may_be_evicted =
+            *deadline <= now && !is_suspended && self.entry.state != State::Terminating && !self.entry.is_in_surge;
         let turn = match may_be_evicted.then(|| self.turn(owner, now)) {
             None => None,
             Some(Ok(turn)) => Some(turn),

@@ -31,6 +31,7 @@ use crate::{
 };
 
 mod evictions;
+mod surges;
 use evictions::evictions;
 
 const POLICIES: [&str; 4] =
@@ -89,7 +90,9 @@ pub async fn run(connection: &Connection, clock: &Clock) -> Result<(), Failure> 
         Err(failure) => report("certificates", unknown(failure))?,
     }
     report("admission", admission(connection, trust.as_ref()).await)?;
-    for finding in evictions(connection, clock.now()).await {
+    for finding in
+        evictions(connection, clock.now()).await.into_iter().chain(surges::surges(connection, clock.now()).await)
+    {
         report("eviction", finding)?;
     }
     report("policies", policies(connection).await)?;
