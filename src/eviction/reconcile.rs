@@ -182,11 +182,11 @@ impl Reconcile<'_> {
         }
         match permit.spend(self.settings.per_minute, self.context.clock.never_ahead()) {
             Ok(()) => {
-                let evicted = self.evict(permit, pod, mark, due).await;
-                if matches!(evicted, Ok(Requeue::Accepted)) {
-                    self.note_eviction(pod, mark, &found);
+                let evicted = self.evict(permit, pod, mark, due).await?;
+                if evicted == Requeue::Accepted {
+                    self.note_eviction(pod, mark, found.parent.as_ref());
                 }
-                evicted
+                Ok(evicted)
             }
             Err(wait) => Ok(Requeue::Limited(wait)),
         }
@@ -383,7 +383,6 @@ const OTHERS_FIRST: &str = "another pod of its workload is being replaced";
 const LAST: &str = "it is the last Ready pod of its workload";
 const HOLDS_UPDATE: &str = "the updateStrategy of its workload is OnDelete, and an eviction would roll out the update that \
                             this pod does not have yet; delete the pod when it may be updated";
-/// The pod is read again this long after it was found that its workload holds back an update.
 const HOLDS_UPDATE_RECHECK: Duration = Duration::from_secs(60);
 
 fn counted<'a>(uid: &'a str, group: Option<&'a str>, found: &'a owners::Owner) -> Owner<'a> {

@@ -1,7 +1,7 @@
 //! Ends loops (I/O). What a loop is, is decided in [`crate::eviction::loops`].
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::OwnerReference};
 
 use super::Reconcile;
 use crate::{
@@ -48,26 +48,26 @@ impl Reconcile<'_> {
             ?evict_at,
             "a machine in an eviction loop is only recorded"
         );
-        self.publish_loop(pod, owner, &message);
+        self.publish_loop(pod, owner.parent.as_ref(), &message);
         Ok(Some(left.evict_at.map_or(Requeue::Done, Requeue::Again)))
     }
 
-    /// Notes that the pod was evicted, and says so if that is a loop.
-    pub(super) fn note_eviction(&self, pod: &Pod, mark: &Mark, owner: &Owner) {
-        let Some(workload) = Workload::of(pod, owner.parent.as_ref()) else { return };
+    /// Notes that the pod was evicted, and says so if that is a loop. `parent` is the controller of its controller.
+    pub(super) fn note_eviction(&self, pod: &Pod, mark: &Mark, parent: Option<&OwnerReference>) {
+        let Some(workload) = Workload::of(pod, parent) else { return };
         // By the API servers' clock, as the creation of the successor.
         for row in self.loops.evicted(&workload, pod, mark, self.context.clock.corrected()) {
             let Row { workload: Workload { namespace, kind, name }, user, machine, rounds, .. } = &row;
             tracing::warn!(namespace, kind, workload = name, user, machine, rounds, "eviction loop noticed");
-            self.publish_loop(pod, owner, &format!("{}; {}", row.describe(), row.advice()));
+            self.publish_loop(pod, parent, &format!("{}; {}", row.describe(), row.advice()));
         }
     }
 
     /// A Warning on the pod, and on its workload, which outlives it.
-    fn publish_loop(&self, pod: &Pod, owner: &Owner, note: &str) {
+    fn publish_loop(&self, pod: &Pod, parent: Option<&OwnerReference>, note: &str) {
         let events = &self.context.events;
         events.pod(pod, EventType::Warning, "EvictionLoop", "Evict", note);
-        let Some(top) = owner.parent.as_ref().or_else(|| controller(pod)) else { return };
+        let Some(top) = parent.or_else(|| controller(pod)) else { return };
         events.above(top, pod, EventType::Warning, "EvictionLoop", "Evict", note);
     }
 }

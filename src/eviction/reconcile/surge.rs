@@ -28,6 +28,7 @@ use crate::{
     },
     mark::{
         Mark,
+        owner::is_controller,
         surge::{End, Surge, is_in_surge},
     },
     telemetry,
@@ -46,15 +47,20 @@ impl Reconcile<'_> {
         }
         let now = self.context.clock.never_ahead();
         let next = plan(pod, &self.settings, now);
-        let step = if let Some(end) = stop(&next, self.why_suspended().is_some(), self.settings.surge) {
-            Step::End(end)
-        } else {
-            let Workload { set, deployment, pods } = self.pods.workload(pod).await?;
-            let observed = Observed { pod, set: set.as_ref(), deployment: deployment.as_ref(), pods: &pods };
-            step(observed, now)
-        };
-        match (step, next) {
-            (Step::Evict, Next::Evict { mark, due }) => self.evict_replaced(pod, &mark, due, now).await.map(Some),
+        if let Some(end) = stop(&next, self.why_suspended().is_some(), self.settings.surge) {
+            return self.end_surge(pod, end, now).await.map(Some);
+        }
+        let Workload { set, deployment, pods } = self.pods.workload(pod).await?;
+        let observed = Observed { pod, set: set.as_ref(), deployment: deployment.as_ref(), pods: &pods };
+        match (step(observed, now), next) {
+            (Step::Evict, Next::Evict { mark, due }) => {
+                let evicted = self.evict_replaced(pod, &mark, due, now).await?;
+                if evicted == Requeue::Accepted {
+                    let owners = set.into_iter().flat_map(|set| set.metadata.owner_references.unwrap_or_default());
+                    self.note_eviction(pod, &mark, owners.into_iter().find(is_controller).as_ref());
+                }
+                Ok(Some(evicted))
+            }
             (Step::End(end), _) => self.end_surge(pod, end, now).await.map(Some),
             (Step::Wait | Step::Evict, _) => Ok(Some(Requeue::Queued)),
         }
