@@ -245,7 +245,7 @@ impl<'de> Deserialize<'de> for Rule {
 /// [`Error::Invalid`] with name, line, column and field.
 pub fn parse(name: &str, text: &str) -> Result<Configuration, Error> {
     let file: File = serde_saphyr::from_str(text).map_err(|error| {
-        let message = error.without_snippet().to_string();
+        let message = error.without_snippet().render_with_formatter(&serde_saphyr::UserMessageFormatter);
         let Some(at) = error.location() else { return Error::Invalid(format!("{name}: {message}")) };
         // The library appends the position. Editors expect it before the message.
         let message =

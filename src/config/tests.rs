@@ -46,6 +46,10 @@ fn errors_name_file_line_field_and_remedy() {
         (error("default: {action: Evict}\n"), "3:10: action Evict needs a ttl, for example `ttl: 10m`"),
         (error("default: {action: Record, ttl: 1m}\n"), "3:10: action Record takes no ttl; only Evict does"),
         (error("default: [\n"), "3:10: expected mapping start"),
+        (
+            error("default: {action: Record}\neviction: {surge: true, surge: true}\n"),
+            "4:25: duplicate mapping key `surge` is not allowed here",
+        ),
         (ttl("-5m"), "3:31: duration \"-5m\" is negative"),
         (
             ttl("99999999999999999999h"),
