@@ -72,16 +72,18 @@ pub fn stop(next: &Next, is_suspended: bool, is_enabled: bool) -> Option<End> {
 pub fn step(observed: Observed<'_>, now: Timestamp) -> Step {
     let Observed { pod, set, deployment, pods } = observed;
     let Some(surge) = Surge::on(pod) else { return Step::End(End::Unreadable) };
-    if controller(pod).is_none_or(|owner| owner.uid != surge.replica_set.uid) {
+    let set = set.filter(|set| set.metadata.uid.as_ref() == Some(&surge.replica_set.uid));
+    // A ReplicaSet that is deleted with --cascade=orphan releases its pods as well.
+    let is_going = set.is_none_or(|set| set.metadata.deletion_timestamp.is_some());
+    if !is_going && controller(pod).is_none_or(|owner| owner.uid != surge.replica_set.uid) {
         return Step::End(End::OwnerLost);
     }
-    let set = set.filter(|set| set.metadata.uid.as_ref() == Some(&surge.replica_set.uid));
     let deployment = deployment.filter(|it| it.metadata.uid.as_ref() == Some(&surge.deployment.uid));
     let (Some(set), Some(deployment)) = (set, deployment) else { return Step::End(End::OwnerChanged) };
     let wanted = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
     let is_unchanged = deployment.metadata.generation == Some(surge.generation)
         && deployment.metadata.deletion_timestamp.is_none()
-        && set.metadata.deletion_timestamp.is_none()
+        && !is_going
         && wanted >= 1
         && label(pod, HASH).is_none();
     if !is_unchanged {

@@ -89,13 +89,26 @@ fn a_surge_whose_workload_changed_ends_at_once_although_its_replacement_serves()
     }
     let gone = Observed { pod: &in_surge(), set: None, deployment: None, pods: &[] };
     assert_eq!(step(gone, at(9)), Step::End(End::OwnerChanged));
-    let mut orphan = in_surge();
-    orphan.metadata.owner_references = None;
-    assert_eq!(step(Observed { pod: &orphan, ..gone }, at(9)), Step::End(End::OwnerLost));
     let mut unreadable = in_surge();
     unreadable.metadata.annotations.as_mut().unwrap().insert(surge::SURGE.into(), "{".into());
     assert_eq!(step(Observed { pod: &unreadable, ..gone }, at(9)), Step::End(End::Unreadable));
     assert!(surge::end(&unreadable, End::Unreadable, at(9)).is_some(), "the label can be put back all the same");
+}
+
+/// `kubectl delete replicaset --cascade=orphan` releases pods too, and says nothing about the policy.
+#[test]
+fn a_released_pod_shows_a_missing_policy_only_if_its_replica_set_is_not_being_deleted() {
+    let mut orphan = in_surge();
+    orphan.metadata.owner_references = None;
+    let look = |set: Option<Value>| {
+        let (set, deployment): (Option<ReplicaSet>, Deployment) = (set.map(parse), parse(deployment()));
+        step(Observed { pod: &orphan, set: set.as_ref(), deployment: Some(&deployment), pods: &[] }, at(9))
+    };
+    assert_eq!(look(Some(set())), Step::End(End::OwnerLost));
+    let mut going = set();
+    going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    assert_eq!(look(Some(going)), Step::End(End::OwnerChanged));
+    assert_eq!(look(None), Step::End(End::OwnerChanged));
 }
 
 #[test]
