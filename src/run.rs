@@ -36,7 +36,7 @@ use crate::{
         leadership::{LeaderElector, Leadership},
         loop_store::LoopStore,
         mark_successor::SuccessorMarker,
-        reconcile::OwnerLost,
+        reconcile::SurgeGate,
         suspension::Suspended,
         uninstall,
     },
@@ -219,6 +219,9 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     spawn("eviction loops", Box::pin(stored));
     let successors = SuccessorMarker::new(pods.clone(), context.clone());
     spawn("successors", Box::pin(successors.clone().run(leadership.clone())));
+    let surges = SurgeGate::default();
+    let uninstallation = uninstall::run(pods.clone(), context.clone(), configuration.clone(), surges.clone());
+    spawn("uninstallation", Box::pin(uninstallation));
     let evictions = eviction::controller::Controller {
         client,
         pods: pods.clone(),
@@ -227,14 +230,13 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         leadership,
         suspended,
         loops,
-        owner_lost: OwnerLost::default(),
+        surges,
         about: own_pod(&args),
         successors,
         synced,
     };
     spawn("eviction", Box::pin(evictions.run()));
 
-    let leaving = (pods.clone(), context.clone());
     let metrics = context.metrics.clone();
     let marking = Marking { pods, policy: policy_rx, context: context.clone(), writers: Writers::default() };
     let handler = Handler::new(marking, context);
@@ -256,7 +258,6 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
             stop.send_replace(true);
             // The Lease is released at once, so that the next leader does not wait until it expires.
             let _ = election.await;
-            uninstall::end_surges(&leaving.0, &leaving.1, &args.namespace).await;
             let _ = webhook.await;
             tracing::info!("drained");
             return Ok(());

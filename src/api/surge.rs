@@ -8,7 +8,7 @@ use k8s_openapi::{
     NamespaceResourceScope,
     api::{
         apps::v1::{Deployment, ReplicaSet},
-        core::v1::{Namespace, Pod, Service},
+        core::v1::{Pod, Service},
         networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
     },
@@ -107,16 +107,6 @@ impl Pods {
         let api: Api<Pod> = Api::all(self.client.clone());
         let found = api.list(&ListParams::default().labels(SURGE)).await.map_err(Error::of("list pods"))?;
         Ok(found.items.into_iter().filter(surge::is_in_surge).collect())
-    }
-
-    /// Whether the namespace is being deleted.
-    ///
-    /// # Errors
-    /// The error of the API server.
-    pub async fn is_namespace_terminating(&self, name: &str) -> Result<bool, Error> {
-        let api: Api<Namespace> = Api::all(self.client.clone());
-        let namespace = api.get_metadata(name).await.map_err(Error::of("get namespaces"))?;
-        Ok(namespace.metadata.deletion_timestamp.is_some())
     }
 
     async fn by_name<K>(&self, namespace: &str, name: &str, action: &'static str) -> Result<Option<K>, Error>

@@ -28,7 +28,7 @@ use super::{
     mark_successor::SuccessorMarker,
     pacing::permit::Pacer,
     queue::Queue,
-    reconcile::{OwnerLost, Reconcile},
+    reconcile::{Reconcile, SurgeGate},
     suspension::Suspended,
 };
 use crate::{
@@ -67,8 +67,8 @@ pub struct Controller {
     pub suspended: Suspended,
     /// The loops that were noticed.
     pub loops: LoopStore,
-    /// Whether surges are off because a ReplicaSet released a pod in one.
-    pub owner_lost: OwnerLost,
+    /// Whether surges may begin.
+    pub surges: SurgeGate,
     /// This replica's pod, which the Events about a suspension are about.
     pub about: ObjectReference,
     /// For pods that are deleted right after an interaction.
@@ -270,7 +270,7 @@ impl Controller {
             leadership: &self.leadership,
             suspended: &self.suspended,
             loops: &self.loops,
-            owner_lost: &self.owner_lost,
+            surges: &self.surges,
             uid: &uid,
             entry: &entry,
         };

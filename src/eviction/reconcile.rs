@@ -37,7 +37,7 @@ mod loops;
 mod surge;
 mod take_out;
 
-pub use surge::OwnerLost;
+pub use surge::SurgeGate;
 
 /// One reconciliation of one pod.
 pub struct Reconcile<'a> {
@@ -55,8 +55,8 @@ pub struct Reconcile<'a> {
     pub suspended: &'a Suspended,
     /// The loops that were noticed.
     pub loops: &'a LoopStore,
-    /// Whether surges are off because a ReplicaSet released a pod in one.
-    pub owner_lost: &'a OwnerLost,
+    /// Whether surges may begin.
+    pub surges: &'a SurgeGate,
     /// UID of the pod.
     pub uid: &'a str,
     /// What the queue knows of the pod.

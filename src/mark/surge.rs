@@ -84,7 +84,7 @@ pub enum End {
     Disabled,
     /// The API server refused the eviction for another reason than a budget.
     EvictionFailed,
-    /// Pristine is being uninstalled.
+    /// The webhook configuration is gone: Pristine is being uninstalled.
     Uninstalled,
     /// The record on the pod cannot be read.
     Unreadable,
@@ -144,7 +144,7 @@ impl End {
             Self::Suspended => "evictions are suspended",
             Self::Disabled => "the configuration no longer has eviction.surge",
             Self::EvictionFailed => "the API server refused the eviction for another reason than a budget",
-            Self::Uninstalled => "Pristine is being uninstalled",
+            Self::Uninstalled => "the webhook configuration is gone, as in an uninstallation",
             Self::Unreadable => "the annotation pristine/surge cannot be read",
         }
     }

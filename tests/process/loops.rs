@@ -17,7 +17,7 @@ use pristine::{
         leadership::{LeaderElector, Leadership},
         loop_store::LoopStore,
         pacing::{Pacing, permit::Pacer},
-        reconcile::{OwnerLost, Reconcile},
+        reconcile::{Reconcile, SurgeGate},
         suspension::Suspended,
     },
     mark::{Interaction, Operation, POD_NAME, State, Status, User},
@@ -140,7 +140,7 @@ impl Replica {
             leadership: &self.leadership,
             suspended: &self.suspended,
             loops: &self.loops,
-            owner_lost: &OwnerLost::default(),
+            surges: &SurgeGate::default(),
             uid: &uid,
             entry: &entry,
         };

@@ -34,10 +34,32 @@ use crate::{
     telemetry,
 };
 
-/// Whether this process has seen a ReplicaSet release a pod in a surge: the policy that prevents it is not in force, so it
-/// begins no other one until it is restarted. Cheap to clone.
+/// Whether surges may begin. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct OwnerLost(Arc<AtomicBool>);
+pub struct SurgeGate(Arc<Closed>);
+
+#[derive(Default)]
+struct Closed {
+    /// A ReplicaSet has released a pod in a surge: the policy that prevents it is not in force. Until a restart.
+    owner_lost: AtomicBool,
+    /// The webhook configuration is gone, which is how an uninstallation begins.
+    uninstalled: AtomicBool,
+}
+
+impl SurgeGate {
+    /// Says whether Pristine is being uninstalled.
+    pub fn uninstall(&self, is_uninstalled: bool) {
+        self.0.uninstalled.store(is_uninstalled, Ordering::Relaxed);
+    }
+
+    fn is_uninstalled(&self) -> bool {
+        self.0.uninstalled.load(Ordering::Relaxed)
+    }
+
+    fn is_open(&self) -> bool {
+        !self.is_uninstalled() && !self.0.owner_lost.load(Ordering::Relaxed)
+    }
+}
 
 impl Reconcile<'_> {
     /// Goes on with the surge of this pod; none if it is in none.
@@ -47,7 +69,9 @@ impl Reconcile<'_> {
         }
         let now = self.context.clock.never_ahead();
         let next = plan(pod, &self.settings, now);
-        if let Some(end) = stop(&next, self.why_suspended().is_some(), self.settings.surge) {
+        let uninstalled = self.surges.is_uninstalled().then_some(End::Uninstalled);
+        let stopped = uninstalled.or_else(|| stop(&next, self.why_suspended().is_some(), self.settings.surge));
+        if let Some(end) = stopped {
             return self.end_surge(pod, end, now).await.map(Some);
         }
         let Workload { set, deployment, pods } = self.pods.workload(pod).await?;
@@ -69,7 +93,7 @@ impl Reconcile<'_> {
     /// Begins a surge instead of the eviction of this pod, or waits for the end of one; none if the pod is evicted now. A
     /// surge that the API server refuses never delays the eviction.
     pub(super) async fn surge_first(&self, pod: &Pod, mark: &Mark) -> Option<Requeue> {
-        if !self.settings.surge || self.owner_lost.0.load(Ordering::Relaxed) {
+        if !self.settings.surge || !self.surges.is_open() {
             return None;
         }
         match self.try_surge(pod, mark).await {
@@ -121,7 +145,7 @@ impl Reconcile<'_> {
             Ok(surge) => surge,
             Err(why) => return Ok(Err(why)),
         };
-        if !self.leadership.is_held() || self.why_suspended().is_some() {
+        if !self.leadership.is_held() || self.why_suspended().is_some() || !self.surges.is_open() {
             return Ok(Ok(Requeue::Queued));
         }
         self.pods.begin_surge(pod, mark, &surge).await?;
@@ -191,7 +215,7 @@ impl Reconcile<'_> {
         }
         self.pods.end_surge(pod, why, now).await?;
         if why == End::OwnerLost {
-            self.owner_lost.0.store(true, Ordering::Relaxed);
+            self.surges.0.owner_lost.store(true, Ordering::Relaxed);
         }
         self.pacer.surge_ended(self.entry.owner.as_deref(), self.uid);
         let Entry { namespace, name, .. } = self.entry;
