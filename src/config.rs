@@ -280,6 +280,13 @@ pub fn parse(name: &str, text: &str) -> Result<Configuration, Error> {
     Ok(Configuration { policy: Policy { default: file.default, rules: file.rules }, eviction })
 }
 
+/// Those of these rules that are not word for word built in: in many clusters it is normal that one of those never decides.
+#[must_use]
+pub fn own(rules: &[Rule]) -> Vec<&Rule> {
+    let built_in = parse("the built-in configuration", BUILT_IN).map(|read| read.policy.rules).unwrap_or_default();
+    rules.iter().filter(|rule| !built_in.contains(rule)).collect()
+}
+
 /// The JSON Schema of the file, for editors and for policies that check the ConfigMap.
 #[must_use]
 pub fn schema() -> String {

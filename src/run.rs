@@ -30,7 +30,11 @@ use crate::{
         commands,
     },
     clock::Clock,
-    config::{Configuration, reload::Reload, source::Source},
+    config::{
+        Configuration,
+        reload::{Reload, count_decisions},
+        source::Source,
+    },
     eviction::{
         self,
         leadership::{LeaderElector, Leadership},
@@ -123,13 +127,13 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let (version, rules, configuration) = (env!("CARGO_PKG_VERSION"), policy.rules.len(), text.name());
     tracing::info!(version, pod = args.pod_name, rules, configuration, "starting");
     let files = listen::raise_file_limit();
-    let metrics = Arc::new(Metrics::default());
+    let (metrics, clock) = (Arc::new(Metrics::default()), Clock::system());
+    count_decisions(&metrics, &policy, None, clock.now());
     // Both ports first: if one is taken, the process fails before it does anything else.
     let probe_port = listen("--probes", args.probes)?;
     let webhook_port = listen("--listen", args.listen)?;
     let link = Link::default();
     let client = client(&link).await?;
-    let clock = Clock::system();
     let pods = Pods::new(client.clone());
     let (stop, stopping) = watch::channel(false);
     let (policy_tx, policy_rx) = watch::channel(Arc::new(policy));
@@ -189,7 +193,10 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let resolver = Resolver::default();
     let tls = server::tls_config(Arc::new(resolver.clone()))?;
     let (namespace, name) = (args.namespace.clone(), args.pod_name.clone());
-    spawn("replica status", Box::pin(publisher::run(pods.clone(), namespace, name, resolver.clone())));
+    spawn(
+        "replica status",
+        Box::pin(publisher::run(pods.clone(), namespace, name, resolver.clone(), context.metrics.clone())),
+    );
     let broken = Arc::new(Notify::new());
     let (path, path_key) = SecretPath::new(args.secret_path_lifetime, broken.clone());
     let writer = Writer::new(client.clone(), args.names());

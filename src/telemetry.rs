@@ -1,9 +1,11 @@
 //! Logs and metrics.
 //!
-//! No label has a value from a request (user, pod, command), so the code alone determines the number of series.
+//! No label has a value from a request (user, pod, command), so the code and the names of the rules determine the number
+//! of series.
 
 use std::sync::atomic::AtomicU64;
 
+use jiff::Timestamp;
 pub use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, text::encode},
@@ -13,6 +15,7 @@ use prometheus_client::{
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 mod process;
+pub mod rules;
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
@@ -181,6 +184,8 @@ pub struct Metrics {
     pub secret_path_renewals: Counter,
     /// Steps taken by the certificate controller.
     pub certificate_steps: Family<Outcome, Counter>,
+    /// Decisions of each rule in force.
+    pub rules: rules::Rules,
     /// Reloads of a changed configuration, by result.
     pub reloads: Family<Outcome, Counter>,
     /// Whether the current content of the configuration file is in use.
@@ -216,6 +221,7 @@ impl Default for Metrics {
             bundle_repairs: Counter::default(),
             secret_path_renewals: Counter::default(),
             certificate_steps: Family::default(),
+            rules: rules::Rules::default(),
             reloads: Family::default(),
             configuration_valid: Gauge::default(),
             events_dropped: Counter::default(),
@@ -267,6 +273,7 @@ impl Default for Metrics {
         r.register("secret_path_renewals", help, all.secret_path_renewals.clone());
         r.register("certificate_steps", "Steps taken by the certificate controller", all.certificate_steps.clone());
         r.register("configuration_reloads", "Reloads of a changed configuration", all.reloads.clone());
+        all.rules.register(r);
         let help = "1 while the current content of the configuration file is in use";
         r.register("configuration_valid", help, all.configuration_valid.clone());
         r.register("events_dropped", "Events that could not be published", all.events_dropped.clone());
@@ -356,6 +363,10 @@ impl Metrics {
         }
         drop(all.enforcement_intact.get_or_create(&[]));
         for phase in phases {
+        let rule = "the name of each rule";
+        all.rules.load([(rule, rules::IsUnchanged(false))], Timestamp::UNIX_EPOCH);
+        all.rules.decided(rule, Timestamp::UNIX_EPOCH);
+        all.rules.decided("default", Timestamp::UNIX_EPOCH);
             drop(all.phase.get_or_create(&Phase { phase }));
         }
         for result in steps {

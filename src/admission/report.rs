@@ -188,8 +188,10 @@ impl Report<'_> {
         Line { decision, namespace, pod, pod_uid, evict_at, total, message, interaction }
     }
 
+    /// Writes a line, and counts the decision of its rule. The name is empty if no rule decided.
     fn write(&self, line: &Line<'_>) {
         self.context.audit_log.write(line);
+        self.context.metrics.rules.decided(&line.interaction.rule, line.interaction.at);
     }
 
     fn render(&self, answer: &Answer) -> Bytes {

@@ -69,7 +69,7 @@ fn fields(root: &Value, object: &Value, before: &str, page: &mut String) {
 pub fn metrics(rendered: &str) -> String {
     let about = "Each replica serves them on the port `probes` (8080), path `/metrics`, in the OpenMetrics text format. \
                  No label has a value from a request, so the number of series is bounded. Counters with listed label \
-                 values start at zero. \
+                 values start at zero, and so does `pristine_rule_decisions_total` for each rule in force. \
                  [The monitoring component](../manifests/components/monitoring) has alerts, each with a section in \
                  [the runbook](runbook.md), and a dashboard.";
     let mut page = begin("Metrics", about);

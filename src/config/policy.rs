@@ -50,7 +50,7 @@ pub struct Policy {
 }
 
 /// One named rule.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Rule {
     /// Unique in the file, and part of every record that the rule causes.
     pub name: String,

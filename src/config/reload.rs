@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::sync::watch;
 
@@ -17,7 +18,7 @@ use crate::{
     dir_watch::DirWatch,
     error::chain,
     eviction::Settings,
-    telemetry::Outcome,
+    telemetry::{Metrics, Outcome, rules::IsUnchanged},
 };
 
 /// Reloads the configuration.
@@ -60,6 +61,8 @@ impl Reload {
                     let dead = overlap::dead(&policy.rules).into_iter();
                     let dead = dead.map(|dead| format!("; rule {:?} never decides: {}", dead.rule, dead.why));
                     let dead: String = dead.collect();
+                    let before = self.policy.borrow().clone();
+                    count_decisions(&self.context.metrics, &policy, Some(&before), self.context.clock.now());
                     self.policy.send_replace(Arc::new(policy));
                     // The receiver reconciles every marked pod after a change, so only a change is sent.
                     self.eviction.send_if_modified(|old| std::mem::replace(old, eviction) != eviction);
@@ -86,4 +89,10 @@ impl Reload {
             self.context.events.publish(self.about.clone(), type_, event, "Reload", &note);
         }
     }
+}
+
+/// Counts the decisions of these rules from now on, where `before` were in force until now.
+pub fn count_decisions(metrics: &Metrics, policy: &Policy, before: Option<&Policy>, now: Timestamp) {
+    let is_unchanged = |rule| IsUnchanged(before.is_some_and(|before| before.rules.contains(rule)));
+    metrics.rules.load(policy.rules.iter().map(|rule| (rule.name.as_str(), is_unchanged(rule))), now);
 }

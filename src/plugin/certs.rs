@@ -1,6 +1,8 @@
 //! `kubectl pristine certs`: the CAs in caBundle, and the certificate that each replica serves. It reads public
 //! certificates only, and never the Secret with the CA's key.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use k8s_openapi::api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Pod};
 use kube::Api;
@@ -31,6 +33,8 @@ pub struct Replica {
     pub is_ready: bool,
     /// Its version; none until the replica has published its status.
     pub version: Option<String>,
+    /// The rules that have not decided on it, with the time since which they are in force; none if it does not say so.
+    pub undecided: Option<BTreeMap<String, Timestamp>>,
     chain: Vec<CertificateDer<'static>>,
 }
 
@@ -104,7 +108,8 @@ fn replica(pod: Pod) -> Option<Replica> {
     let status = pod.metadata.annotations.as_ref().and_then(|all| all.get(REPLICA));
     let status = status.and_then(|text| ReplicaStatus::parse(text));
     let chain = status.as_ref().map(ReplicaStatus::chain).unwrap_or_default();
-    Some(Replica { name: pod.metadata.name?, is_ready, version: status.map(|status| status.version), chain })
+    let (version, undecided) = status.map(|status| (status.version, status.undecided)).unzip();
+    Some(Replica { name: pod.metadata.name?, is_ready, version, undecided: undecided.flatten(), chain })
 }
 
 /// Prints the CAs and the serving certificates.

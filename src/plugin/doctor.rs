@@ -5,7 +5,7 @@ use k8s_openapi::api::{
     admissionregistration::v1::{
         ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingWebhookConfiguration,
     },
-    core::v1::{ConfigMap, Pod},
+    core::v1::Pod,
     rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
 };
 use kube::{
@@ -27,9 +27,9 @@ use crate::{
         check::{ACCEPTED, Weakness, check, list},
     },
     clock::Clock,
-    config,
 };
 
+mod configuration;
 mod evictions;
 mod surges;
 use evictions::evictions;
@@ -48,9 +48,11 @@ enum Finding {
     Warning(String, String),
     /// A promise of Pristine does not hold: what was found, and what to do.
     Broken(String, String),
+    /// Something that is often right as it is: what was found, and how to find out.
+    Note(String, String),
 }
 
-use Finding::{Broken, Fine, Warning};
+use Finding::{Broken, Fine, Note, Warning};
 
 /// A check that could not run, most often because the user lacks a permission.
 fn unknown(failure: &Failure) -> Finding {
@@ -68,18 +70,19 @@ pub async fn run(connection: &Connection, clock: &Clock) -> Result<(), Failure> 
     let mut broken = 0;
     let trust = Trust::read(connection).await;
     let mut report = |what: &str, finding: Finding| {
-        let (word, colour, text, fix) = match finding {
+        let (word, colour, text, advice) = match finding {
             Fine(text) => ("OK", 32, text, None),
-            Warning(text, fix) => ("WARNING", 33, text, Some(fix)),
+            Note(text, advice) => ("NOTE", 36, text, Some(("to check", advice))),
+            Warning(text, fix) => ("WARNING", 33, text, Some(("to fix", fix))),
             Broken(text, fix) => {
                 broken += 1;
-                ("BROKEN", 31, text, Some(fix))
+                ("BROKEN", 31, text, Some(("to fix", fix)))
             }
         };
         let padded = format!("{word:7}");
         let word = if is_colourful() { format!("\x1b[{colour}m{padded}\x1b[0m") } else { padded };
-        let fix = fix.map(|fix| format!("         to fix: {}\n", plain(&fix))).unwrap_or_default();
-        emit(&format!("{word}  {what}: {}\n{fix}", plain(&text)))
+        let advice = advice.map(|(what, advice)| format!("         {what}: {}\n", plain(&advice))).unwrap_or_default();
+        emit(&format!("{word}  {what}: {}\n{advice}", plain(&text)))
     };
     report("webhook configuration", entries(connection).await)?;
     match &trust {
@@ -96,7 +99,14 @@ pub async fn run(connection: &Connection, clock: &Clock) -> Result<(), Failure> 
         report("eviction", finding)?;
     }
     report("policies", policies(connection).await)?;
-    report("configuration", configuration(connection).await)?;
+    let (in_force, own) = configuration::configuration(connection).await;
+    report("configuration", in_force)?;
+    if let Ok(Trust { replicas, .. }) = &trust
+        && let Some(finding) =
+            configuration::idle(&own, replicas.iter().map(|replica| replica.undecided.as_ref()), clock.now())
+    {
+        report("rules", finding)?;
+    }
     match rbac(connection).await {
         Err(failure) => report("RBAC", unknown(&failure))?,
         Ok(rbac) => {
@@ -235,40 +245,6 @@ async fn policies(connection: &Connection) -> Finding {
     Fine("marks are protected, and Pristine's ServiceAccount is restricted".to_owned())
 }
 
-async fn configuration(connection: &Connection) -> Finding {
-    let api: Api<ConfigMap> = Api::namespaced(connection.client.clone(), &connection.pristine);
-    match connection.call("get configmaps", api.get_opt("pristine")).await {
-        Ok(found) => in_force(found, &connection.pristine),
-        Err(failure) => unknown(&failure),
-    }
-}
-
-/// The finding about the rules in force, which the replicas read from this ConfigMap.
-fn in_force(map: Option<ConfigMap>, namespace: &str) -> Finding {
-    let is_there = map.is_some();
-    let map = map.unwrap_or_default();
-    let binary = map.binary_data.into_iter().flatten().map(|(key, _)| key);
-    let mut data = map.data.unwrap_or_default();
-    let (text, others) = (data.remove("pristine.yaml"), data.into_keys().chain(binary).collect::<Vec<_>>());
-    let edit = format!("kubectl -n {namespace} edit configmap pristine");
-    let (name, from) = match (&text, others.as_slice(), is_there) {
-        (Some(_), ..) => ("pristine.yaml", "in the ConfigMap pristine"),
-        (None, [], false) => ("the built-in configuration", "built in, because there is no ConfigMap pristine"),
-        (None, [], true) => ("the built-in configuration", "built in, because the ConfigMap pristine is empty"),
-        (None, others, true) => {
-            let keys = others.join(", ");
-            let what =
-                format!("the ConfigMap pristine has no key pristine.yaml, but {keys}: its rules are not in force");
-            return Broken(what, edit);
-        }
-        (None, _, false) => unreachable!("keys are of a ConfigMap"),
-    };
-    match config::parse(name, text.as_deref().unwrap_or(config::BUILT_IN)) {
-        Ok(read) => Fine(format!("{} rules and a default, {from}", read.policy.rules.len())),
-        Err(error) => Broken(format!("{error}; the previous configuration is in force"), edit),
-    }
-}
-
 async fn rbac(connection: &Connection) -> Result<Rbac, Failure> {
     let (client, all) = (|| connection.client.clone(), ListParams::default());
     let ours = &connection.pristine;
@@ -313,32 +289,7 @@ fn bypasses(rbac: &Rbac, nodes_proxy_is_guarded: bool) -> Vec<(String, Finding)>
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-
-    #[test]
-    fn the_finding_says_whether_the_rules_in_force_are_built_in() {
-        let rules = "apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\ndefault: {action: Record}\n";
-        let map = |data| serde_json::from_value(json!({ "data": data })).unwrap();
-        let fine = |map| match in_force(map, "ns") {
-            Fine(text) => text,
-            Broken(text, _) | Warning(text, _) => panic!("{text}"),
-        };
-        assert_eq!(fine(None), "2 rules and a default, built in, because there is no ConfigMap pristine");
-        let empty = "2 rules and a default, built in, because the ConfigMap pristine is empty";
-        assert_eq!(fine(Some(map(json!({})))), empty);
-        let written = map(json!({"pristine.yaml": rules, "notes": ""}));
-        assert_eq!(fine(Some(written)), "0 rules and a default, in the ConfigMap pristine");
-        let Broken(text, fix) = in_force(Some(map(json!({"config.yaml": rules}))), "ns") else { panic!() };
-        assert!(text.contains("has no key pristine.yaml, but config.yaml"), "{text}");
-        assert_eq!(fix, "kubectl -n ns edit configmap pristine");
-        let Broken(text, _) = in_force(Some(map(json!({"pristine.yaml": "x"}))), "ns") else { panic!() };
-        assert!(
-            text.starts_with("pristine.yaml:1:1: ") && text.ends_with("the previous configuration is in force"),
-            "{text}"
-        );
-    }
 
     #[test]
     fn a_weakness_is_broken_and_an_accepted_one_is_listed() {

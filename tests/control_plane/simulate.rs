@@ -2,7 +2,7 @@
 //! node is needed.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io::Write as _,
     process::{Command, Stdio},
 };
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     common::{audit, eventually},
-    replicas::{Replicas, client, kubeconfig},
+    replicas::{Replicas, client, get, kubeconfig},
 };
 
 const RULES: &str = "rules:
@@ -122,6 +122,14 @@ fn decided(record: &Value) -> Option<(&'static str, String)> {
     Some((action, of_webhook("rule")?.1.as_str()?.to_owned()))
 }
 
+/// How often each rule has decided, as the replica counts it.
+async fn counted() -> BTreeMap<String, usize> {
+    let metrics = get(0, "/metrics").await.unwrap();
+    let lines = metrics.lines().filter_map(|line| line.strip_prefix("pristine_rule_decisions_total{rule=\""));
+    let pairs = lines.filter_map(|line| line.split_once("\"} "));
+    pairs.map(|(rule, count)| (rule.to_owned(), count.parse().unwrap())).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs two API servers: hack/test"]
 async fn simulate_agrees_with_the_webhook_about_each_request_in_the_audit_log() {
@@ -130,6 +138,9 @@ async fn simulate_agrees_with_the_webhook_about_each_request_in_the_audit_log() 
     let default = "default: {action: Evict, ttl: 8784h}";
     let config = file(&format!("apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\n{default}\n{RULES}"));
     let (mut agreed, mut sent, mut kinds) = (0, 0, BTreeSet::new());
+    let rules = ["record", "exempt", "deny", "ports", "commands", "databases", "machines", "default"];
+    let mut decisions: BTreeMap<String, usize> = rules.map(|rule| (rule.to_owned(), 0)).into();
+    assert_eq!(counted().await, decisions, "every rule is at zero before it decides");
     for prefix in ["agree-default-", "agree-record-", "agree-exempt-", "agree-deny-", "agree-rules-"] {
         let namespace = stage(&client, prefix).await;
         let pods = file(&kubectl(&["get", "pods", "-n", &namespace, "-o", "json"]));
@@ -158,11 +169,13 @@ async fn simulate_agrees_with_the_webhook_about_each_request_in_the_audit_log() 
                 "{record}: {said}"
             );
             agreed += 1;
+            *decisions.entry(rule.clone()).or_default() += 1;
             kinds.insert((action, rule));
         }
     }
     println!("TOTALS: simulate and the webhook agree about {agreed} requests: {kinds:?}");
     assert_eq!(agreed, sent);
+    assert_eq!(counted().await, decisions);
     let actions: BTreeSet<&str> = kinds.iter().map(|(action, _)| *action).collect();
     assert_eq!(actions, ["deny", "evict", "exempt", "record"].into());
     replicas.end().await;

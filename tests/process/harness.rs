@@ -68,6 +68,7 @@ pub async fn webhook_with(fake: Fake, rules: &str, limits: Limits) -> Webhook {
     let resolver = Resolver::default();
     resolver.serve(ca.issue(&names, Duration::from_secs(900), real, None).unwrap()).unwrap();
     let metrics = Arc::new(Metrics::default());
+    config::reload::count_decisions(&metrics, &policy, None, now);
     let audit_log = Arc::new(Mutex::new(Vec::new()));
     let (policy, rules) = watch::channel(Arc::new(policy));
     let lines = audit_log.clone();
@@ -124,11 +125,22 @@ impl Webhook {
         tokio::time::timeout(Duration::from_secs(5), all).await.expect("an API server gives up after 5 s")
     }
 
+    /// How often this rule has decided.
+    pub fn decisions(&self, rule: &str) -> Option<u32> {
+        decisions(&self.metrics.render(), rule)
+    }
+
     pub fn interactions(&self) -> Value {
         let pod = self.fake.pod("n/p");
         pod.pointer("/metadata/annotations/pristine~1interactions")
             .map_or(Value::Null, |text| serde_json::from_str(text.as_str().unwrap()).unwrap())
     }
+}
+
+/// How often this rule has decided, in the text of the metrics.
+pub fn decisions(metrics: &str, rule: &str) -> Option<u32> {
+    let begin = format!("pristine_rule_decisions_total{{rule=\"{rule}\"}} ");
+    metrics.lines().find_map(|line| line.strip_prefix(&begin)?.parse().ok())
 }
 
 pub fn exec(user: &str, command: &[&str]) -> Value {

@@ -11,6 +11,8 @@ use std::{
 
 use tempfile::TempDir;
 
+use crate::harness::decisions;
+
 /// The kubelet's timeout for a probe.
 const PROBE: Duration = Duration::from_secs(1);
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -90,6 +92,31 @@ impl Drop for Replica {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+#[test]
+fn every_rule_of_the_configuration_has_a_series_at_zero_and_a_reload_replaces_them() {
+    let replica = Replica::start(&["env"], "[::]");
+    let count = |rule| decisions(&replica.get(V4, "/metrics").unwrap(), rule);
+    let eventually = |wanted: [Option<u32>; 2]| {
+        let rules = || ["backups", "eu"].map(count);
+        (0..100).any(|_| {
+            rules() == wanted || {
+                sleep(Duration::from_millis(50));
+                false
+            }
+        })
+    };
+    assert_eq!((count("default"), count("backups")), (Some(0), None));
+    let path = replica.folder.path().join("pristine.yaml");
+    let first = fs::read_to_string(&path).unwrap();
+    for (rules, wanted) in [("backups", [Some(0), None]), ("eu", [None, Some(0)])] {
+        let text = format!("{first}rules: [{{name: {rules}, match: {{users: [u]}}, action: Exempt}}]\n");
+        fs::write(replica.folder.path().join("new"), text).unwrap();
+        fs::rename(replica.folder.path().join("new"), &path).unwrap();
+        assert!(eventually(wanted), "{rules}: {}", replica.log());
+    }
+    assert_eq!(count("default"), Some(0));
 }
 
 #[test]

@@ -9,14 +9,14 @@ use pristine::{
     clock::Clock,
     config::{
         policy::{Policy, Verdict},
-        reload::Reload,
+        reload::{Reload, count_decisions},
         source::Source,
     },
     telemetry::Metrics,
 };
 use tokio::sync::watch;
 
-use crate::fake::Fake;
+use crate::{fake::Fake, harness::decisions};
 
 fn text(ttl: u32) -> String {
     format!("apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\ndefault: {{action: Evict, ttl: {ttl}s}}\n")
@@ -56,6 +56,7 @@ impl Replica {
         let (metrics, fake) = (Arc::new(Metrics::default()), Fake::default());
         let text = source.read().unwrap();
         let (policy, rules) = watch::channel(Arc::new(text.parse().unwrap().policy));
+        count_decisions(&metrics, &rules.borrow(), None, Clock::system().now());
         let (eviction, _) = watch::channel(pristine::eviction::Settings::default());
         let (context, publish) =
             Context::new(fake.client(), "test", Clock::system(), AuditLog::stdout(), metrics.clone(), Link::default());
@@ -158,4 +159,36 @@ async fn a_config_map_with_another_key_does_not_bring_the_built_in_rules_back() 
         "{notes:?}"
     );
     assert!(notes[0].ends_with("the previous configuration stays in force"), "{notes:?}");
+}
+
+#[tokio::test]
+async fn a_reload_keeps_the_counts_of_unchanged_rules_and_starts_those_of_others_at_zero() {
+    let with = |ttl, rules: &str| format!("{}rules: [{rules}]\n", text(ttl));
+    let same = "{name: same, match: {users: [a]}, action: Exempt}";
+    let first = with(
+        1,
+        &format!("{same}, {{name: fixed, match: {{users: [velero]}}, action: Exempt}}, {{name: gone, action: Record}}"),
+    );
+    let mut replica = Replica::start(Some(file(&first))).await;
+    for rule in ["same", "fixed", "gone", "default"] {
+        replica.metrics.rules.decided(rule, Clock::system().now());
+    }
+    let second = with(
+        2,
+        &format!(
+            "{{name: new, match: {{users: [b]}}, action: Exempt}}, {{name: fixed, match: {{users: [velero-server]}}, action: Exempt}}, {same}"
+        ),
+    );
+    replica.change(1, Some(file(&second)));
+    replica.evicts_after(2).await;
+    let counts = |replica: &Replica| {
+        let text = replica.metrics.render();
+        ["same", "fixed", "gone", "new", "default"].map(|rule| decisions(&text, rule))
+    };
+    assert_eq!(counts(&replica), [Some(1), Some(0), None, Some(0), Some(1)]);
+    assert!(replica.metrics.rules.undecided().keys().eq(["fixed", "new"]));
+    // A file that is rejected changes nothing.
+    replica.change(2, Some(file("default: nonsense")));
+    replica.counts("refused", 1).await;
+    assert_eq!(counts(&replica), [Some(1), Some(0), None, Some(0), Some(1)]);
 }

@@ -143,3 +143,25 @@ async fn reviews_that_are_written_together_read_the_namespace_once_each() {
     let calls = webhook.fake.state().calls.clone();
     assert_eq!(calls.iter().filter(|call| *call == "GET /api/v1/namespaces/n").count(), 20);
 }
+
+#[tokio::test]
+async fn each_interaction_counts_for_the_rule_that_decided_it() {
+    let rules = "default: {action: Evict, ttl: 10m}\nrules:\n- {name: out, match: {users: [mallory]}, action: Deny}\n\
+                 - {name: backups, match: {users: [velero]}, action: Exempt}\n- {name: idle, match: {users: [x]}, action: Record}\n";
+    let webhook = with(rules).await;
+    let counts = || ["out", "backups", "idle", "default"].map(|rule| webhook.decisions(rule).unwrap());
+    assert_eq!(counts(), [0, 0, 0, 0]);
+    for (n, user) in ["mallory", "velero", "velero", "alice", "alice"].into_iter().enumerate() {
+        let mut request = exec(user, &["sh"]);
+        request["uid"] = json!(format!("r{n}"));
+        webhook.review(&request).await;
+    }
+    // The second exec of alice repeats the first, and is no further interaction.
+    assert_eq!(counts(), [1, 2, 0, 1]);
+    assert_eq!(webhook.audit_log.lock().unwrap().len(), 4);
+    // No rule decides about a pod that does not exist.
+    let mut request = exec("alice", &["sh"]);
+    (request["uid"], request["name"]) = (json!("r9"), json!("none"));
+    assert_eq!(webhook.review(&request).await["allowed"], false);
+    assert_eq!(counts(), [1, 2, 0, 1]);
+}

@@ -1,7 +1,7 @@
 //! Publishes the replica status on this replica's own pod, for `kubectl pristine` and for people. No decision depends
 //! on it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::sleep;
 
@@ -12,22 +12,24 @@ use crate::{
         resolver::Resolver,
     },
     error::chain,
+    telemetry::Metrics,
 };
 
-/// How often the served chain is compared with the published one.
+/// How often the status is compared with the published one.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// The pause after a failure.
 const RETRY_DELAY: Duration = Duration::from_secs(30);
 
 /// Runs until the process ends.
-pub async fn run(pods: Pods, namespace: String, name: String, resolver: Resolver) {
+pub async fn run(pods: Pods, namespace: String, name: String, resolver: Resolver, metrics: Arc<Metrics>) {
     let mut published = None;
     loop {
-        let Some(now) = resolver.current().filter(|now| published.as_ref() != Some(now)) else {
+        let status = resolver.current().map(|chain| ReplicaStatus::new(&chain, metrics.rules.undecided()).to_text());
+        let Some(now) = status.filter(|now| published.as_ref() != Some(now)) else {
             sleep(POLL_INTERVAL).await;
             continue;
         };
-        match pods.annotate(&namespace, &name, REPLICA, &ReplicaStatus::new(&now).to_text()).await {
+        match pods.annotate(&namespace, &name, REPLICA, &now).await {
             Ok(()) => published = Some(now),
             // Outside a cluster there is no such pod.
             Err(Error::Gone) => sleep(RETRY_DELAY).await,

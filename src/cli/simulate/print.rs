@@ -96,6 +96,10 @@ fn notes(summary: &Summary, source: &Source<'_>) -> Vec<String> {
         let count = suggest::times("request", "requests", summary.refused);
         notes.push(format!("not counted: {count} that the API server did not admit"));
     }
+    let idle: Vec<String> = summary.idle_rules().into_iter().take(MAX_ROWS).map(|rule| format!("{rule:?}")).collect();
+    if !idle.is_empty() {
+        notes.push(format!("these rules decide none of the interactions: {}", idle.join(", ")));
+    }
     if summary.rows.values().any(|row| row.is_guess) {
         notes.push("*: the name of the workload is a guess from the name of its pod".to_owned());
     }

@@ -19,7 +19,10 @@ use super::{
 };
 use crate::{
     admission::{review::Request, validate},
-    config::policy::{Attributes, Policy, Verdict, possible::Possible},
+    config::{
+        self,
+        policy::{Attributes, Policy, Verdict, possible::Possible},
+    },
     mark::{Disposition, Operation, owner::is_static},
 };
 
@@ -142,6 +145,17 @@ impl Summary {
     #[must_use]
     pub fn count(&self) -> u64 {
         self.rows.values().map(|row| row.count).sum()
+    }
+
+    /// The rules, without the built-in ones, that decide none of the interactions: one of them may name the wrong user. Empty if there are no interactions.
+    #[must_use]
+    pub fn idle_rules(&self) -> Vec<&str> {
+        if self.rows.is_empty() {
+            return Vec::new();
+        }
+        let has_decided = |rule: &&str| self.rows.keys().any(|key| key.effect.rules.iter().any(|name| name == rule));
+        let own = config::own(&self.policy.rules).into_iter().map(|rule| rule.name.as_str());
+        own.filter(|rule| !has_decided(rule)).collect()
     }
 
     /// How many pods of the interactions are known, for people.

@@ -209,3 +209,15 @@ fn the_memory_does_not_grow_with_the_names_of_pods() {
     assert_eq!(only(&summary).1.evictions_at_most, 50_000);
     assert!(summary.marks.len() <= MIN_MARKS, "{}", summary.marks.len());
 }
+
+#[test]
+fn the_rules_of_the_user_that_decide_none_of_the_interactions_are_named() {
+    let rules = "default: {action: Record}\nrules:\n\
+                 - {name: kube-system, match: {namespaces: [kube-system]}, action: Record}\n\
+                 - {name: typo, match: {users: [alcie]}, action: Exempt}\n\
+                 - {name: maybe, match: {podSelector: {matchLabels: {a: b}}}, action: Exempt}\n";
+    let mut summary = summary(rules, Pods::default());
+    assert!(summary.idle_rules().is_empty(), "there is no interaction");
+    summary.add(exec("db-0", 0));
+    assert_eq!(summary.idle_rules(), ["typo"]);
+}
