@@ -244,7 +244,8 @@ impl Default for Metrics {
         );
         let help = "Time from a deadline to the accepted eviction";
         r.register_with_unit("eviction_lateness", help, Unit::Seconds, all.lateness_seconds.clone());
-        let help = "How long the most overdue marked pod in this state has been due, on the leader";
+        let help = "How long the most overdue marked pod in this state has been due, on the leader; if terminating, how long its \
+                    grace period has been over";
         r.register_with_unit("eviction_overdue", help, Unit::Seconds, all.overdue_seconds.clone());
         r.register("marked_pods", "Marked pods with a deadline, by state", all.marked.clone());
         let help = "How far this replica's clock is ahead of the API server's, to within a second";
@@ -272,8 +273,8 @@ impl Default for Metrics {
         let help = "Renewals of the secret URL path by this replica";
         r.register("secret_path_renewals", help, all.secret_path_renewals.clone());
         r.register("certificate_steps", "Steps taken by the certificate controller", all.certificate_steps.clone());
-        r.register("configuration_reloads", "Reloads of a changed configuration", all.reloads.clone());
         all.rules.register(r);
+        r.register("configuration_reloads", "Reloads of a changed configuration", all.reloads.clone());
         let help = "1 while the current content of the configuration file is in use";
         r.register("configuration_valid", help, all.configuration_valid.clone());
         r.register("events_dropped", "Events that could not be published", all.events_dropped.clone());
@@ -355,18 +356,18 @@ impl Metrics {
         for state in ["marked", "queued", "blocked", "suspended", "evicting", "terminating"] {
             drop(all.marked.get_or_create(&StateLabel { state }));
         }
-        for state in ["marked", "queued", "blocked"] {
+        for state in ["marked", "queued", "blocked", "terminating"] {
             drop(all.overdue_seconds.get_or_create(&StateLabel { state }));
         }
         for certificate in ["active", "next", "serving"] {
             drop(all.not_after.get_or_create(&Certificate { certificate }));
         }
         drop(all.enforcement_intact.get_or_create(&[]));
-        for phase in phases {
         let rule = "the name of each rule";
         all.rules.load([(rule, rules::IsUnchanged(false))], Timestamp::UNIX_EPOCH);
         all.rules.decided(rule, Timestamp::UNIX_EPOCH);
         all.rules.decided("default", Timestamp::UNIX_EPOCH);
+        for phase in phases {
             drop(all.phase.get_or_create(&Phase { phase }));
         }
         for result in steps {

@@ -186,8 +186,11 @@ impl Controller {
     }
 
     fn report_overdue(&self, queue: &Queue, now: Timestamp) {
-        let evicts = self.leadership.is_held() && self.why_suspended(now).is_none();
-        let earliest = if evicts { queue.earliest() } else { BTreeMap::new() };
+        let mut earliest = if self.leadership.is_held() { queue.earliest() } else { BTreeMap::new() };
+        if self.why_suspended(now).is_some() {
+            // A suspension holds up evictions, and no pod that terminates already.
+            earliest.retain(|state, _| *state == State::Terminating);
+        }
         for (state, word) in waiting_states() {
             let overdue =
                 earliest.get(&state).map_or(0.0, |deadline| now.duration_since(*deadline).as_secs_f64().max(0.0));

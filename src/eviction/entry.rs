@@ -27,7 +27,8 @@ pub const STATES: [(State, &str); 6] = [
 /// Those of [`STATES`] in which a pod can be overdue. An alert looks at each by itself: one budget that never allows an
 /// eviction must not hide the pods that are overdue for another reason.
 pub fn waiting_states() -> impl Iterator<Item = (State, &'static str)> {
-    let can_be_overdue = |state| matches!(state, State::Marked | State::EvictionQueued | State::EvictionBlocked);
+    let can_be_overdue =
+        |state| matches!(state, State::Marked | State::EvictionQueued | State::EvictionBlocked | State::Terminating);
     STATES.into_iter().filter(move |(state, _)| can_be_overdue(*state))
 }
 
@@ -42,7 +43,7 @@ pub struct Entry {
     pub owner: Option<String>,
     /// When to reconcile the pod.
     pub next: Timestamp,
-    /// The deadline, with the extension that is granted.
+    /// The deadline, with the extension that is granted; of a terminating pod, the end of its grace period.
     pub deadline: Timestamp,
     /// The extension that its users requested.
     pub asked: Extension,
@@ -176,7 +177,7 @@ pub fn observe(pod: &Pod, known: Option<&Entry>, settings: &Settings, now: Times
         Next::Finished(_) if written == Some(State::Finished) => return Observed::Forget(None),
         Next::NotEvictable(..) if written == Some(State::NotEvictable) => return Observed::Forget(None),
         Next::Finished(_) | Next::NotEvictable(..) => (now, false),
-        Next::Terminating { mark, .. } => (mark.evict_at.unwrap_or(now), true),
+        Next::Terminating { gone_by, .. } => (gone_by, true),
         Next::Wait { until, .. } => (until, false),
         Next::Evict { due, .. } => (due, false),
     };

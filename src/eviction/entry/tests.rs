@@ -258,6 +258,12 @@ fn a_terminating_pod_is_tracked_until_it_is_gone_and_a_finished_pod_until_its_st
     let tracked = track(&terminating, Some(&known), 1100).unwrap();
     assert_eq!((tracked.next, tracked.state), (at(1_105_000), State::Terminating));
     assert_eq!(track(&terminating, Some(&tracked), 1101), None);
+    // It is overdue from the end of its grace period on, for as long as it exists and on every leader.
+    assert_eq!(tracked.deadline, at(1_130_000));
+    assert_eq!(track(&terminating, None, 90_000).unwrap().deadline, at(1_130_000));
+    let later = tracked.after(&Requeue::Terminating(at(90_061_000)), |_| 0, at(90_000_000), 0.5).unwrap();
+    assert_eq!((later.deadline, later.state), (at(1_130_000), State::Terminating));
+    assert!(waiting_states().any(|(state, _)| state == State::Terminating));
     let unwritten = tracked.after(&Requeue::Refused(None), |_| 0, at(1_105_000), 0.5).unwrap();
     assert_eq!(unwritten.state, State::Terminating, "the pod is terminating all the same");
     let mut finished = pod(serde_json::json!({}), None);
