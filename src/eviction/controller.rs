@@ -47,6 +47,9 @@ use crate::{
 const CONCURRENT: usize = 64;
 /// The wall clock is read at least this often, because timers do not advance while a machine is suspended.
 const TICK: Duration = Duration::from_secs(5);
+/// How soon the deadlines of a machine in a loop are taken off a pod. A machine that execs all the time costs one
+/// reconciliation in this time.
+const SPARED_AFTER: Duration = Duration::from_secs(1);
 /// For one reconciliation: some GETs, an eviction with its own timeout of 15 s, and a PATCH. A reconciliation that
 /// hangs must not block one of the [`CONCURRENT`] places.
 const RECONCILE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -246,7 +249,14 @@ impl Controller {
                 }
                 drop(queue.remove(uid));
             }
-            Observed::Track(entry) => queue.put(uid.to_owned(), *entry),
+            Observed::Track(mut entry) => {
+                if entry.state == State::Marked && self.loops.may_spare(pod) {
+                    // Not only when it is due: until then, users would read a deadline that does not count.
+                    let soon = self.context.clock.never_ahead().checked_add(SPARED_AFTER).unwrap_or(Timestamp::MAX);
+                    entry.next = entry.next.min(soon);
+                }
+                queue.put(uid.to_owned(), *entry);
+            }
         }
     }
 

@@ -67,6 +67,12 @@ impl LoopStore {
         known.is_read.then(|| known.loops.sparing(workload, mark).into_iter().cloned().collect())
     }
 
+    /// See [`Loops::may_spare`]. False if the ConfigMap was not read yet: then the pod is looked at when it is due.
+    #[must_use]
+    pub fn may_spare(&self, pod: &Pod) -> bool {
+        self.lock().loops.may_spare(pod)
+    }
+
     /// Notes an eviction, and returns the loops that were noticed.
     #[must_use]
     pub fn evicted(&self, workload: &Workload, pod: &Pod, mark: &Mark, now: Timestamp) -> Vec<Row> {

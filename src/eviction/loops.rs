@@ -15,7 +15,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use serde::{Deserialize, Serialize};
 
-use crate::mark::{Mark, claims::Claim, owner::controller};
+use crate::mark::{Found, Mark, claims::Claim, owner::controller};
 
 /// The ConfigMap with the loops, in the namespace of Pristine. It is shipped empty.
 pub const CONFIG_MAP: &str = "pristine-loops";
@@ -188,6 +188,17 @@ impl Loops {
             row.spares(claim).then_some(row)
         });
         rows.collect()
+    }
+
+    /// Whether a deadline of this pod may not count, as far as the pod itself shows: that depends on its workload.
+    #[must_use]
+    pub fn may_spare(&self, pod: &Pod) -> bool {
+        let namespace = pod.metadata.namespace.as_deref();
+        let is_near = |row: &&Row| row.until.is_some() && Some(row.workload.namespace.as_str()) == namespace;
+        let mut rows = self.0.values().filter(is_near).peekable();
+        // Most often there is no loop, and then the mark need not be read.
+        let mark = rows.peek().and_then(|_| Found::on(pod).mark());
+        mark.is_some_and(|mark| rows.any(|row| mark.claims.iter().any(|claim| row.spares(claim))))
     }
 
     /// Notes that this pod of the workload was evicted at its deadline, at `now`. Returns the loops that were noticed.

@@ -14,8 +14,7 @@ use super::{
         Owner,
         permit::{Pacer, Permit, Sent, Turn},
     },
-    plan::{Waiting, gone_by, grace_period, plan, stuck, waiting},
-    quarantine,
+    plan::{gone_by, grace_period, plan, stuck},
     suspension::Suspended,
 };
 use crate::{
@@ -36,6 +35,7 @@ use crate::{
 mod loops;
 mod surge;
 mod take_out;
+mod wait;
 
 pub use surge::SurgeGate;
 
@@ -109,15 +109,10 @@ impl Reconcile<'_> {
         }
         match plan(&pod, &self.settings, self.context.clock.never_ahead()) {
             Next::Nothing(_) | Next::Ignore(_) => Ok(Requeue::Done),
-            Next::Wait { mark, until } => {
-                // First, so that a user who requests an extension gets an answer even if the quarantine fails.
-                match self.wait(&pod, until).await? {
-                    Requeue::Again(at) if self.settings.quarantine && !is_suspended && quarantine::is_wanted(&pod) => {
-                        Ok(Requeue::Again(at.min(self.quarantine(turn, &pod, &mark).await)))
-                    }
-                    waiting => Ok(waiting),
-                }
-            }
+            Next::Wait { mark, until } => match self.spare_early(&pod, &mark).await? {
+                Some(requeue) => Ok(requeue),
+                None => self.wait(turn, &pod, &mark, until).await,
+            },
             Next::Finished(mark) => {
                 let message =
                     format!("{}. Its containers have terminated; the pod is kept for its logs", mark.summary());
@@ -214,37 +209,6 @@ impl Reconcile<'_> {
             self.set_queued(&pod, &mark, due, why).await?;
         }
         Ok(())
-    }
-
-    /// Answers a request for an extension, and warns before the deadline.
-    async fn wait(&self, pod: &Pod, until: Timestamp) -> Result<Requeue, pods::Error> {
-        let Some(waiting) = waiting(pod, &self.settings) else { return Ok(Requeue::Done) };
-        let (written, since) = (Status::on(pod), self.context.clock.now());
-        let Waiting { status, message } = &waiting;
-        let is_written =
-            waiting.is_news(written.as_ref()) && self.pods.set_condition(pod, since, status, message).await?;
-        let is_extended = status.state == State::Extended;
-        if is_written && (is_extended || written.is_some_and(|written| written.state == State::Extended)) {
-            let reason = if is_extended { "EvictionExtended" } else { "ExtensionEnded" };
-            self.count("extended");
-            self.context.events.pod(pod, EventType::Normal, reason, "Extend", message);
-        }
-        if let Some(problem) = status.cause.as_ref().filter(|_| !self.entry.is_answered) {
-            self.context.events.pod(pod, EventType::Warning, "ExtensionIgnored", "Extend", problem);
-        }
-        let warn = self.settings.warn_before.and_then(|before| until.checked_sub(before).ok());
-        match warn {
-            Some(at) if self.context.clock.never_ahead() < at => Ok(Requeue::Again(at)),
-            // Once: in the reconciliation that was scheduled for the warning, and not in later ones.
-            Some(at) if self.entry.next <= at => {
-                let note = format!("{message}; this is the warning before the eviction (eviction.warnBefore)");
-                let Entry { namespace, name, .. } = self.entry;
-                tracing::info!(namespace, pod = name, uid = self.uid, %until, "the pod will be evicted soon");
-                self.context.events.pod(pod, EventType::Normal, "EvictionSoon", "Evict", &note);
-                Ok(Requeue::Again(until))
-            }
-            _ => Ok(Requeue::Again(until)),
-        }
     }
 
     /// The permit to evict the pod, if its workload can spare it now; if not, the pod's status says why.

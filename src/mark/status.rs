@@ -40,7 +40,7 @@ pub enum State {
     Quarantined,
     /// A rule asks for an eviction of the pod, and it is never evicted; the cause says why.
     NotEvictable,
-    /// The pod was due because of machines that are only recorded for a day, because their evictions were a loop.
+    /// The pod had a deadline because of machines that are only recorded for a day, because their evictions were a loop.
     EvictionLoop,
     /// The pod is terminating.
     Terminating,

@@ -140,8 +140,8 @@ async fn a_loop_of_a_machine_ends_after_three_evictions_and_is_reported() {
     let doctor = shown(&stage.pristine("doctor").await);
     let expected = format!("in namespace {}: eviction loop: Deployment web", ns.name);
     assert!(doctor.contains(&expected) && doctor.contains("to record it always, add the rule"), "{doctor}");
-    // Each exec has a deadline until it is due.
-    eventually("get shows the loop", 20, async || {
+    // Each exec has a deadline for about a second.
+    eventually("get shows the loop", 4, async || {
         let got = shown(&stage.pristine("get -o wide").await);
         (got.contains("Recorded") && got.contains("eviction loop")).then_some(())
     })

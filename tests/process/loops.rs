@@ -213,6 +213,36 @@ async fn the_fourth_pod_of_a_machine_is_recorded_and_its_workload_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_of_a_machine_in_a_loop_loses_its_deadline_before_it_is_due() {
+    let replica = Replica::leading(&cluster(), "a").await;
+    for uid in ["u1", "u2", "u3"] {
+        replica.entered(uid, true).await;
+        assert_eq!(replica.due().await, Requeue::Accepted, "{uid}");
+    }
+    replica.entered("u4", true).await;
+    assert_eq!(replica.reconcile().await, Requeue::Done);
+    assert_eq!((replica.status().state, replica.status().evict_at), (State::EvictionLoop, None));
+    // One Event for the loop, and not one for each exec of the machine.
+    assert_eq!(replica.warnings(), ["Pod", "Deployment"]);
+
+    // The deadline of a person is left, and is not touched by a second look.
+    replica.enter(false).await;
+    let at = replica.pass(Duration::ZERO).checked_add(TTL).unwrap();
+    replica.enter(true).await;
+    assert_eq!(replica.reconcile().await, Requeue::Again(at));
+    let calls = replica.fake.count("PATCH");
+    assert_eq!(replica.reconcile().await, Requeue::Again(at));
+    assert_eq!(replica.fake.count("PATCH"), calls);
+    // A machine of another workload in this namespace waits for its deadline.
+    replica.fake.state().objects.get_mut("/apis/apps/v1/namespaces/n/replicasets/r").unwrap()["metadata"]["ownerReferences"]
+        [0]["name"] = json!("api");
+    replica.entered("u5", true).await;
+    let at = replica.pass(Duration::ZERO).checked_add(TTL).unwrap();
+    assert_eq!(replica.reconcile().await, Requeue::Again(at));
+    assert_eq!(replica.fake.count("eviction"), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_loop_of_a_person_is_reported_and_does_not_end() {
     let replica = Replica::leading(&cluster(), "a").await;
     for uid in ["u1", "u2", "u3", "u4", "u5"] {

@@ -83,6 +83,28 @@ fn the_third_eviction_in_a_row_is_a_loop_and_ends_the_deadlines_of_its_machine()
 }
 
 #[test]
+fn only_a_pod_of_a_machine_in_a_loop_of_its_namespace_may_be_spared() {
+    let may_spare = |loops: &Loops, mark: &Mark, namespace: &str| {
+        let mut found = serde_json::to_value(pod(0)).unwrap();
+        let mut written = mark.patch("1", true)["metadata"]["annotations"].clone();
+        written.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+        found["metadata"]["annotations"] = written;
+        found["metadata"]["namespace"] = json!(namespace);
+        loops.may_spare(&serde_json::from_value(found).unwrap())
+    };
+    let (loops, end, _) = looping(true, 3);
+    let machine = entered(None, SA, true, end + 10);
+    assert!(may_spare(&loops, &machine, "data"));
+    assert!(may_spare(&loops, &entered(Some(machine.clone()), "alice", false, end + 20), "data"));
+    assert!(!may_spare(&loops, &entered(None, SA, false, end + 10), "data"), "a person of the same account");
+    assert!(!may_spare(&loops, &entered(None, "other", true, end + 10), "data"));
+    assert!(!may_spare(&loops, &machine, "elsewhere"));
+    assert!(!may_spare(&loops, &entered(None, SA, true, end + 25 * 3600), "data"), "after the loop");
+    assert!(!may_spare(&looping(true, 2).0, &machine, "data"));
+    assert!(!may_spare(&Loops::default(), &machine, "data"));
+}
+
+#[test]
 fn a_loop_of_a_person_is_noticed_and_never_spared() {
     let (loops, now, noticed) = looping(false, 3);
     assert_eq!((noticed.len(), noticed[0].machine), (1, false));

@@ -10,15 +10,31 @@ use crate::{
         entry::{Entry, Requeue},
         loops::{Row, Workload},
     },
-    mark::{Mark, State, Status, owner::controller},
+    mark::{
+        Mark, State, Status,
+        owner::{Look, controller},
+    },
 };
 
 /// How soon a pod is looked at again while the loops are not known.
 const NOT_READ: jiff::SignedDuration = jiff::SignedDuration::from_secs(2);
 
 impl Reconcile<'_> {
-    /// Takes the deadlines of machines in a loop off this pod, which is due. Returns when to reconcile it again; none if
-    /// it is to be evicted.
+    /// Takes the deadlines of machines in a loop off this pod before it is due. Returns when to reconcile it again; none if
+    /// its deadlines count, or if that will be found out when it is due.
+    pub(super) async fn spare_early(&self, pod: &Pod, mark: &Mark) -> Result<Option<Requeue>, pods::Error> {
+        if !self.loops.may_spare(pod) {
+            return Ok(None);
+        }
+        let owner = self.pods.owner(pod, Look::Status, self.context.clock.never_ahead()).await?;
+        match self.spare(pod, mark, &owner).await {
+            Err(pods::Error::Conflict) => Ok(None),
+            spared => spared,
+        }
+    }
+
+    /// Takes the deadlines of machines in a loop off this pod. Returns when to reconcile it again; none if it is to be
+    /// evicted.
     pub(super) async fn spare(&self, pod: &Pod, mark: &Mark, owner: &Owner) -> Result<Option<Requeue>, pods::Error> {
         let Some(workload) = Workload::of(pod, owner.parent.as_ref()) else { return Ok(None) };
         if !mark.claims.iter().any(|claim| claim.machine) {
@@ -48,7 +64,10 @@ impl Reconcile<'_> {
             ?evict_at,
             "a machine in an eviction loop is only recorded"
         );
-        self.publish_loop(pod, owner.parent.as_ref(), &message);
+        // Before the deadline, this happens after each exec. The Event of the eviction that was noticed as a loop says it then.
+        if self.entry.deadline <= self.context.clock.never_ahead() {
+            self.publish_loop(pod, owner.parent.as_ref(), &message);
+        }
         Ok(Some(left.evict_at.map_or(Requeue::Done, Requeue::Again)))
     }
 
