@@ -29,6 +29,8 @@ use crate::{
     kubectl::{self, Namespace, attempt, client, is_marked, run, uid_of},
 };
 
+mod surges;
+
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/install.yaml");
 /// More would take the two cores from what they are to observe.
 const USERS: usize = 2;

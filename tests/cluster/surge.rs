@@ -7,6 +7,7 @@ use k8s_openapi::api::{
     apps::v1::Deployment,
     coordination::v1::Lease,
     core::v1::{Pod, Service},
+    policy::v1::PodDisruptionBudget,
 };
 use kube::{
     Api,
@@ -26,8 +27,11 @@ use crate::{
     kubectl::{IMAGE, Namespace, annotation, apply, client, reason, run, serves, uid_of},
 };
 
+mod conditions;
+mod others;
+
 /// The component and its switch; gives the configuration of before.
-async fn switch_on() -> String {
+pub async fn switch_on() -> String {
     apply_all(&render(Some("surge")).await, &[]).await;
     // A test that failed may have left it on.
     let off = |text: &str| text.replace("surge: true, ", "");
@@ -45,7 +49,12 @@ async fn switch_off(before: String) {
 }
 
 /// A Deployment of one replica that needs so many seconds to become Ready and three to end, with a Service.
-async fn single(ns: &Namespace, start: u32, more: &str) -> Pod {
+pub async fn single(ns: &Namespace, start: u32, more: &str) -> Pod {
+    several(ns, 1, start, more).await.remove(0)
+}
+
+/// The same with so many replicas.
+async fn several(ns: &Namespace, replicas: usize, start: u32, more: &str) -> Vec<Pod> {
     let yaml = format!(
         "apiVersion: v1
 kind: Service
@@ -56,7 +65,7 @@ apiVersion: apps/v1
 kind: Deployment
 metadata: {{name: web}}
 spec:
-  replicas: 1
+  replicas: {replicas}
   selector: {{matchLabels: {{app: web}}}}
   template:
     metadata: {{labels: {{app: web}}}}
@@ -71,19 +80,25 @@ spec:
 "
     );
     apply(&ns.name, &yaml).await;
-    ns.ready(1).await.remove(0)
+    ns.ready(replicas).await
 }
 
-async fn budget(ns: &Namespace) {
+/// A budget for all pods, once the API server goes by it.
+pub async fn budget(ns: &Namespace) {
+    budget_of(ns, "minAvailable: 1").await;
+}
+
+async fn budget_of(ns: &Namespace, spec: &str) {
+    let name = format!("b{:08x}", rand::random::<u32>());
     apply(
         &ns.name,
-        "apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata: {name: web}\nspec: {minAvailable: 1, selector: {matchLabels: {app: web}}}\n",
+        &format!("apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata: {{name: {name}}}\nspec: {{{spec}, selector: {{matchLabels: {{app: web}}}}}}\n"),
     )
     .await;
-    let budgets: Api<k8s_openapi::api::policy::v1::PodDisruptionBudget> = Api::namespaced(ns.client.clone(), &ns.name);
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(ns.client.clone(), &ns.name);
     eventually("the budget", 20, async || {
-        let status = budgets.get("web").await.unwrap().status?;
-        (status.current_healthy == 1 && status.desired_healthy == 1).then_some(())
+        let found = budgets.get(&name).await.unwrap();
+        (found.status?.observed_generation == found.metadata.generation).then_some(())
     })
     .await;
 }
@@ -104,7 +119,7 @@ impl Polls {
         };
         // A node needs a moment to send requests to a pod that has just become Ready.
         eventually("the Service", 20, async || ask().await.ok()).await;
-        let start = std::time::Instant::now();
+        let start = tokio::time::Instant::now();
         let counts = std::sync::Arc::<std::sync::Mutex<(usize, Vec<String>)>>::default();
         let shared = counts.clone();
         let task = tokio::spawn(async move {
@@ -130,10 +145,20 @@ impl Polls {
     }
 }
 
-async fn in_surge(ns: &Namespace, pod: &Pod) -> Pod {
+pub async fn in_surge(ns: &Namespace, pod: &Pod) -> Pod {
     eventually("the surge", 40, async || {
         let pod = ns.pod(name_of(pod)).await;
         pod.metadata.labels.as_ref().unwrap().contains_key("pristine/surge").then_some(pod)
+    })
+    .await
+}
+
+/// Waits until the pod is counted by its ReplicaSet again, and gives it.
+async fn label_back(ns: &Namespace, pod: &Pod, seconds: u64) -> Pod {
+    eventually("the label", seconds, async || {
+        let pod = ns.pod(name_of(pod)).await;
+        let labels = pod.metadata.labels.as_ref().unwrap();
+        (labels.contains_key("pod-template-hash") && !labels.contains_key("pristine/surge")).then_some(pod)
     })
     .await
 }
@@ -206,11 +231,7 @@ async fn a_surge_that_cannot_succeed_leaves_the_workload_as_it_was() {
         let (ns, pod) = start("", 25).await;
         ns.run(&["annotate", "pod", name_of(&pod), "pristine/hold=INC-7", "pristine/extended-by=kubernetes-admin"])
             .await;
-        eventually("the label", 10, async || {
-            let labels = ns.pod(name_of(&pod)).await.metadata.labels.unwrap();
-            (labels.contains_key("pod-template-hash") && !labels.contains_key("pristine/surge")).then_some(())
-        })
-        .await;
+        label_back(&ns, &pod, 10).await;
         eventually("one pod", 20, async || {
             let pods = ns.pods().list(&ListParams::default()).await.unwrap().items;
             (pods.len() == 1 && uid_of(&pods[0]) == uid_of(&pod)).then_some(())
@@ -220,11 +241,7 @@ async fn a_surge_that_cannot_succeed_leaves_the_workload_as_it_was() {
     let unschedulable = async {
         let affinity = "affinity: {podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {app: web}}}]}}";
         let (ns, pod) = start(affinity, 1).await;
-        eventually("the label", 60, async || {
-            let pod = ns.pod(name_of(&pod)).await;
-            pod.metadata.labels.as_ref().unwrap().contains_key("pod-template-hash").then_some(())
-        })
-        .await;
+        label_back(&ns, &pod, 60).await;
         let deployments: Api<Deployment> = Api::namespaced(ns.client.clone(), &ns.name);
         eventually("one of one", 20, async || {
             let status = deployments.get("web").await.unwrap().status?;
