@@ -23,8 +23,11 @@ make_certificates() {
 	if [[ -f $state/certificates ]]; then return; fi
 	log "creating keys, certificates and kubeconfigs"
 	rm -rf "$state/pki" "$state"/*.conf
+	# Kubernetes 1.30 has only the older format, in which all keys are RSA. Those take seconds.
+	local format=v1beta4 algorithm='encryptionAlgorithm: ECDSA-P256'
+	if ((kubernetes_minor < 31)); then format=v1beta3 algorithm=''; fi
 	cat >"$state/kubeadm.yaml" <<-END
-		apiVersion: kubeadm.k8s.io/v1beta4
+		apiVersion: kubeadm.k8s.io/$format
 		kind: InitConfiguration
 		localAPIEndpoint:
 		  advertiseAddress: $host_address
@@ -33,13 +36,13 @@ make_certificates() {
 		  name: $name
 		  criSocket: unix://$state/containerd/containerd.sock  # otherwise kubeadm searches for one
 		---
-		apiVersion: kubeadm.k8s.io/v1beta4
+		apiVersion: kubeadm.k8s.io/$format
 		kind: ClusterConfiguration
 		clusterName: pristine-$name
 		kubernetesVersion: $kubernetes_version  # otherwise kubeadm asks the internet for the newest
 		certificatesDir: $state/pki
 		controlPlaneEndpoint: $api_address:${api_ports[0]}
-		encryptionAlgorithm: ECDSA-P256  # RSA takes seconds
+		$algorithm
 		networking: {serviceSubnet: $service_cidr}
 		apiServer: {certSANs: [localhost, 127.0.0.1, $host_address]}
 	END

@@ -25,6 +25,7 @@ save_cluster() {
 		etcd_peer_port=$etcd_peer_port
 		api_ports=(${api_ports[*]})
 		feature_gates=$feature_gates
+		kubernetes_version=$kubernetes_version
 	END
 	mv "$state/cluster.new" "$state/cluster"
 }
@@ -33,12 +34,16 @@ stale=0
 load_cluster() {
 	[[ -f $state/cluster ]] || return 1
 	local cluster_boot=''
-	feature_gates=''
+	feature_gates='' kubernetes_version=$default_version
 	# shellcheck source=/dev/null
 	source "$state/cluster"
 	[[ $cluster_boot == "$boot" ]] || stale=1
+	use_kubernetes "$kubernetes_version"
 	derive
 }
+
+# The version of a cluster that 'up' continues; nothing if it starts an empty one.
+recorded_version() { (load_cluster && ((!stale)) && echo "$kubernetes_version") || true; }
 
 # The cluster's index determines its address ranges, so that no two clusters share one. The cluster with a node has index 0.
 derive() {
@@ -77,6 +82,7 @@ new_cluster() {
 	free_port $((2380 + offset)) && etcd_peer_port=$REPLY
 	api_ports=()
 	feature_gates=$gates
+	use_kubernetes "$wanted_version"
 	save_cluster
 	derive
 }

@@ -1,13 +1,24 @@
 # shellcheck shell=bash disable=SC2154 # names from the sourcing script
-# Builds the Kubernetes programs from the Go module in hack/kubernetes, into a cache with one directory per version.
+# Builds the Kubernetes programs, into a cache with one directory per version: the default version from the Go module in
+# hack/kubernetes, others from modules that are in the cache themselves.
 
-module=$here/kubernetes
+# shellcheck source=kubernetes-module.sh
+source "$here/lib/kubernetes-module.sh"
+
 cache=${PRISTINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pristine}
 
-kubernetes_version=$(sed -nE 's|^[[:space:]]*k8s\.io/kubernetes (v[^ ]+).*|\1|p' "$module/go.mod")
-[[ $kubernetes_version =~ ^v([0-9]+)\.([0-9]+)\.[0-9]+ ]] || die "no k8s.io/kubernetes version in $module/go.mod"
-kubernetes_major=${BASH_REMATCH[1]} kubernetes_minor=${BASH_REMATCH[2]}
-built=$cache/kubernetes/$kubernetes_version/bin
+# use_kubernetes VERSION: what follows builds this version, a whole one such as v1.30.14.
+use_kubernetes() {
+	[[ $1 =~ ^v([0-9]+)\.([0-9]+)\.[0-9]+ ]] || die "not a version of Kubernetes: $1"
+	kubernetes_version=$1 kubernetes_major=${BASH_REMATCH[1]} kubernetes_minor=${BASH_REMATCH[2]}
+	built=$cache/kubernetes/$1/bin
+	module=$cache/kubernetes/$1
+	if [[ $1 == "$default_version" ]]; then module=$here/kubernetes; fi
+}
+
+default_version=$(sed -nE 's|^[[:space:]]*k8s\.io/kubernetes (v[^ ]+).*|\1|p' "$here/kubernetes/go.mod")
+[[ -n $default_version ]] || die "no k8s.io/kubernetes version in $here/kubernetes/go.mod"
+use_kubernetes "$default_version"
 
 # shellcheck disable=SC2034 # for hack/cluster
 control_plane_programs=(etcd kube-apiserver kubectl kubeadm)
@@ -33,8 +44,9 @@ cold_time_of() {
 
 # The path of a program: in KUBEBUILDER_ASSETS (etcd, kube-apiserver, kubectl) if it is there, else from this build.
 # Only with --control-plane-only: a node's programs must have the API server's version, or be up to three versions older.
+# And only in place of the default version: a version that was asked for is the one that runs.
 path_of() {
-	if [[ $mode == control-plane && -n ${KUBEBUILDER_ASSETS:-} && -x $KUBEBUILDER_ASSETS/$1 ]]; then
+	if [[ $mode == control-plane && $kubernetes_version == "$default_version" && -n ${KUBEBUILDER_ASSETS:-} && -x $KUBEBUILDER_ASSETS/$1 ]]; then
 		echo "$KUBEBUILDER_ASSETS/$1"
 	else
 		echo "$built/$1"
@@ -42,11 +54,15 @@ path_of() {
 }
 
 need_go() {
-	local needs
-	needs=$(sed -nE 's/^go ([0-9.]+)$/\1/p' "$module/go.mod")
-	command -v go >/dev/null || die "building Kubernetes $kubernetes_version needs Go $needs, and Go is not installed" \
+	command -v go >/dev/null || die "building Kubernetes $kubernetes_version needs Go, and Go is not installed" \
 		"install it from https://go.dev/dl/ (Go 1.21 or newer fetches the rest by itself)" \
 		"or, with --control-plane-only, set KUBEBUILDER_ASSETS to a directory with etcd, kube-apiserver and kubectl (kubeadm still has to be built)"
+}
+
+need_module() {
+	local needs
+	if [[ ! -f $module/go.sum ]]; then write_kubernetes_module "$kubernetes_version" "$module"; fi
+	needs=$(sed -nE 's/^go ([0-9.]+)$/\1/p' "$module/go.mod")
 	# Fails if this Go is too old and must not download a newer one (GOTOOLCHAIN=local).
 	(cd "$module" && GOWORK=off go env GOVERSION >/dev/null) || die "Kubernetes $kubernetes_version needs Go $needs; found: $(go version)"
 }
@@ -72,6 +88,7 @@ build() {
 		flock "$lock"
 		mapfile -t missing < <(missing_programs "$@")
 	fi
+	need_module
 
 	# kubectl, the kubelet and the API server report these. kubeadm and version skew checks reject the default v0.0.0.
 	local flags='-s -w' package

@@ -48,6 +48,9 @@ write_containerd_config() {
 write_kubelet_config() {
 	: >"$state/resolv.conf"
 	mkdir -p "$state/static-pods"
+	# Only kubelets since 1.31 can refuse cgroup v1.
+	local cgroup_v1='failCgroupV1: false'
+	if ((kubernetes_minor < 31)); then cgroup_v1=''; fi
 	cat >"$state/kubelet.yaml" <<-END
 		apiVersion: kubelet.config.k8s.io/v1beta1
 		kind: KubeletConfiguration
@@ -70,7 +73,7 @@ write_kubelet_config() {
 		resolvConf: $state/resolv.conf
 		cgroupDriver: cgroupfs  # works without systemd
 		cgroupRoot: /$cgroup
-		failCgroupV1: false
+		$cgroup_v1
 		enforceNodeAllocatable: []
 		failSwapOn: false
 		makeIPTablesUtilChains: false

@@ -1,7 +1,13 @@
 # shellcheck shell=bash disable=SC2154 # names from the sourcing script
 # Starts what tests/control_plane needs, two API servers on one etcd, and exports their addresses. Source common.sh first.
 
-rotation_cluster_name() { if [[ ${1-} == on ]]; then echo load-balancing; else echo control-plane; fi; }
+# rotation_cluster_name [off|on] [VERSION]
+rotation_cluster_name() {
+	local name=control-plane version=${2-}
+	if [[ ${1-} == on ]]; then name=load-balancing; fi
+	version=${version#v}
+	echo "$name${version:+-${version//./-}}"
+}
 
 # The replicas that a run of these tests has started, as lines "pid program". Those in the containers of a cluster have other
 # names.
@@ -28,15 +34,16 @@ refuse_other_replicas() {
 		"If that run goes on, wait until it has ended. If it was killed, end what it left: kill -KILL ${others[*]%% *}"
 }
 
-# rotation_cluster [on]: API servers choose a replica for every connection, as they do up to Kubernetes 1.36, and later
-# without --enable-aggregator-routing. With "on", in a cluster of its own, they have the feature gate
-# WebhookRoundTripLoadBalancing, on by default since 1.37, and choose one for every call.
+# rotation_cluster [off|on] [VERSION]: API servers choose a replica for every connection, as they do up to Kubernetes 1.36,
+# and later without --enable-aggregator-routing. With "on", they have the feature gate WebhookRoundTripLoadBalancing, on by
+# default since 1.37, and choose one for every call. Each gate and each VERSION has a cluster of its own.
 rotation_cluster() {
-	local folder name gate=false
+	local folder name gate=false version=()
 	refuse_other_replicas
-	name=$(rotation_cluster_name "${1-}")
+	name=$(rotation_cluster_name "$@")
 	if [[ ${1-} == on ]]; then gate=true; fi
-	hack/cluster up --control-plane-only --name "$name" --api-servers 2 --feature-gates "WebhookRoundTripLoadBalancing=$gate"
+	if [[ -n ${2-} ]]; then version=(--kubernetes "$2"); fi
+	hack/cluster up --control-plane-only --name "$name" --api-servers 2 --feature-gates "WebhookRoundTripLoadBalancing=$gate" "${version[@]}"
 	folder=$(hack/cluster env --name "$name" | sed -nE 's/^export KUBECONFIG="?([^" ]*)\/admin\.conf.*/\1/p')
 	set -a
 	# shellcheck source=/dev/null

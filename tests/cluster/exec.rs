@@ -250,6 +250,14 @@ async fn a_user_who_may_only_get_pods_exec_is_denied_and_the_pod_is_not_marked()
     let output = ns.attempt(&["exec", "--as=reader", &name, "--", "id"]).await;
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && error.to_lowercase().contains("forbidden"), "{error}");
+
+    // The kubectl of 1.30 sends a POST, for which every API server asks for create. A GET, as over WebSocket, reaches
+    // admission.
+    let path = format!("/api/v1/namespaces/{}/pods/{name}/exec?command=id&stdout=true", ns.name);
+    let output = ns.attempt(&["get", "--as=reader", "--raw", &path]).await;
+    let error = String::from_utf8_lossy(&output.stderr);
+    let ours = "admission webhook \"exec.pods.pristine\" denied the request: pods ";
+    assert!(error.contains(ours) && error.contains("User \"reader\" cannot create resource \"pods/exec\""), "{error}");
     assert!(!is_marked(&ns.pod(&name).await));
 }
 

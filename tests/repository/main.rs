@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+mod cluster;
 mod demo;
 mod documents;
 mod layering;
