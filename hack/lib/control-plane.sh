@@ -122,7 +122,8 @@ start_api_server() {
 	)
 	if [[ -n $feature_gates ]]; then flags+=(--feature-gates="$(known_feature_gates)"); fi
 	if [[ $mode == control-plane ]]; then
-		# Without kube-proxy, ClusterIPs do not work: the API server dials the addresses of a webhook's EndpointSlice.
+		# Without kube-proxy, ClusterIPs do not work: the API server dials the addresses of a webhook's EndpointSlice
+		# (before 1.34, of its Endpoints).
 		flags+=(--enable-aggregator-routing=true)
 	fi
 	if [[ $mode == control-plane ]] || ((n > 1)); then

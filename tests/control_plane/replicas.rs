@@ -10,7 +10,7 @@ use std::{
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, Client, Config,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::json;
@@ -65,6 +65,8 @@ pub struct Replicas {
 
 /// Lives of seconds, so that a test sees many of them.
 const SHORT_LIVES: &[&str] = &["--ca-lifetime=30s", "--serving-lifetime=5s", "--hold=1s", "--secret-path-lifetime=10s"];
+
+const OF_SERVICE: &str = "kubernetes.io/service-name=pristine";
 
 pub fn webhook_port(n: usize) -> usize {
     18_250 + n
@@ -230,7 +232,7 @@ impl Replicas {
         // As new: a caBundle without a Secret would make the first replica wait for others that know the CA.
         let _ = kubectl(&["delete", "--ignore-not-found", "validatingwebhookconfiguration/pristine"]).status().await;
         // Those of a test that failed.
-        let slices = ["delete", "endpointslices", "-n", SYSTEM, "-l", "kubernetes.io/service-name=pristine"];
+        let slices = ["delete", "endpointslices,endpoints", "-n", SYSTEM, "-l", OF_SERVICE];
         let _ = kubectl(&slices).status().await;
         for file in ["namespace.yaml", "webhook.yaml", "suspend.yaml"] {
             let path = format!("{}/manifests/base/{file}", env!("CARGO_MANIFEST_DIR"));
@@ -261,6 +263,20 @@ impl Replicas {
         let slices: Api<k8s_openapi::api::discovery::v1::EndpointSlice> = Api::namespaced(self.client.clone(), SYSTEM);
         let params = PatchParams::apply("test").force();
         slices.patch(&name, &params, &Patch::Apply(slice)).await.unwrap();
+        // The same as Endpoints, which API servers before 1.34 read instead. In a cluster with a node, controllers write both.
+        let mut subsets = Vec::new();
+        for slice in slices.list(&ListParams::default().labels(OF_SERVICE)).await.unwrap().items {
+            for endpoint in slice.endpoints {
+                let addresses: Vec<_> = endpoint.addresses.iter().map(|ip| json!({"ip": ip})).collect();
+                subsets.push(json!({"addresses": addresses, "ports": slice.ports}));
+            }
+        }
+        let endpoints = json!({
+            "apiVersion": "v1", "kind": "Endpoints", "subsets": subsets,
+            "metadata": {"name": "pristine", "labels": {"kubernetes.io/service-name": "pristine"}},
+        });
+        let all: Api<k8s_openapi::api::core::v1::Endpoints> = Api::namespaced(self.client.clone(), SYSTEM);
+        all.patch("pristine", &params, &Patch::Apply(endpoints)).await.unwrap();
     }
 
     async fn put_into_service(&self, n: usize) {
