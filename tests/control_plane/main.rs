@@ -26,4 +26,5 @@ mod rotation;
 mod simulate;
 mod strangers;
 mod surge_policies;
+mod terminating;
 mod virtual_kubelet;
