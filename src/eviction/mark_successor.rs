@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use tokio::time::sleep;
 
 use super::{
@@ -26,6 +26,7 @@ use crate::{
     },
     audit_log::Line,
     error::chain,
+    mark::INTERACTED,
     telemetry::Outcome,
 };
 
@@ -126,7 +127,7 @@ impl SuccessorMarker {
         looks.buffer_unordered(CONCURRENT).collect().await
     }
 
-    /// One page after the other, so that a namespace of any size needs little memory.
+    /// One page after the other and without the specs, so that a namespace of any size needs little memory.
     async fn look_for_many(&self, namespace: &str, expected: Vec<Expected>) -> Vec<(Expected, Look)> {
         let mut missing: HashMap<String, Expected> =
             expected.into_iter().map(|expected| (expected.name.clone(), expected)).collect();
@@ -140,13 +141,16 @@ impl SuccessorMarker {
                     return done;
                 }
             };
-            let found = pods.into_iter().filter_map(|pod| Some((missing.remove(pod.metadata.name.as_ref()?)?, pod)));
-            let found: Vec<(Expected, Pod)> = found.collect();
-            let marks = stream::iter(found).map(|(expected, pod)| async move {
-                let look = self.mark(&expected, &pod).await;
+            let found = pods.into_iter().filter_map(|pod| Some((missing.remove(pod.name.as_ref()?)?, pod)));
+            let is_labelled = |pod: &ObjectMeta| pod.labels.as_ref().is_some_and(|all| all.contains_key(INTERACTED));
+            let (labelled, found): (Vec<_>, Vec<_>) = found.partition(|(_, pod)| is_labelled(pod));
+            let marks = stream::iter(found).map(|(expected, metadata)| async move {
+                let look = self.mark(&expected, &Pod { metadata, ..Pod::default() }).await;
                 (expected, look)
             });
             done.extend(marks.buffer_unordered(CONCURRENT).collect::<Vec<_>>().await);
+            // Such a pod may have the interaction already, and only the whole pod proves it.
+            done.extend(self.look_for_few(labelled.into_iter().map(|(expected, _)| expected).collect()).await);
             if next.is_none() || missing.is_empty() {
                 done.extend(missing.into_values().map(|expected| (expected, Look::Absent)));
                 return done;

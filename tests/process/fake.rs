@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response, header::ACCEPT};
 use http_body_util::BodyExt as _;
 use kube::{Client, client::Body};
 use pristine::api::link::Link;
@@ -137,7 +137,7 @@ impl Fake {
                     Some(Fault::DoneInSilence) | None => {
                         let query = parts.uri.query().unwrap_or_default();
                         match (parts.method.as_str(), parts.uri.path().trim_matches('/').rsplit_once("/pods")) {
-                            ("GET", Some((namespace, ""))) => this.page(namespace, query),
+                            ("GET", Some((namespace, ""))) => this.page(namespace, query, &parts.headers),
                             _ => this.answer(&parts.method, parts.uri.path(), &body),
                         }
                     }
@@ -165,8 +165,9 @@ impl Fake {
         Some(fault)
     }
 
-    /// A page of the pods of a namespace, as `limit` and `continue` of the query say.
-    fn page(&self, path: &str, query: &str) -> (u16, Value) {
+    /// A page of the pods of a namespace, as `limit` and `continue` of the query say; of each pod the metadata alone, if
+    /// the client accepts that.
+    fn page(&self, path: &str, query: &str, headers: &HeaderMap) -> (u16, Value) {
         let mut state = self.state();
         if let Some(answer) = state.prepared(&Method::GET, &format!("/{path}/pods")) {
             state.calls.push(format!("GET /{path}/pods"));
@@ -179,7 +180,9 @@ impl Fake {
         let begin: usize = parameter("continue").map_or(0, |token| token.parse().unwrap());
         let mut all: Vec<_> = state.pods.iter().filter(|(key, _)| key.starts_with(&format!("{namespace}/"))).collect();
         all.sort_by_key(|(key, _)| (*key).clone());
-        let items: Vec<_> = all.iter().skip(begin).take(limit).map(|(_, pod)| (*pod).clone()).collect();
+        let is_partial = headers[ACCEPT].to_str().unwrap().contains("PartialObjectMetadataList");
+        let shown = |pod: &Value| if is_partial { json!({"metadata": pod["metadata"]}) } else { pod.clone() };
+        let items: Vec<_> = all.iter().skip(begin).take(limit).map(|(_, pod)| shown(pod)).collect();
         let end = begin + items.len();
         let token = if end < all.len() { json!(end.to_string()) } else { Value::Null };
         let metadata = json!({"resourceVersion": "1", "continue": token});

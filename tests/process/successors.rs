@@ -224,3 +224,26 @@ async fn successors_are_found_on_every_page_of_a_large_namespace() {
     assert_eq!(requests.iter().filter(|call| call.starts_with("LIST")).count(), 4, "pages of 500");
     assert_eq!(requests.len(), 34, "and a write for each");
 }
+
+#[tokio::test(start_paused = true)]
+async fn many_successors_that_are_marked_already_are_read_once() {
+    let (replica, mut deleted) = (Replica::new(&Fake::default(), true).await, Vec::new());
+    for name in names(30) {
+        let marked = replica.entered(&name).await;
+        replica.delete(&marked);
+        replica.recreate(&name);
+        deleted.push(marked);
+    }
+    sleep(Duration::from_secs(15)).await;
+    assert!(names(30).iter().all(|name| replica.is_successor_marked(name)));
+    drop(replica.requests());
+    // As a new leader, which does not know what the last one marked.
+    for marked in &deleted {
+        replica.successors.delete(marked);
+    }
+    sleep(Duration::from_secs(60)).await;
+    // The list has no conditions, so each pod is read for the proof.
+    let requests = replica.requests();
+    let of = |verb: &str| requests.iter().filter(|call| call.starts_with(verb)).count();
+    assert_eq!((of("LIST"), of("GET"), of("PATCH")), (1, 30, 0), "{requests:?}");
+}

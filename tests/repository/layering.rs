@@ -39,7 +39,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("admission::http", &["duration", "server", "telemetry"]),
     ("eviction::reconcile", &["api", "error", "mark", "telemetry"]),
     ("eviction::controller", &["api", "error", "mark", "server", "telemetry"]),
-    ("eviction::mark_successor", &["api", "audit_log", "error", "telemetry"]),
+    ("eviction::mark_successor", &["api", "audit_log", "error", "mark", "telemetry"]),
     ("eviction::loop_store", &["api", "error", "mark", "telemetry"]),
     ("eviction::leadership", &["api", "clock", "error"]),
     ("eviction::suspension", &["error"]),
