@@ -49,21 +49,24 @@ pub async fn marked(client: &Client, namespace: &str, name: &str, owner: Option<
         },
     });
     let created = pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
-    let uid = created.metadata.uid.unwrap();
+    let at = due.checked_sub(SignedDuration::from_secs(600)).unwrap();
+    let status = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
+    let patch = json!({"metadata": mark(&created, at, due), "status": status});
+    pods.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    created.metadata.uid.unwrap()
+}
+
+/// The metadata of the mark of one exec into this pod.
+pub fn mark(pod: &Pod, at: Timestamp, due: Timestamp) -> Value {
     let first = json!({
-        "at": due.checked_sub(SignedDuration::from_secs(600)).unwrap().to_string(), "operation": "exec", "container": "app",
+        "at": at.to_string(), "operation": "exec", "container": "app",
         "user": {"name": "alice"}, "review": "r", "rule": "default",
     });
-    let record = json!({"pod": uid, "total": 1, "first": first}).to_string();
-    let patch = json!({
-        "metadata": {
-            "labels": {"pristine/interacted": "true"},
-            "annotations": {"pristine/interactions": record, "pristine/evict-at": due.to_string()},
-        },
-        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
-    });
-    pods.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
-    uid
+    let record = json!({"pod": pod.metadata.uid, "total": 1, "first": first}).to_string();
+    json!({
+        "labels": {"pristine/interacted": "true"},
+        "annotations": {"pristine/interactions": record, "pristine/evict-at": due.to_string()},
+    })
 }
 
 pub fn in_seconds(seconds: i64) -> Timestamp {
@@ -87,7 +90,7 @@ pub async fn leader(client: &Client) -> usize {
 }
 
 /// The eviction requests, once every pod has an accepted one.
-async fn evictions(namespace: &str, pods: usize) -> BTreeMap<String, Vec<(Timestamp, u64)>> {
+pub async fn evictions(namespace: &str, pods: usize) -> BTreeMap<String, Vec<(Timestamp, u64)>> {
     let kubeconfig = setting("PRISTINE_KUBECONFIG_1").unwrap();
     eventually("the audit log", 20, async || {
         let found = audit::evictions(&kubeconfig, namespace);

@@ -308,6 +308,16 @@ impl Replicas {
         send_signal(self.processes[n].id().unwrap(), signal);
     }
 
+    /// Resident memory of this replica in MiB: now, and at most since it started.
+    pub fn memory(&self, n: usize) -> (u64, u64) {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.processes[n].id().unwrap())).unwrap();
+        let of = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_suffix("kB")).unwrap();
+            line.trim().parse::<u64>().unwrap() / 1024
+        };
+        (of("VmRSS:"), of("VmHWM:"))
+    }
+
     /// What this replica has logged with these words.
     pub fn logged(&self, n: usize, words: &str) -> usize {
         let log = std::fs::read_to_string(self.log(n)).unwrap_or_default();
