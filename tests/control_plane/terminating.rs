@@ -29,7 +29,9 @@ async fn a_pod_that_does_not_terminate_is_reported_by_each_leader_until_it_is_go
     let pods: Api<Pod> = Api::namespaced(client, &namespace);
     pods.delete("p", &DeleteParams::default().grace_period(1)).await.unwrap();
     eventually("the leader reports the pod", 20, || overdue(first, 3.0)).await;
-    assert_eq!(overdue(1 - first, 0.0).await, Some(0.0), "the leader alone");
+    // A replica has no value until it looks at its queue for the first time, some seconds after its start.
+    let other = eventually("the other replica's value", 20, || overdue(1 - first, 0.0)).await;
+    assert!(other < 1.0, "the leader alone reports it: {other}");
 
     replicas.kill_and_start(first).await;
     // It may lead again.
