@@ -10,6 +10,7 @@ use serial_test::{parallel, serial};
 use crate::{
     common::{SYSTEM, eventually, https, name_of},
     kubectl::{Namespace, client, deadline, is_marked, record, run, uid_of},
+    lifecycle::settled,
 };
 
 pub async fn replicas() -> Vec<Pod> {
@@ -132,6 +133,9 @@ pub async fn kill_nine(replicas: &[Pod]) {
 #[ignore = "needs a cluster: hack/test"]
 #[serial]
 async fn a_pod_is_evicted_on_time_after_every_replica_was_killed() {
+    // New ones: the kubelet waits for 10 s before it restarts a container that another test has killed before.
+    run(&["-n", SYSTEM, "rollout", "restart", "deployment/pristine"]).await;
+    settled().await;
     let ns = Namespace::new("t-kill-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
     ns.run(&["exec", &name, "--", "true"]).await;
