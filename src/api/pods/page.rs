@@ -26,13 +26,9 @@ impl Pods {
     ) -> Result<(Vec<ObjectMeta>, Option<String>), Error> {
         let mut params = ListParams::default().limit(PAGE);
         params.continue_token = page;
-        let action = "list pods";
         let request = Request::new(Pod::url_path(&(), Some(namespace))).list_metadata(&params);
-        let request = request.map_err(kube::Error::BuildRequest).map_err(Error::of(action))?;
-        let found: ObjectList<PartialObjectMeta<Pod>> =
-            self.client.request(request).await.map_err(Error::of(action))?;
-        let next = found.metadata.continue_.filter(|next| !next.is_empty());
-        Ok((found.items.into_iter().map(|pod| pod.metadata).collect(), next))
+        let (found, next) = self.list_page::<PartialObjectMeta<Pod>>(request).await?;
+        Ok((found.into_iter().map(|pod| pod.metadata).collect(), next))
     }
 
     /// Lists a page with these parameters, of each pod only the fields that `P` has.
@@ -44,8 +40,17 @@ impl Pods {
     where
         P: Clone + DeserializeOwned,
     {
+        self.list_page(Request::new(Pod::url_path(&(), Some(namespace))).list(params)).await
+    }
+
+    async fn list_page<P>(
+        &self,
+        request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+    ) -> Result<(Vec<P>, Option<String>), Error>
+    where
+        P: Clone + DeserializeOwned,
+    {
         let action = "list pods";
-        let request = Request::new(Pod::url_path(&(), Some(namespace))).list(params);
         let request = request.map_err(kube::Error::BuildRequest).map_err(Error::of(action))?;
         let found: ObjectList<P> = self.client.request(request).await.map_err(Error::of(action))?;
         Ok((found.items, found.metadata.continue_.filter(|next| !next.is_empty())))
