@@ -24,12 +24,13 @@ const RETRY_DELAY: Duration = Duration::from_secs(30);
 pub async fn run(pods: Pods, namespace: String, name: String, resolver: Resolver, metrics: Arc<Metrics>) {
     let mut published = None;
     loop {
-        let status = resolver.current().map(|chain| ReplicaStatus::new(&chain, metrics.rules.undecided()).to_text());
+        let status = resolver.current().map(|chain| (chain, metrics.rules.undecided()));
         let Some(now) = status.filter(|now| published.as_ref() != Some(now)) else {
             sleep(POLL_INTERVAL).await;
             continue;
         };
-        match pods.annotate(&namespace, &name, REPLICA, &now).await {
+        let text = ReplicaStatus::new(&now.0, now.1.clone()).to_text();
+        match pods.annotate(&namespace, &name, REPLICA, &text).await {
             Ok(()) => published = Some(now),
             // Outside a cluster there is no such pod.
             Err(Error::Gone) => sleep(RETRY_DELAY).await,
