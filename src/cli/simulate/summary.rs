@@ -147,7 +147,8 @@ impl Summary {
         self.rows.values().map(|row| row.count).sum()
     }
 
-    /// The rules, without the built-in ones, that decide none of the interactions: one of them may name the wrong user. Empty if there are no interactions.
+    /// The rules, without the built-in ones, that decide none of the interactions: one of them may name the wrong user. Empty
+    /// if there are no interactions.
     #[must_use]
     pub fn idle_rules(&self) -> Vec<&str> {
         if self.rows.is_empty() {

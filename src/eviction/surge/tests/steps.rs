@@ -132,8 +132,8 @@ fn after_a_surge_the_pod_waits_until_its_replica_set_counts_it_again() {
     };
     assert!(!ended(1, &[touched()], 1), "the status may be older than the end");
     assert!(ended(1, &[touched()], 2) && !ended(0, &[touched()], 2));
-    assert!(!ended(1, &[touched(), pod("new", false)], 2), "one of them goes");
-    assert!(ended(0, &[touched(), pod("new", false)], 60), "not for ever");
+    assert!(!ended(1, &[touched(), pod("new", false)], 2), "the ReplicaSet deletes one of them");
+    assert!(ended(0, &[touched(), pod("new", false)], 60), "a minute at most");
     assert!(is_settled(&parse(touched()), None, &[], at(0)), "without a surge there is nothing to wait for");
 }
 
