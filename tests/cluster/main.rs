@@ -30,6 +30,7 @@ mod monitoring;
 mod outage;
 mod pacing;
 mod plugin;
+mod poller;
 mod rules;
 mod self_healing;
 mod stage;

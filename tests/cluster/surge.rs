@@ -1,30 +1,21 @@
-//! The component `surge`, on a real cluster: the replacement serves before the pod goes, and no end of a surge leaves
+//! The component `surge`, on a real cluster: the replacement serves before the pod is evicted, and no end of a surge leaves
 //! anything behind.
 
 use std::time::Duration;
 
-use k8s_openapi::api::{
-    apps::v1::Deployment,
-    coordination::v1::Lease,
-    core::v1::{Pod, Service},
-    policy::v1::PodDisruptionBudget,
-};
+use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease, core::v1::Pod, policy::v1::PodDisruptionBudget};
 use kube::{
     Api,
     api::{DeleteParams, ListParams},
 };
 use serial_test::serial;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    task::JoinHandle,
-    time::{sleep, timeout},
-};
+use tokio::time::sleep;
 
 use crate::{
     common::{SYSTEM, eventually, name_of},
     components::{apply_all, configure, render},
     kubectl::{IMAGE, Namespace, annotation, apply, client, reason, run, serves, uid_of},
+    poller::{Polled, Poller},
 };
 
 mod conditions;
@@ -83,7 +74,7 @@ spec:
     ns.ready(replicas).await
 }
 
-/// A budget for all pods, once the API server goes by it.
+/// A budget for all pods, once its status is up to date.
 pub async fn budget(ns: &Namespace) {
     budget_of(ns, "minAvailable: 1").await;
 }
@@ -101,48 +92,6 @@ async fn budget_of(ns: &Namespace, spec: &str) {
         (found.status?.observed_generation == found.metadata.generation).then_some(())
     })
     .await;
-}
-
-/// Asks the Service every 50 ms, with a new connection each time, until it is dropped: how often, and how often in vain.
-struct Polls(JoinHandle<()>, std::sync::Arc<std::sync::Mutex<(usize, Vec<String>)>>);
-
-impl Polls {
-    async fn start(ns: &Namespace) -> Self {
-        let services: Api<Service> = Api::namespaced(ns.client.clone(), &ns.name);
-        let address = services.get("web").await.unwrap().spec.unwrap().cluster_ip.unwrap();
-        let ask = async move || -> std::io::Result<()> {
-            let mut stream = TcpStream::connect((address.as_str(), 80)).await?;
-            stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await?;
-            if answer.ends_with("ok\n") { Ok(()) } else { Err(std::io::Error::other(answer)) }
-        };
-        // A node needs a moment to send requests to a pod that has just become Ready.
-        eventually("the Service", 20, async || ask().await.ok()).await;
-        let start = tokio::time::Instant::now();
-        let counts = std::sync::Arc::<std::sync::Mutex<(usize, Vec<String>)>>::default();
-        let shared = counts.clone();
-        let task = tokio::spawn(async move {
-            loop {
-                let asked = timeout(Duration::from_secs(2), ask()).await;
-                {
-                    let mut counts = shared.lock().unwrap();
-                    counts.0 += 1;
-                    if !matches!(asked, Ok(Ok(()))) {
-                        counts.1.push(format!("after {:.1?}: {asked:?}", start.elapsed()));
-                    }
-                }
-                sleep(Duration::from_millis(50)).await;
-            }
-        });
-        Self(task, counts)
-    }
-
-    fn end(self) -> (usize, Vec<String>) {
-        self.0.abort();
-        let counts = self.1.lock().unwrap();
-        counts.clone()
-    }
 }
 
 pub async fn in_surge(ns: &Namespace, pod: &Pod) -> Pod {
@@ -189,13 +138,13 @@ async fn a_single_pod_that_takes_30_s_to_start_is_evicted_without_a_failed_reque
         if has_budget {
             budget(&ns).await;
         }
-        let polls = Polls::start(&ns).await;
+        let poller = Poller::start(&ns, "ok\n").await;
         ns.run(&["exec", name_of(&pod), "--", "true"]).await;
         let surging = in_surge(&ns, &pod).await;
         assert!(surging.metadata.owner_references.is_some(), "its ReplicaSet keeps it");
         replaced(&ns, &pod).await;
         sleep(Duration::from_secs(2)).await;
-        let (asked, failed) = polls.end();
+        let Polled { polls: asked, failed, .. } = poller.stop().await;
         assert!(asked > 400 && failed.is_empty(), "budget {has_budget}: {} of {asked}: {failed:?}", failed.len());
         println!("budget {has_budget}: 0 of {asked} requests failed");
     };
@@ -281,12 +230,12 @@ async fn kill_leaders(rounds: usize) {
         let ns = Namespace::new("t-fast-").await;
         let pod = single(&ns, 8, "").await;
         budget(&ns).await;
-        let polls = Polls::start(&ns).await;
+        let poller = Poller::start(&ns, "ok\n").await;
         ns.run(&["exec", name_of(&pod), "--", "true"]).await;
         sleep(wait).await;
         kill_leader().await;
         replaced(&ns, &pod).await;
-        let (asked, failed) = polls.end();
+        let Polled { polls: asked, failed, .. } = poller.stop().await;
         assert!(failed.is_empty(), "killed after {wait:?}: {} of {asked}: {failed:?}", failed.len());
         println!("killed after {wait:?}: 0 of {asked} requests failed");
     }

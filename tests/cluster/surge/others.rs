@@ -45,7 +45,7 @@ async fn recreate() {
     ns.run(&["patch", "deployment", "web", "-p", r#"{"spec":{"strategy":{"type":"Recreate","rollingUpdate":null}}}"#])
         .await;
     label_back(&ns, &pod, 10).await;
-    assert_eq!(uid_of(&complete(&ns, 1).await[0]), uid_of(&pod), "the newer pod goes");
+    assert_eq!(uid_of(&complete(&ns, 1).await[0]), uid_of(&pod), "the newer pod is deleted");
 }
 
 /// The pod keeps its owner, so drain names no pod without a controller, no budget has the Event UnmanagedPods, and no
@@ -210,7 +210,7 @@ async fn a_status_that_is_out_of_date_evicts_no_pod() {
     let before = switch_on().await;
     let ns = Namespace::new("t-fast-").await;
     let pod = single(&ns, 3, "").await;
-    let polls = Polls::start(&ns).await;
+    let poller = Poller::start(&ns, "ok\n").await;
     ns.run(&["exec", name_of(&pod), "--", "true"]).await;
     let stopped = Stopped::new();
     in_surge(&ns, &pod).await;
@@ -221,7 +221,7 @@ async fn a_status_that_is_out_of_date_evicts_no_pod() {
     assert!(serves(&ns.pod(name_of(&pod)).await));
     drop(stopped);
     replaced(&ns, &pod).await;
-    let (asked, failed) = polls.end();
+    let Polled { polls: asked, failed, .. } = poller.stop().await;
     assert!(failed.is_empty(), "{} of {asked}: {failed:?}", failed.len());
     switch_off(before).await;
 }
