@@ -2,10 +2,13 @@
 //! ended.
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, api::DeleteParams};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, ListParams},
+};
 
 use crate::{
-    common::eventually,
+    common::{eventually, name_of},
     leadership::{in_seconds, leader, marked, namespace},
     replicas::{Replicas, client, get},
 };
@@ -18,10 +21,23 @@ async fn overdue(replica: usize, least: f64) -> Option<f64> {
     (seconds >= least).then_some(seconds)
 }
 
+/// Deletes what the tests before this evicted: leaders report those pods too.
+async fn none_terminates(client: &Client) {
+    let all: Api<Pod> = Api::all(client.clone());
+    let now = DeleteParams::default().grace_period(0);
+    for pod in all.list(&ListParams::default()).await.unwrap() {
+        if pod.metadata.deletion_timestamp.is_some() {
+            let pods: Api<Pod> = Api::namespaced(client.clone(), pod.metadata.namespace.as_deref().unwrap());
+            pods.delete(name_of(&pod), &now).await.unwrap();
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs two API servers: hack/test"]
 async fn a_pod_that_does_not_terminate_is_reported_by_each_leader_until_it_is_gone() {
     let client = client(1).await;
+    none_terminates(&client).await;
     let mut replicas = Replicas::start(2).await;
     let first = leader(&client).await;
     let namespace = namespace(&client).await;
