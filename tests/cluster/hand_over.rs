@@ -60,7 +60,8 @@ pub async fn exec(client: &kube::Client, namespace: &str, pod: &str, word: &str)
     }
 }
 
-async fn hundred(ns: &Namespace, pod: &str, round: &str) -> (Vec<Duration>, Vec<String>) {
+/// How long each of them took, and those that were refused.
+async fn hundred(ns: &Namespace, pod: &str, round: &str) -> (Vec<Duration>, Vec<(Duration, String)>) {
     let (mut times, mut refused) = (Vec::new(), Vec::new());
     for n in 0..25 {
         let four = (0..4).map(|worker| async move {
@@ -69,16 +70,24 @@ async fn hundred(ns: &Namespace, pod: &str, round: &str) -> (Vec<Duration>, Vec<
         });
         for (answer, time) in futures_util::future::join_all(four).await {
             times.push(time);
-            refused.extend(answer.err());
+            refused.extend(answer.err().map(|why| (time, why)));
         }
     }
     (times, refused)
 }
 
+/// With two replicas, all eleven attempts of one exec in 2,048 meet the one that is cut off. Three in a hundred are no chance.
+fn assert_only_by_chance(refused: &[(Duration, String)]) {
+    let used_up = |(time, why): &(Duration, String)| {
+        *time > Duration::from_secs(3) && why.contains("this replica cannot reach the API server")
+    };
+    assert!(refused.len() < 3 && refused.iter().all(used_up), "{} of 100: {refused:?}", refused.len());
+}
+
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[serial]
-async fn no_exec_is_refused_while_one_replica_cannot_reach_the_api_server() {
+async fn execs_are_handed_over_by_a_replica_that_cannot_reach_the_api_server() {
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
     let server = run(&["config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"]).await;
@@ -89,8 +98,8 @@ async fn no_exec_is_refused_while_one_replica_cannot_reach_the_api_server() {
     for (n, replica) in replicas().await.into_iter().enumerate() {
         let cut_off = Dropped::add(&[&format!("INPUT -s {} -p tcp --dport {port} -j DROP", ip(&replica))]);
         let (times, refused) = hundred(&ns, &name, &format!("cut-off-{n}")).await;
-        assert!(refused.is_empty(), "{} of 100: {refused:?}", refused.len());
-        println!("TOTALS: one replica cut off: {}", figures(times));
+        println!("TOTALS: one replica cut off: {}, {} refused", figures(times), refused.len());
+        assert_only_by_chance(&refused);
         let pods: kube::Api<Pod> = kube::Api::namespaced(ns.client.clone(), SYSTEM);
         let is = async |ready: bool| {
             let pod = pods.get(name_of(&replica)).await.unwrap();
