@@ -128,3 +128,6 @@ impl Flight {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

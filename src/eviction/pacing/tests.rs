@@ -5,6 +5,8 @@ use proptest::prelude::*;
 use super::{permit::Pacer, *};
 use crate::mark::owner::Seen;
 
+mod in_flight;
+
 const FULLY_READY: Option<Counts> = Some(Counts { wanted: 5, ready: 5, is_shared: true });
 const ONE_MISSING: Option<Counts> = Some(Counts { wanted: 5, ready: 4, is_shared: true });
 const ONE_LEFT: Option<Counts> = Some(Counts { wanted: 5, ready: 1, is_shared: true });
@@ -32,7 +34,7 @@ fn one_pod_per_owner_is_evicted_until_the_owner_is_fully_ready_again() {
     assert!(!pacing.ask(Some("o"), "b", at(500)) && pacing.ask(Some("o"), "a", at(500)));
     assert!(pacing.begin(owner("other", FULLY_READY, 1), "c", true, at(500)));
     pacing.asked(Some("o"), "a");
-    assert!(!pacing.ask(Some("o"), "b", at(29_000)), "it is not gone yet");
+    assert!(!pacing.ask(Some("o"), "b", at(29_999)), "it is not gone yet");
     pacing.gone(Some("o"), "a", at(1000));
     assert!(pacing.ask(Some("o"), "b", at(2000)));
     pacing.asked(Some("o"), "b");
@@ -288,6 +290,7 @@ fn a_clock_that_is_set_back_delays_no_eviction() {
 fn an_owner_that_lacks_ready_pods_loses_only_pods_that_are_not_ready() {
     let mut pacing = Pacing::default();
     assert!(!pacing.begin(owner("o", ONE_MISSING, 1), "a", true, at(1000)));
+    assert_eq!(pacing.look("o", at(1000)), Look::PodsIfShort);
     assert!(pacing.begin(owner("o", ONE_MISSING, 1), "b", false, at(1000)));
     pacing.refused(Some("o"), "b");
     // Counted from the first reconciliation and not from the deadline: a new leader does not know what is in flight.

@@ -64,6 +64,29 @@ fn a_request_without_an_answer_counts_as_accepted() {
 }
 
 #[test]
+fn a_surge_counts_against_the_rate_limit_if_its_pod_was_evicted() {
+    let pacer = Pacer::default();
+    drop(pacer.spend(10, at(0)).unwrap());
+    pacer.spend(10, at(0)).unwrap().keep();
+    assert!(pacer.spend(10, at(0)).is_err());
+}
+
+#[test]
+fn when_a_surge_ends_without_an_eviction_the_others_do_not_wait_for_its_pod() {
+    let pacer = Pacer::default();
+    let turn = pacer.turn(Some("o"), "a", at(0)).unwrap();
+    turn.begin(Some(owner(3, "1")), true, at(0)).unwrap().send(at(30_000)).keep();
+    drop(turn);
+    let others = |now| {
+        let turn = pacer.turn(Some("o"), "b", now)?;
+        turn.begin(Some(owner(3, "1")), true, now).map(drop)
+    };
+    assert_eq!(others(at(40_000)), None);
+    pacer.surge_ended(Some("o"), "a");
+    assert_eq!(others(at(40_000)), Some(()));
+}
+
+#[test]
 fn a_pod_that_another_client_deleted_is_waited_for_and_not_counted_by_the_rate_limit() {
     let pacer = Pacer::default();
     let turn = pacer.turn(Some("o"), "a", at(0)).unwrap();
