@@ -59,6 +59,25 @@ fn refused_evictions_back_off_and_wait_as_long_as_the_api_server_requests() {
 }
 
 #[test]
+fn all_blocked_pods_together_are_tried_again_twenty_times_a_second() {
+    let pod = entry("a".into(), at(0));
+    let next = |random| pod.after(&Requeue::Refused(None), |_| 1000, at(0), random).unwrap().next.as_millisecond();
+    assert_eq!([0.0, 0.5, 0.9].map(next), [37_500, 50_000, 60_000]);
+}
+
+#[test]
+fn a_wait_resets_no_backoff_and_only_a_failure_leaves_a_request_unanswered() {
+    let waits = [Requeue::Queued, Requeue::Limited(Duration::from_secs(1)), Requeue::Suspended];
+    for (is_answered, requeue) in [false, true].into_iter().flat_map(|is| waits.iter().map(move |wait| (is, wait))) {
+        let refused = Entry { refusals: 3, is_answered, ..entry("a".into(), at(0)) };
+        let waiting = refused.after(requeue, |_| 0, at(0), 0.5).unwrap();
+        assert_eq!((waiting.refusals, waiting.is_answered), (3, true), "{requeue:?}");
+        let again = refused.after(&Requeue::Refused(None), |_| 0, at(0), 0.5).unwrap();
+        assert_eq!((again.refusals, again.is_answered), (4, is_answered));
+    }
+}
+
+#[test]
 fn pods_that_the_rate_limit_delays_are_reconciled_a_few_at_a_time() {
     let pod = entry("a".into(), at(0));
     let limited = |waiting, random| {
@@ -81,6 +100,12 @@ fn a_blocked_pod_does_not_hide_another_one_that_is_overdue() {
     let earliest = queue.earliest();
     assert_eq!((earliest[&State::EvictionBlocked], earliest[&State::Marked]), (at(5), at(7)));
     assert!(waiting_states().all(|(state, _)| state != State::Evicting), "an accepted eviction is not overdue");
+    let counts =
+        |queue: &Queue| [State::EvictionBlocked, State::Marked, State::Suspended].map(|state| queue.count(state));
+    assert_eq!(counts(&queue), [1, 2, 0]);
+    queue.put("a".into(), entry("a".into(), at(5)));
+    queue.remove("b");
+    assert_eq!(counts(&queue), [0, 2, 0]);
 }
 
 proptest! {
@@ -211,6 +236,7 @@ fn a_marked_pod_is_reconciled_when_the_warning_is_due_and_our_own_writes_change_
     let known = track(&marked, None, 1001).unwrap();
     assert_eq!((known.next, known.deadline, known.state), (at(1_050_000), at(1_060_000), State::Marked));
     assert_eq!(track(&marked, None, 1055).unwrap().next, at(1_060_000), "too late to warn");
+    assert_eq!(track(&marked, None, 1050).unwrap().next, at(1_060_000), "now it is due");
     let blocked = known.after(&Requeue::Refused(None), |_| 0, at(1_060_000), 0.5).unwrap();
     assert_eq!(track(&pod(serde_json::json!({}), Some("EvictionBlocked")), Some(&blocked), 1061), None);
 }
@@ -244,10 +270,44 @@ fn a_request_for_an_extension_is_answered_at_once_also_after_another_interaction
     assert_eq!(known.next, at(1_001_000));
     let answered = known.after(&Requeue::Again(known.deadline), |_| 0, at(1_001_000), 0.5).unwrap();
     assert_eq!(track(&pod(held.clone(), Some("Extended")), Some(&answered), 1002), None);
-    let overwritten = track(&pod(held, Some("Interacted")), Some(&answered), 1010).unwrap();
+    let overwritten = track(&pod(held.clone(), Some("Interacted")), Some(&answered), 1010).unwrap();
     assert_eq!((overwritten.next, overwritten.is_answered), (at(1_010_000), false), "the mark overwrote the status");
+    let due = Entry { deadline: known.deadline, ..known };
+    let at_deadline = due.deadline.as_second();
+    assert_eq!(
+        track(&pod(held.clone(), Some("EvictionQueued")), Some(&due), at_deadline - 1).unwrap().next.as_second(),
+        at_deadline - 1
+    );
+    assert!(
+        track(&pod(held, Some("Evicting")), Some(&due), at_deadline).is_none(),
+        "it has another state from then on"
+    );
     let released = track(&pod(serde_json::json!({}), Some("Extended")), Some(&answered), 1020).unwrap();
     assert_eq!((released.next, released.deadline), (at(1_020_000), at(1_060_000)));
+}
+
+#[test]
+fn a_request_that_is_not_granted_is_answered_once() {
+    let invalid = serde_json::json!({"pristine/extend-to": "tomorrow"});
+    let known = track(&pod(invalid.clone(), Some("Interacted")), None, 1001).unwrap();
+    assert_eq!(known.next, at(1_001_000));
+    let answered = known.after(&Requeue::Again(known.deadline), |_| 0, at(1_001_000), 0.5).unwrap();
+    assert_eq!(track(&pod(invalid, Some("Interacted")), Some(&answered), 1002), None);
+}
+
+#[test]
+fn a_pod_is_quarantined_at_once_if_that_is_configured_and_possible() {
+    let mut of_replica_set = pod(serde_json::json!({}), Some("Interacted"));
+    let owner = serde_json::json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r", "controller": true}]);
+    of_replica_set.metadata.owner_references = serde_json::from_value(owner).unwrap();
+    let bare = pod(serde_json::json!({}), Some("Interacted"));
+    for (quarantine, pod, expected) in
+        [(true, &of_replica_set, 1001), (false, &of_replica_set, 1060), (true, &bare, 1060), (false, &bare, 1060)]
+    {
+        let settings = Settings { quarantine, ..Settings::default() };
+        let Observed::Track(entry) = observe(pod, None, &settings, at(1_001_000)) else { panic!() };
+        assert_eq!(entry.next.as_second(), expected, "{quarantine}");
+    }
 }
 
 #[test]

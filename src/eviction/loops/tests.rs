@@ -132,9 +132,11 @@ fn a_machine_is_recorded_for_a_day_and_evicts_again_afterwards() {
     }
     // What was only recorded at the exec stays so, and the row is there for as long as such a pod may be due.
     let mut kept = loops;
-    kept.sweep(at(now + 2 * 86_400));
+    kept.sweep(at(now + 8 * 86_400 - 1));
     assert_eq!(kept.sparing(&web(), &entered(None, SA, true, now + 86_399)).len(), 1);
     assert_eq!(kept.active(at(now + 2 * 86_400)).count(), 0);
+    kept.sweep(at(now + 8 * 86_400));
+    assert_eq!(kept, Loops::default(), "a week after the end of the loop");
 }
 
 #[test]

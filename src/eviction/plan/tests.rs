@@ -124,6 +124,9 @@ fn only_a_grace_period_longer_than_the_limit_is_shortened() {
     assert_eq!(grace_period(&patient(Some(3600)), &settings(None)), None);
     assert_eq!(grace_period(&patient(None), &settings(Some(29))), Some(29), "the API server's default is 30 s");
     assert_eq!(grace_period(&patient(None), &settings(Some(30))), None);
+    for (own, shortened, expected) in [(Some(90), None, 1090), (Some(90), Some(10), 1010), (None, None, 1030)] {
+        assert_eq!(gone_by(&patient(own), shortened, at(1000)), at(expected), "{own:?} {shortened:?}");
+    }
 }
 
 #[allow(clippy::struct_excessive_bools, reason = "they are independent, and all combinations are tested")]
@@ -255,6 +258,8 @@ fn the_status_holds_the_granted_deadline_and_the_reason_against_more() {
     let ignored = users(&[("pristine/extend-to", "tomorrow")]);
     assert_eq!((ignored.status.state, ignored.status.evict_at), (State::Marked, Some(own)));
     assert!(ignored.status.cause.unwrap().contains("write a time"));
+    let answers = [plain.status.answers, held.status.answers, ignored.status.answers];
+    assert_eq!(answers.each_ref().map(Option::as_deref), [None, Some("hold"), Some("tomorrow")]);
 }
 
 #[test]

@@ -64,6 +64,14 @@ fn a_request_without_an_answer_counts_as_accepted() {
 }
 
 #[test]
+fn a_quarantine_needs_a_workload_that_is_whole() {
+    let pacer = Pacer::default();
+    let turn = pacer.turn(Some("o"), "a", at(0)).unwrap();
+    assert!(turn.begin_quarantine(owner(2, "1"), at(0)).is_none());
+    assert!(turn.begin_quarantine(owner(3, "1"), at(0)).is_some());
+}
+
+#[test]
 fn a_surge_counts_against_the_rate_limit_if_its_pod_was_evicted() {
     let pacer = Pacer::default();
     drop(pacer.spend(10, at(0)).unwrap());

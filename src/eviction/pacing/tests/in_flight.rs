@@ -40,3 +40,13 @@ fn another_pod_that_terminates_delays_an_eviction_although_the_last_one_was_repl
     assert!(!pacing.begin(terminating, "b", true, at(5000)));
     assert!(pacing.begin(terminating, "b", false, at(5000)), "it is not Ready, so it changes nothing");
 }
+
+#[test]
+fn the_end_of_a_grace_period_counts_for_its_own_pod_alone() {
+    let mut pacing = Pacing::default();
+    assert!(pacing.begin(owner("o", FULLY_READY, 1), "a", true, at(0)));
+    pacing.terminates("o", None, "a", at(30_000), at(1000));
+    pacing.terminates("o", None, "b", at(200_000), at(1000));
+    assert!(!pacing.begin(owner("o", ONE_MISSING, 2), "c", true, at(329_999)));
+    assert!(pacing.begin(owner("o", ONE_MISSING, 2), "c", true, at(330_000)));
+}
