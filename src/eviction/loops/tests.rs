@@ -201,6 +201,7 @@ fn the_advice_for_a_machine_is_a_rule_that_can_be_pasted() {
     );
     let described = noticed[0].describe();
     assert!(described.starts_with("eviction loop: StatefulSet web was evicted 3 times in a row"), "{described}");
+    assert!(described.ends_with("Z its interactions with this workload are only recorded"), "{described}");
     assert!(described.len() + advice.len() < 900, "an Event has 1024 bytes, and the message of the condition too");
 }
 

@@ -204,7 +204,7 @@ pub fn retry_after(attempts: u32) -> SignedDuration {
 
 /// `maxSurge` as a number of pods; a percentage is rounded up, as the Deployment controller does. Without a value, the
 /// API server writes 25%.
-fn resolve(value: Option<&IntOrString>, wanted: i32) -> i32 {
+pub(super) fn resolve(value: Option<&IntOrString>, wanted: i32) -> i32 {
     match value {
         None => 1,
         Some(IntOrString::Int(number)) => *number,

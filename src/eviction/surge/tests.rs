@@ -8,7 +8,7 @@ mod steps;
 
 use super::{
     budgets::Selecting,
-    conditions::{self, DryRun, Workload, retry_after},
+    conditions::{self, DryRun, Workload, has_failure, resolve, retry_after},
 };
 use crate::mark::{
     Disposition, Interaction, Mark, Operation, User, before_quarantine,
@@ -17,6 +17,34 @@ use crate::mark::{
 use jiff::{SignedDuration, Timestamp};
 
 const HASH: &str = "pod-template-hash";
+
+#[test]
+fn max_surge_is_rounded_up_as_by_the_deployment_controller() {
+    let parsed = |value: Value| serde_json::from_value(value).unwrap();
+    for (value, wanted, expected) in [
+        (json!(3), 1, 3),
+        (json!("25%"), 1, 1),
+        (json!("25%"), 4, 1),
+        (json!("25%"), 5, 2),
+        (json!("100%"), 7, 7),
+        (json!("0%"), 5, 0),
+        (json!("many"), 5, 0),
+    ] {
+        assert_eq!(resolve(Some(&parsed(value.clone())), wanted), expected, "{value} of {wanted}");
+    }
+    assert_eq!(resolve(None, 9), 1);
+}
+
+#[test]
+fn a_replica_set_has_a_failure_while_its_condition_says_so() {
+    for (kind, status, expected) in
+        [("ReplicaFailure", "True", true), ("ReplicaFailure", "False", false), ("Other", "True", false)]
+    {
+        let conditions = json!([{"type": kind, "status": status}]);
+        let set = json!({"status": {"replicas": 1, "conditions": conditions}});
+        assert_eq!(has_failure(&serde_json::from_value(set).unwrap()), expected, "{kind} {status}");
+    }
+}
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()

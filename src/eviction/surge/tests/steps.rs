@@ -69,7 +69,12 @@ fn a_surge_of_which_nothing_comes_ends() {
     let mut pending = pod("new", false);
     pending["status"]["conditions"] = json!([{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "lastTransitionTime": at(1).to_string()}]);
     assert_eq!(look(&set(), &deployment(), &[pending.clone()], 30), Step::Wait);
-    assert_eq!(look(&set(), &deployment(), &[pending], 31), end(End::Unschedulable));
+    assert_eq!(look(&set(), &deployment(), &[pending.clone()], 31), end(End::Unschedulable));
+    for (key, value) in [("reason", "SchedulingGated"), ("status", "True")] {
+        let mut other = pending.clone();
+        other["status"]["conditions"][0][key] = json!(value);
+        assert_eq!(look(&set(), &deployment(), &[other], 31), Step::Wait, "{value}");
+    }
 }
 
 #[test]
@@ -134,6 +139,16 @@ fn after_a_surge_the_pod_waits_until_its_replica_set_counts_it_again() {
     assert!(ended(1, &[touched()], 2) && !ended(0, &[touched()], 2));
     assert!(!ended(1, &[touched(), pod("new", false)], 2), "the ReplicaSet deletes one of them");
     assert!(ended(0, &[touched(), pod("new", false)], 60), "a minute at most");
+    let uncounted: [fn(&mut Value); 3] = [
+        |pod| pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z"),
+        |pod| pod["metadata"]["ownerReferences"][0]["uid"] = json!("another"),
+        |pod| pod["metadata"]["labels"] = json!({"app": "web"}),
+    ];
+    for damage in uncounted {
+        let mut other = pod("new", true);
+        damage(&mut other);
+        assert!(ended(1, &[touched(), other.clone()], 2), "{other}");
+    }
     assert!(is_settled(&parse(touched()), None, &[], at(0)), "without a surge there is nothing to wait for");
 }
 
