@@ -158,8 +158,16 @@ fn a_pod_that_is_no_successor_or_is_entered_late_begins_a_new_row() {
         !found.is_empty()
     };
     assert!(begins(1, 5) && begins(0, 5) && begins(1, TTL) && begins(600, 5), "successors that are entered in time");
+    assert!(begins(-2, 5), "clocks differ by two seconds");
     assert!(!begins(1, TTL + 10), "entered after more than a TTL");
     assert!(!begins(650, 5), "created for another reason: a deployment");
+    // Its image was pulled for five minutes.
+    let (mut loops, now, _) = looping(true, 2);
+    let mut slow = pod(now + 1);
+    let statuses = slow.status.as_mut().unwrap().container_statuses.as_mut().unwrap();
+    statuses[0].state.as_mut().unwrap().running.as_mut().unwrap().started_at.as_mut().unwrap().0 = at(now + 301);
+    let mark = entered(None, SA, true, now + 301 + TTL);
+    assert_eq!(loops.evicted(&web(), &slow, &mark, at(now + 301 + 2 * TTL)).len(), 1);
 }
 
 #[test]
@@ -169,6 +177,8 @@ fn a_new_leader_knows_what_was_stored_and_needs_one_round_more_without_it() {
     assert_eq!(next, loops);
     let (loops, now, _) = looping(true, 1);
     assert_eq!(loops.data()[KEY], "[]", "an eviction costs no write");
+    let (second, later, _) = looping(true, 2);
+    assert_eq!(Loops::parse(&second.data(), at(later)), second);
     let mut next = Loops::parse(&loops.data(), at(now));
     let (now, _) = round(&mut next, true, now + 1, 5);
     let (now, found) = round(&mut next, true, now + 1, 5);
