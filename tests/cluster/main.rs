@@ -1,7 +1,7 @@
 //! `manifests/install.yaml` on a real cluster with a real node. Run by `hack/test cluster`.
 //!
 //! Tests that disturb the installation are `#[serial]`: nothing runs beside them. All others are `#[parallel]`. Tests that
-//! remove Pristine are in `lifecycle`.
+//! remove Pristine are in `lifecycle`. Those in `ecosystem` are run by `hack/test ecosystem`.
 #![allow(
     clippy::panic,
     clippy::print_stdout,
@@ -18,6 +18,7 @@ mod common;
 mod attacks;
 mod components;
 mod coverage;
+mod ecosystem;
 mod enforcement;
 mod eviction;
 mod exec;

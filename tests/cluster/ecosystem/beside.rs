@@ -1,0 +1,1 @@
+//! Programs on the same cluster that also review, change or evict pods.

@@ -1,0 +1,1 @@
+//! The chart in manifests/chart, installed, upgraded and removed by Helm.
