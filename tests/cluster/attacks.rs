@@ -1,6 +1,9 @@
 //! What gets past Pristine, who can forge a mark, and who can wipe one: each attempt, on a real cluster, fails.
 
-use std::process::{Output, Stdio};
+use std::{
+    net::SocketAddr,
+    process::{Output, Stdio},
+};
 
 use k8s_openapi::api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Pod};
 use kube::{Api, api::ListParams};
@@ -50,7 +53,7 @@ async fn a_forged_review_is_rejected_and_counted() {
         }
         let Some(ip) = replica.status.unwrap().pod_ip else { continue };
         for path in ["/", "/review/", "/review/6b03ebd6-00000000000000000000000000000000", "/validate"] {
-            let mut connection = https::connect(format!("{ip}:10250").parse().unwrap(), &[]).await.unwrap();
+            let mut connection = https::connect(SocketAddr::new(ip.parse().unwrap(), 10250), &[]).await.unwrap();
             // As to an API server that was told of a new path before this replica: send it again.
             assert_eq!(connection.post_to(path, review.as_bytes()).await.unwrap().status, 503, "{path}");
         }
