@@ -17,6 +17,12 @@ die() {
 	exit 1
 }
 
+# join ITEM...: with commas between them.
+join() {
+	local IFS=,
+	echo "$*"
+}
+
 # install_debian PACKAGE...: installs packages, as root, without starting their services.
 install_debian() {
 	local output policy=/usr/sbin/policy-rc.d made_policy=0 failed=0 package

@@ -30,7 +30,7 @@ make_certificates() {
 		apiVersion: kubeadm.k8s.io/$format
 		kind: InitConfiguration
 		localAPIEndpoint:
-		  advertiseAddress: $host_address
+		  advertiseAddress: "$host_address"
 		  bindPort: ${api_ports[0]}
 		nodeRegistration:
 		  name: $name
@@ -41,10 +41,10 @@ make_certificates() {
 		clusterName: pristine-$name
 		kubernetesVersion: $kubernetes_version  # otherwise kubeadm asks the internet for the newest
 		certificatesDir: $state/pki
-		controlPlaneEndpoint: $api_address:${api_ports[0]}
+		controlPlaneEndpoint: "$(in_url "$api_address"):${api_ports[0]}"
 		$algorithm
 		networking: {serviceSubnet: $service_cidr}
-		apiServer: {certSANs: [localhost, 127.0.0.1, $host_address]}
+		apiServer: {certSANs: [localhost, 127.0.0.1, "$host_address"]}
 	END
 	{
 		"$bin/kubeadm" init phase certs all --config "$state/kubeadm.yaml" &&
@@ -95,7 +95,7 @@ known_feature_gates() {
 	for gate in ${feature_gates//,/ }; do
 		if [[ $gate == *=true || $help == *[:\ ]"${gate%=*}=true|false"* ]]; then known+=("$gate"); fi
 	done
-	(IFS=, && echo "${known[*]}")
+	join "${known[@]}"
 }
 
 # start_api_server N
@@ -138,12 +138,12 @@ write_kubeconfigs() {
 	local n
 	for ((n = 2; n <= ${#api_ports[@]}; n++)); do
 		if [[ -f $state/admin-$n.conf ]]; then continue; fi # another process may be reading it
-		sed "s|server: .*|server: https://$api_address:${api_ports[n - 1]}|" "$state/admin.conf" >"$state/admin-$n.conf"
+		sed "s|server: .*|server: https://$(in_url "$api_address"):${api_ports[n - 1]}|" "$state/admin.conf" >"$state/admin-$n.conf"
 		chmod 600 "$state/admin-$n.conf"
 	done
 }
 
-ready() { kubectl_ get --raw /readyz --server "https://$api_address:$1" --request-timeout 5s; }
+ready() { kubectl_ get --raw /readyz --server "https://$(in_url "$api_address"):$1" --request-timeout 5s; }
 
 start_control_plane() {
 	make_certificates

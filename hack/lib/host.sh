@@ -67,20 +67,29 @@ check_node_host() {
 link_alias() { cat "/sys/class/net/$bridge/ifalias" 2>/dev/null; }
 
 make_bridge() {
+	local network
 	if [[ -e /sys/class/net/$bridge ]]; then
 		[[ $(link_alias) == "$state" ]] || die "the network link $bridge exists and belongs to another cluster or program"
 	else
 		local other
-		other=$(ip -o -4 addr show to "${host_address%.*}.0/$prefix")
-		[[ -z $other ]] || die "the cluster's address range is in use on this machine: $other"
+		for network in "${host_networks[@]}"; do
+			other=$(ip -o addr show to "$network")
+			[[ -z $other ]] || die "the cluster's address range is in use on this machine: $other"
+		done
 		if ! ip link add "$bridge" type bridge; then
 			[[ $mode == control-plane ]] || die "cannot create a network bridge (this needs CAP_NET_ADMIN and the kernel's bridge module)"
 			return 1
 		fi
+		# Otherwise the bridge has the lowest MAC address of the pods' links, and when that pod is gone, the others send to an
+		# address that no link has, until they look it up again.
+		ip link set "$bridge" address "$(printf '02:70:72:69:73:%02x' "$index")" || die "cannot set the MAC address of the bridge $bridge"
 		ip link set "$bridge" alias "$state" || die "cannot set the alias of the bridge $bridge"
 	fi
 	# Explicit checks: set -e has no effect in a function that is called in a condition.
-	ip addr replace "$host_address/$prefix" dev "$bridge" || die "cannot set the address of $bridge"
+	for network in "${host_networks[@]}"; do
+		# No other host has the address, so do not wait for the detection of duplicates (IPv6).
+		ip addr replace "$network" dev "$bridge" $([[ $network == *:* ]] && echo nodad) || die "cannot set the address $network of $bridge"
+	done
 	ip link set "$bridge" up || die "cannot set $bridge up"
 }
 
@@ -90,7 +99,10 @@ route_services() {
 	if [[ $mode == node ]]; then
 		# kube-proxy rewrites the ClusterIPs that it knows; packets to others are lost on the bridge. This also works without
 		# a default route.
-		ip route replace "$service_cidr" dev "$bridge" src "$host_address"
+		local n
+		for n in "${!service_cidrs[@]}"; do
+			ip route replace "${service_cidrs[n]}" dev "$bridge" src "${host_networks[n]%/*}"
+		done
 	else
 		# Without kube-proxy, every call fails at once. The high metric lets any other route take precedence.
 		ip route replace blackhole "$service_cidr" metric 4000
@@ -112,6 +124,7 @@ remove_network() {
 # --- kernel settings that the kubelet, kube-proxy or this script changes, restored by 'down' ---
 
 settings=(net/ipv4/ip_forward net/ipv4/conf/all/route_localnet net/bridge/bridge-nf-call-iptables
+	net/ipv6/conf/all/forwarding net/bridge/bridge-nf-call-ip6tables
 	vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops
 	kernel/keys/root_maxkeys kernel/keys/root_maxbytes)
 

@@ -25,6 +25,7 @@ save_cluster() {
 		etcd_peer_port=$etcd_peer_port
 		api_ports=(${api_ports[*]})
 		feature_gates=$feature_gates
+		ip_family=$ip_family
 		kubernetes_version=$kubernetes_version
 	END
 	mv "$state/cluster.new" "$state/cluster"
@@ -34,7 +35,7 @@ stale=0
 load_cluster() {
 	[[ -f $state/cluster ]] || return 1
 	local cluster_boot=''
-	feature_gates='' kubernetes_version=$default_version
+	feature_gates='' ip_family=ipv4 kubernetes_version=$default_version
 	# shellcheck source=/dev/null
 	source "$state/cluster"
 	[[ $cluster_boot == "$boot" ]] || stale=1
@@ -45,18 +46,33 @@ load_cluster() {
 # The version of a cluster that 'up' continues; nothing if it starts an empty one.
 recorded_version() { (load_cluster && ((!stale)) && echo "$kubernetes_version") || true; }
 
+# The first 48 bits of all IPv6 addresses: a unique local prefix (RFC 4193).
+ula=fd70:7269:7374
+
+# in_url ADDRESS: as a URL has it.
+in_url() { if [[ $1 == *:* ]]; then echo "[$1]"; else echo "$1"; fi; }
+
 # The cluster's index determines its address ranges, so that no two clusters share one. The cluster with a node has index 0.
 derive() {
 	bridge=pristine$index
+	host_networks=() service_cidrs=() pod_ranges=()
 	if [[ $mode == node ]]; then
-		host_address=10.88.0.1 prefix=16 service_cidr=10.96.0.0/16
+		# The first addresses of the pods' range are reserved for the host.
+		if [[ $ip_family != ipv6 ]]; then
+			host_networks+=(10.88.0.1/16) service_cidrs+=(10.96.0.0/16) pod_ranges+=("10.88.0.0/16 10.88.0.16")
+		fi
+		if [[ $ip_family != ipv4 ]]; then
+			host_networks+=("$ula:88::1/64") service_cidrs+=("$ula:96::/112") pod_ranges+=("$ula:88::/64 $ula:88::10")
+		fi
+		host_address=${host_networks[0]%/*}
 		# Pods can reach the API server at this address, other machines cannot.
 		api_address=$host_address advertise_address=$host_address
 	else
-		host_address=10.89.$index.1 prefix=24 service_cidr=10.97.$index.0/24
+		host_address=10.89.$index.1 host_networks=("10.89.$index.1/24") service_cidrs=("10.97.$index.0/24")
 		# The flag is required, but has no effect: no endpoint reconciler runs.
 		api_address=127.0.0.1 advertise_address=127.0.0.1
 	fi
+	service_cidr=$(join "${service_cidrs[@]}")
 }
 
 new_cluster() {
@@ -81,7 +97,7 @@ new_cluster() {
 	free_port $((2379 + offset)) && etcd_port=$REPLY
 	free_port $((2380 + offset)) && etcd_peer_port=$REPLY
 	api_ports=()
-	feature_gates=$gates
+	feature_gates=$gates ip_family=${family:-ipv4}
 	use_kubernetes "$wanted_version"
 	save_cluster
 	derive

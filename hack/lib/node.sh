@@ -1,8 +1,6 @@
 # shellcheck shell=bash disable=SC2154 # names from the sourcing script
 # The other parts of a full cluster: controller manager, scheduler, containerd, kubelet, kube-proxy; and their removal.
 
-pod_cidr=10.88.0.0/16
-
 write_containerd_config() {
 	local snapshotter=overlayfs
 	# The kernel rejects overlay on overlay (in a container), so make plain copies there.
@@ -35,13 +33,18 @@ write_containerd_config() {
 		Root = "$state/containerd/runc"
 	END
 	mkdir -p "$state/cni"
+	local range ranges=() routes=()
+	for range in "${pod_ranges[@]}"; do
+		ranges+=("[{\"subnet\": \"${range% *}\", \"rangeStart\": \"${range#* }\"}]")
+		routes+=("{\"dst\": \"$([[ $range == *:* ]] && echo ::/0 || echo 0.0.0.0/0)\"}")
+	done
 	# hairpinMode: a pod can reach itself through its own Service. No ipMasq: pods reach the machine and each other, and no
-	# other network. The first addresses are reserved for the host.
+	# other network. The host has the first address of each range, which is the default gateway.
 	cat >"$state/cni/10-pristine.conflist" <<-END
 		{"cniVersion": "1.0.0", "name": "pristine-$name", "plugins": [{
 		  "type": "bridge", "bridge": "$bridge", "isGateway": true, "hairpinMode": true,
-		  "ipam": {"type": "host-local", "dataDir": "$state/cni/addresses", "routes": [{"dst": "0.0.0.0/0"}],
-		           "ranges": [[{"subnet": "$pod_cidr", "rangeStart": "10.88.0.16", "gateway": "$host_address"}]]}}]}
+		  "ipam": {"type": "host-local", "dataDir": "$state/cni/addresses", "routes": [$(join "${routes[@]}")],
+		           "ranges": [$(join "${ranges[@]}")]}}]}
 	END
 }
 
@@ -54,7 +57,7 @@ write_kubelet_config() {
 	cat >"$state/kubelet.yaml" <<-END
 		apiVersion: kubelet.config.k8s.io/v1beta1
 		kind: KubeletConfiguration
-		address: $host_address
+		address: "$host_address"
 		healthzPort: 0
 		authentication:
 		  anonymous: {enabled: false}
@@ -68,7 +71,7 @@ write_kubelet_config() {
 		rotateCertificates: false
 		# No DNS in this cluster. No server listens at this address, so look-ups fail at once. Without an address, each pod
 		# would get a warning Event and the machine's own name server. The empty file is for dnsPolicy Default.
-		clusterDNS: [$host_address]
+		clusterDNS: ["$host_address"]
 		clusterDomain: cluster.local
 		resolvConf: $state/resolv.conf
 		cgroupDriver: cgroupfs  # works without systemd
@@ -86,6 +89,13 @@ write_kubelet_config() {
 	END
 }
 
+# Not the machine's other addresses.
+node_port_addresses() {
+	local network hosts=()
+	for network in "${host_networks[@]}"; do hosts+=("${network%/*}/$([[ $network == *:* ]] && echo 128 || echo 32)"); done
+	join "${hosts[@]}"
+}
+
 write_proxy_config() {
 	cat >"$state/kube-proxy.yaml" <<-END
 		apiVersion: kubeproxy.config.k8s.io/v1alpha1
@@ -93,14 +103,20 @@ write_proxy_config() {
 		clientConnection: {kubeconfig: $state/kube-proxy.conf}
 		mode: iptables
 		hostnameOverride: $name
-		clusterCIDR: $pod_cidr
+		clusterCIDR: "$(join "${pod_ranges[@]% *}")"
 		healthzBindAddress: 127.0.0.1:10256
 		metricsBindAddress: 127.0.0.1:10249
-		nodePortAddresses: [$host_address/32]  # not the machine's other addresses
+		nodePortAddresses: [$(node_port_addresses)]
 		# Zero leaves the machine's connection tracking unchanged. Its settings may not be writable.
 		conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 		iptables: {localhostNodePorts: false}
 	END
+}
+
+# The programs that change the packet filters of the cluster's addresses; those of the Services' first addresses come first.
+iptables_of_family() {
+	if [[ $ip_family != ipv6 ]]; then echo iptables; fi
+	if [[ $ip_family != ipv4 ]]; then echo ip6tables; fi
 }
 
 allow_pods_to_talk() {
@@ -110,9 +126,17 @@ allow_pods_to_talk() {
 	save_settings # after the module has added its settings, and before they are changed
 	echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables
 	echo 1 >/proc/sys/net/ipv4/ip_forward
-	# Docker's FORWARD chain drops packets that it does not know.
-	iptables --wait -C FORWARD -i "$bridge" -o "$bridge" -j ACCEPT 2>/dev/null ||
-		iptables --wait -I FORWARD -i "$bridge" -o "$bridge" -j ACCEPT || die "iptables does not work on this machine"
+	if [[ $ip_family != ipv4 ]]; then
+		[[ -e /proc/sys/net/ipv6 ]] || die "IPv6 is off on this machine: --ip-family $ip_family cannot work"
+		echo 1 >/proc/sys/net/bridge/bridge-nf-call-ip6tables
+		echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+	fi
+	local iptables
+	for iptables in $(iptables_of_family); do
+		# Docker's FORWARD chain drops packets that it does not know.
+		"$iptables" --wait -C FORWARD -i "$bridge" -o "$bridge" -j ACCEPT 2>/dev/null ||
+			"$iptables" --wait -I FORWARD -i "$bridge" -o "$bridge" -j ACCEPT || die "$iptables does not work on this machine"
+	done
 }
 
 start_containerd() {
@@ -138,7 +162,7 @@ start_node() {
 	if [[ ! -e /var/lib/kubelet ]]; then touch "$state/made-var-lib-kubelet"; fi
 	start kubelet "$bin/kubelet" \
 		--config="$state/kubelet.yaml" --kubeconfig="$state/kubelet.conf" --root-dir="$state/kubelet" \
-		--cert-dir="$state/kubelet/pki" --hostname-override="$name" --node-ip="$host_address"
+		--cert-dir="$state/kubelet/pki" --hostname-override="$name" --node-ip="$(join "${host_networks[@]%/*}")"
 	# Only if kube-proxy does not run: it exits when its configuration file is written, even with the same content.
 	if ! alive kube-proxy; then write_proxy_config; fi
 	start kube-proxy "$bin/kube-proxy" --config="$state/kube-proxy.yaml"
@@ -158,7 +182,12 @@ node_ready() {
 # Pods that name no other ServiceAccount are rejected until the controller manager has created this one.
 default_account() { kubectl_ get --raw /api/v1/namespaces/default/serviceaccounts/default; }
 
-services_routed() { [[ $(iptables --wait -t nat -S KUBE-SERVICES) == *default/kubernetes:https* ]]; }
+# The Service "kubernetes" has an address of the first family only.
+services_routed() {
+	local iptables
+	read -r iptables < <(iptables_of_family)
+	[[ $("$iptables" --wait -t nat -S KUBE-SERVICES) == *default/kubernetes:https* ]]
+}
 
 node_up() {
 	start_containerd
@@ -212,7 +241,8 @@ remove_pods() {
 
 remove_proxy_rules() {
 	command -v iptables >/dev/null || return 0
-	iptables --wait -D FORWARD -i "$bridge" -o "$bridge" -j ACCEPT 2>/dev/null || true
+	local program
+	for program in $(iptables_of_family); do "$program" --wait -D FORWARD -i "$bridge" -o "$bridge" -j ACCEPT 2>/dev/null || true; done
 	local command table rules
 	# 'kube-proxy --cleanup' leaves some of its chains behind. Empty them, delete the jumps to them, delete them: each table in
 	# one step, so that concurrent changes of other programs are kept.
