@@ -20,6 +20,7 @@ mod layering;
 mod manifests;
 mod monitoring;
 mod negative_controls;
+mod sbom;
 mod self_healing;
 mod sizes;
 mod test_names;
