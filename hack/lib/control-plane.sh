@@ -98,6 +98,15 @@ known_feature_gates() {
 	join "${known[@]}"
 }
 
+# write_admission_configuration N: lets the Nth API server read policies from files in its static-policies, which is empty at
+# first. The file is the one that manifests/static-guard ships, with another directory.
+write_admission_configuration() {
+	local policies=$state/static-policies$(suffix "$1")
+	mkdir -p "$policies"
+	sed "s|staticManifestsDir: .*|staticManifestsDir: $policies|" "$here/../manifests/static-guard/admission-configuration.yaml" \
+		>"$state/admission-configuration$(suffix "$1").yaml"
+}
+
 # start_api_server N
 start_api_server() {
 	local n=$1 pki=$state/pki flags
@@ -121,6 +130,10 @@ start_api_server() {
 		--audit-policy-file="$state/audit-policy.yaml" --audit-log-path="$state/logs/audit$(suffix "$n").log"
 	)
 	if [[ -n $feature_gates ]]; then flags+=(--feature-gates="$(known_feature_gates)"); fi
+	if ((kubernetes_minor >= 37)); then
+		write_admission_configuration "$n"
+		flags+=(--admission-control-config-file="$state/admission-configuration$(suffix "$n").yaml")
+	fi
 	if [[ $mode == control-plane ]]; then
 		# Without kube-proxy, ClusterIPs do not work: the API server dials the addresses of a webhook's EndpointSlice
 		# (before 1.34, of its Endpoints).
