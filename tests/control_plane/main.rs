@@ -26,6 +26,7 @@ mod restarts;
 mod rotation;
 mod simulate;
 mod simulated_nodes;
+mod static_guard;
 mod strangers;
 mod surge_policies;
 mod terminating;

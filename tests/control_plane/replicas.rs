@@ -64,7 +64,8 @@ pub struct Replicas {
 }
 
 /// Lives of seconds, so that a test sees many of them.
-const SHORT_LIVES: &[&str] = &["--ca-lifetime=30s", "--serving-lifetime=5s", "--hold=1s", "--secret-path-lifetime=10s"];
+pub const SHORT_LIVES: &[&str] =
+    &["--ca-lifetime=30s", "--serving-lifetime=5s", "--hold=1s", "--secret-path-lifetime=10s"];
 
 const OF_SERVICE: &str = "kubernetes.io/service-name=pristine";
 

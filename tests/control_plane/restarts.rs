@@ -132,12 +132,12 @@ fn judge(what: &str, answers: Vec<Answer>) -> Vec<String> {
     ours
 }
 
-fn is_running(pid: u32) -> bool {
+pub fn is_running(pid: u32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
 
 /// Starts the API server again that has ended.
-async fn start_again() {
+pub async fn start_again() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/hack/cluster");
     let name = cluster().file_name().unwrap().to_str().unwrap().to_owned();
     let mut command = Command::new(script);

@@ -20,7 +20,7 @@ use crate::{
 const CONTROLLER: &str = "system:serviceaccount:kube-system:replicaset-controller";
 
 /// Runs kubectl with this input, and gives what it printed.
-fn kubectl(arguments: &[&str], input: &str) -> String {
+pub fn kubectl(arguments: &[&str], input: &str) -> String {
     use std::io::Write as _;
     let kubeconfig = setting("PRISTINE_KUBECONFIG_1").unwrap();
     let mut command = Command::new("kubectl");

@@ -19,7 +19,7 @@ const NAMESPACE: &str = "virtual-kubelet";
 const NODE: &str = "virtual-node";
 const PRISTINE: &str = "system:serviceaccount:pristine-system:pristine";
 
-async fn acting_as(user: &str, groups: &[&str]) -> Client {
+pub async fn acting_as(user: &str, groups: &[&str]) -> Client {
     let mut config = replicas::config(1).await;
     config.auth_info.impersonate = Some(user.to_owned());
     config.auth_info.impersonate_groups = Some(groups.iter().map(|group| (*group).to_owned()).collect());
