@@ -10,8 +10,10 @@ auditable_build() {
 	home=$(realpath "${CARGO_HOME:-$HOME/.cargo}")
 	read -ra flags <<<"${RUSTFLAGS-}"
 	flags+=("--remap-path-prefix=$home=/cargo" "--remap-path-prefix=$sources=/pristine")
-	# Incremental code depends on what was built before. In the encoded form, a path may contain spaces.
-	CARGO_INCREMENTAL=0 CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && printf '%s' "${flags[*]}") \
+	# For the C and assembly of ring: the debug information of a build for development has paths, and the build ID depends on it.
+	local in_c="-ffile-prefix-map=$home=/cargo -ffile-prefix-map=$sources=/pristine"
+	# Incremental code depends on what was built before.
+	CFLAGS="${CFLAGS-} $in_c" CARGO_INCREMENTAL=0 CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && printf '%s' "${flags[*]}") \
 		"$cargo_auditable" auditable build --locked "$@"
 }
 
