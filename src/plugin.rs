@@ -118,7 +118,7 @@ pub fn main(mut words: Vec<OsString>) -> ExitCode {
 async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::DefaultConfig => return emit(config::BUILT_IN),
-        Command::Completion { shell } => return completion::script(shell, Cli::command()),
+        Command::Completion { shell } => return completion::script(shell),
         // A completion prints no error: it would appear in the middle of the line that the user is typing.
         Command::Complete { words } => return completion::complete(&words, &Cli::command()).await,
         _ => {}

@@ -34,25 +34,24 @@ pub enum Shell {
     Kubectl,
 }
 
-/// Prints a completion script for this command line.
+/// Prints a script that completes with [`complete`]. clap's own generator does not know the names of pods, and for a name
+/// with a space, `kubectl pristine`, its script for bash offers nothing after a command.
 ///
 /// # Errors
 /// If standard output cannot be written.
-pub fn script(shell: Shell, mut cli: clap::Command) -> Result<(), Failure> {
-    let shell = match shell {
-        Shell::Kubectl => {
-            return emit(
-                "#!/bin/sh\n# Install this on the PATH as kubectl_complete-pristine, and make it executable.\n\
-                 exec kubectl-pristine __complete \"$@\"\n",
-            );
+pub fn script(shell: Shell) -> Result<(), Failure> {
+    emit(match shell {
+        Shell::Bash => include_str!("completion/kubectl-pristine.bash"),
+        Shell::Fish => include_str!("completion/kubectl-pristine.fish"),
+        Shell::Zsh => include_str!("completion/kubectl-pristine.zsh"),
+        Shell::Kubectl if cfg!(windows) => {
+            "@rem Install this on the PATH as kubectl_complete-pristine.cmd.\r\n@kubectl-pristine __complete %*\r\n"
         }
-        Shell::Bash => clap_complete::Shell::Bash,
-        Shell::Fish => clap_complete::Shell::Fish,
-        Shell::Zsh => clap_complete::Shell::Zsh,
-    };
-    let mut text = Vec::new();
-    clap_complete::generate(shell, &mut cli, "kubectl-pristine", &mut text);
-    emit(&String::from_utf8_lossy(&text))
+        Shell::Kubectl => {
+            "#!/bin/sh\n# Install this on the PATH as kubectl_complete-pristine, and make it executable.\n\
+             exec kubectl-pristine __complete \"$@\"\n"
+        }
+    })
 }
 
 /// What the last word can be completed to.

@@ -13,6 +13,7 @@ mod common;
 
 mod api_server;
 mod cli;
+mod completion;
 mod decisions;
 mod fake;
 mod hand_over;

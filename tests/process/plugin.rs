@@ -26,7 +26,7 @@ fn now() -> jiff::Timestamp {
 }
 
 /// A pod that bob has just entered.
-fn marked(name: &str, evicts: bool) -> Value {
+pub fn marked(name: &str, evicts: bool) -> Value {
     let interaction = Interaction {
         at: now(),
         operation: Operation::Exec,
@@ -46,14 +46,14 @@ fn marked(name: &str, evicts: bool) -> Value {
     pod
 }
 
-struct Plugin {
+pub struct Plugin {
     fake: Fake,
-    kubeconfig: PathBuf,
+    pub kubeconfig: PathBuf,
     _folder: tempfile::TempDir,
 }
 
 impl Plugin {
-    async fn with(pods: impl IntoIterator<Item = Value>) -> Self {
+    pub async fn with(pods: impl IntoIterator<Item = Value>) -> Self {
         let fake = Fake::with(pods);
         let address = serve(fake.clone()).await;
         let folder = tempfile::tempdir().unwrap();
