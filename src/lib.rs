@@ -18,6 +18,9 @@
 //! Imports point one way: pure modules decide and take `now` ← I/O modules carry it out and log each decision once ←
 //! [`run`] wires them. `tests/repository/layering.rs` has the table of imports and checks it.
 //!
+//! [`run`] and [`server::listen`] need Unix. They are the feature `server`, which is on by default and which the plugin is
+//! built without, so that it runs on macOS and Windows too; `tests/repository/portable.rs` checks that.
+//!
 //! | folder | purpose | pure modules | I/O modules |
 //! |---|---|---|---|
 //! | [`cli`] | the command line | [`cli::args`], [`cli::docgen`], all below [`cli::simulate`] | [`cli::commands`], [`cli::simulate`] |
@@ -44,6 +47,7 @@ pub mod error;
 pub mod eviction;
 pub mod mark;
 pub mod plugin;
+#[cfg(feature = "server")]
 pub mod run;
 pub mod server;
 pub mod telemetry;

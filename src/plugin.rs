@@ -3,7 +3,7 @@
 //! The plugin has the permissions of its user, and writes only the keys that a policy in the API server protects. The
 //! webhook trusts nothing here.
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, path::Path, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
@@ -89,8 +89,8 @@ pub enum Command {
 #[must_use]
 pub fn main(mut words: Vec<OsString>) -> ExitCode {
     // kubectl completes `kubectl NAME` with a program `kubectl_complete-NAME`, which may be a link to this one.
-    let called = words.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    if called.rsplit('/').next().is_some_and(|name| name.starts_with("kubectl_complete-")) {
+    let called = words.first().and_then(|path| Path::new(path).file_name());
+    if called.is_some_and(|name| name.to_string_lossy().starts_with("kubectl_complete-")) {
         words.insert(1, "__complete".into());
     }
     let cli = match Cli::try_parse_from(words) {

@@ -26,6 +26,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::telemetry::{Gauge, Metrics, Outcome};
 use places::{Place, Places};
 
+#[cfg(feature = "server")]
 pub mod listen;
 pub mod places;
 pub mod probes;

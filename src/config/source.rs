@@ -140,6 +140,8 @@ mod tests {
 
     const EMPTY: &str = "apiVersion: pristine/v1alpha1\nkind: PristineConfiguration\ndefault: {action: Record}\n";
 
+    /// Of the errors of Unix, on which the webhook runs.
+    #[cfg(unix)]
     #[test]
     fn the_built_in_configuration_is_in_force_only_if_an_optional_file_does_not_exist() {
         let folder = tempfile::tempdir().unwrap();

@@ -72,10 +72,12 @@ pub fn emit_stderr(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// Whether to print colours: standard output is a terminal, and `NO_COLOR` is not set.
+/// Whether to print colours: standard output is a terminal that shows them, and `NO_COLOR` is not set.
 #[must_use]
 pub fn is_colourful() -> bool {
-    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+    let wants_colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    // A console of Windows prints escape sequences as characters, unless the program switches them on.
+    wants_colours && (!cfg!(windows) || anstyle_query::windows::enable_ansi_colors() == Some(true))
 }
 
 /// Runs `action` for each name. A failure is printed and does not stop the names after it.

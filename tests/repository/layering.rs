@@ -168,7 +168,7 @@ const DOORS: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
-    ("clap_complete", &["plugin::completion"]),
+    ("anstyle_query", &["plugin::output"]),
     ("tracing_subscriber", &["telemetry"]),
     ("prometheus_client", &["telemetry", "telemetry::process", "telemetry::rules"]),
     ("serde_saphyr", &["api::webhook::check", "api::webhook::heal", "config", "plugin::get"]),

@@ -21,6 +21,7 @@ mod manifests;
 mod monitoring;
 mod negative_controls;
 mod sbom;
+mod portable;
 mod self_healing;
 mod sizes;
 mod test_names;
