@@ -15,7 +15,7 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    bypass::{PERMISSIONS, Rbac},
+    bypass::{PERMISSIONS, rbac::Rbac},
     certs::{NAME, Trust},
     connection::Connection,
     format::plain,

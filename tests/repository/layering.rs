@@ -130,6 +130,7 @@ const PURE: &[&str] = &[
     "certs::rotation::step",
     "certs::secret",
     "plugin::bypass",
+    "plugin::bypass::rbac",
     "plugin::format",
     "plugin::row",
 ];
