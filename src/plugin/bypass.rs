@@ -1,6 +1,9 @@
 //! Which permissions are enough to bypass Pristine or to disable it. Pure.
 
+pub mod impersonation;
 pub mod rbac;
+
+use impersonation::Impersonation;
 
 /// A permission that is enough to bypass Pristine or to disable it.
 #[derive(Clone, Copy, Debug)]
@@ -15,15 +18,30 @@ pub struct Permission {
     pub resource: &'static str,
     /// The name of the object that matters; none means any.
     pub name: Option<&'static str>,
-    /// Whether only Pristine's own namespace matters.
-    pub is_ours: bool,
+    /// Where it has to be granted.
+    pub scope: Scope,
     /// How to revoke it, or make it harmless.
     pub fix: &'static str,
 }
 
+/// Where a permission has to be granted to matter. A ClusterRoleBinding grants it everywhere.
+#[derive(Clone, Copy, Debug)]
+pub enum Scope {
+    /// In the whole cluster.
+    Cluster,
+    /// In Pristine's namespace.
+    Ours,
+    /// In any namespace.
+    Everywhere,
+}
+
 const NARROW: &str = "remove the rule from the role, or delete the binding: kubectl delete BINDING";
 
-/// All such permissions.
+/// For the fields that differ.
+const ANY: Permission =
+    Permission { allows: "", verbs: &[], group: "", resource: "", name: None, scope: Scope::Cluster, fix: "" };
+
+/// All such permissions, without those of [`impersonation`].
 pub const PERMISSIONS: &[Permission] = &[
     Permission {
         allows: "exec through the kubelet's API, which bypasses admission webhooks and audit policies for execs",
@@ -31,7 +49,7 @@ pub const PERMISSIONS: &[Permission] = &[
         group: "",
         resource: "nodes/proxy",
         name: None,
-        is_ours: false,
+        scope: Scope::Cluster,
         fix: "kubectl apply -k manifests/components/nodes-proxy-guard, or grant nodes/metrics, nodes/stats and \
               nodes/log instead",
     },
@@ -41,9 +59,18 @@ pub const PERMISSIONS: &[Permission] = &[
         group: "",
         resource: "groups",
         name: Some("pristine:break-glass"),
-        is_ours: false,
+        scope: Scope::Cluster,
         fix: "bind the ClusterRole pristine:may-break-glass to the intended users only, and let no user impersonate \
               any group",
+    },
+    Permission {
+        allows: "impersonate the group system:masters, which may do everything",
+        verbs: &["impersonate"],
+        group: "",
+        resource: "groups",
+        name: Some("system:masters"),
+        scope: Scope::Cluster,
+        fix: NARROW,
     },
     Permission {
         allows: "disable the webhook, or redirect its requests",
@@ -51,7 +78,7 @@ pub const PERMISSIONS: &[Permission] = &[
         group: "admissionregistration.k8s.io",
         resource: "validatingwebhookconfigurations",
         name: Some("pristine"),
-        is_ours: false,
+        scope: Scope::Cluster,
         fix: NARROW,
     },
     Permission {
@@ -60,7 +87,7 @@ pub const PERMISSIONS: &[Permission] = &[
         group: "admissionregistration.k8s.io",
         resource: "validatingadmissionpolicybindings",
         name: Some("mark.pods.pristine"),
-        is_ours: false,
+        scope: Scope::Cluster,
         fix: NARROW,
     },
     Permission {
@@ -69,7 +96,7 @@ pub const PERMISSIONS: &[Permission] = &[
         group: "admissionregistration.k8s.io",
         resource: "validatingadmissionpolicies",
         name: Some("mark.pods.pristine"),
-        is_ours: false,
+        scope: Scope::Cluster,
         fix: NARROW,
     },
     Permission {
@@ -78,7 +105,7 @@ pub const PERMISSIONS: &[Permission] = &[
         group: "",
         resource: "serviceaccounts",
         name: Some("pristine"),
-        is_ours: true,
+        scope: Scope::Ours,
         fix: NARROW,
     },
     Permission {
@@ -87,7 +114,7 @@ pub const PERMISSIONS: &[Permission] = &[
         group: "",
         resource: "namespaces",
         name: Some("pristine-system"),
-        is_ours: false,
+        scope: Scope::Cluster,
         fix: NARROW,
     },
     Permission {
@@ -96,7 +123,7 @@ pub const PERMISSIONS: &[Permission] = &[
         group: "apps",
         resource: "deployments",
         name: None,
-        is_ours: true,
+        scope: Scope::Ours,
         fix: NARROW,
     },
     Permission {
@@ -105,7 +132,7 @@ pub const PERMISSIONS: &[Permission] = &[
         group: "",
         resource: "secrets",
         name: Some("pristine-ca"),
-        is_ours: true,
+        scope: Scope::Ours,
         fix: NARROW,
     },
     Permission {
@@ -114,7 +141,7 @@ pub const PERMISSIONS: &[Permission] = &[
         group: "",
         resource: "serviceaccounts/token",
         name: Some("pristine"),
-        is_ours: true,
+        scope: Scope::Ours,
         fix: NARROW,
     },
     Permission {
@@ -123,7 +150,7 @@ pub const PERMISSIONS: &[Permission] = &[
         group: "",
         resource: "pods",
         name: None,
-        is_ours: true,
+        scope: Scope::Ours,
         fix: NARROW,
     },
     Permission {
@@ -132,7 +159,7 @@ pub const PERMISSIONS: &[Permission] = &[
         group: "",
         resource: "configmaps",
         name: Some("pristine"),
-        is_ours: true,
+        scope: Scope::Ours,
         fix: NARROW,
     },
     Permission {
@@ -141,7 +168,7 @@ pub const PERMISSIONS: &[Permission] = &[
         group: "",
         resource: "configmaps",
         name: None,
-        is_ours: true,
+        scope: Scope::Ours,
         fix: NARROW,
     },
 ];

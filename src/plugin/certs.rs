@@ -29,6 +29,8 @@ pub const NAME: &str = "pristine";
 pub struct Replica {
     /// The name of the pod.
     pub name: String,
+    /// The node of the pod; none until it is scheduled.
+    pub node: Option<String>,
     /// Whether the pod is Ready.
     pub is_ready: bool,
     /// Its version; none until the replica has published its status.
@@ -109,7 +111,8 @@ fn replica(pod: Pod) -> Option<Replica> {
     let status = status.and_then(|text| ReplicaStatus::parse(text));
     let chain = status.as_ref().map(ReplicaStatus::chain).unwrap_or_default();
     let (version, undecided) = status.map(|status| (status.version, status.undecided)).unzip();
-    Some(Replica { name: pod.metadata.name?, is_ready, version, undecided: undecided.flatten(), chain })
+    let node = pod.spec.and_then(|spec| spec.node_name);
+    Some(Replica { name: pod.metadata.name?, node, is_ready, version, undecided: undecided.flatten(), chain })
 }
 
 /// Prints the CAs and the serving certificates.

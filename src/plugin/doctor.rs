@@ -6,16 +6,14 @@ use k8s_openapi::api::{
         ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingWebhookConfiguration,
     },
     core::v1::Pod,
-    rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
 };
 use kube::{
     Api,
-    api::{ListParams, Patch, PatchParams},
+    api::{Patch, PatchParams},
 };
 use serde_json::json;
 
 use super::{
-    bypass::{PERMISSIONS, rbac::Rbac},
     certs::{NAME, Trust},
     connection::Connection,
     format::plain,
@@ -29,15 +27,16 @@ use crate::{
     clock::Clock,
 };
 
+mod bypasses;
 mod configuration;
 mod evictions;
+mod placement;
 mod surges;
+mod version;
 use evictions::evictions;
 
 const POLICIES: [&str; 4] =
     ["mark.pods.pristine", "self.pods.pristine", "self.webhooks.pristine", "audit.pods.pristine"];
-/// The policy of the component manifests/components/nodes-proxy-guard.
-const NODES_PROXY: &str = "nodes-proxy.pristine";
 const REAPPLY: &str = "kubectl apply -f manifests/install.yaml (of the installed version)";
 
 /// The result of one check.
@@ -66,7 +65,7 @@ fn unknown(failure: &Failure) -> Finding {
 /// If a check finds something broken.
 pub async fn run(connection: &Connection, clock: &Clock) -> Result<(), Failure> {
     // If the API server does not answer this request, no check can run.
-    connection.call("get the Kubernetes version", connection.client.apiserver_version()).await?;
+    let kubernetes = connection.call("get the Kubernetes version", connection.client.apiserver_version()).await?;
     let mut broken = 0;
     let trust = Trust::read(connection).await;
     let mut report = |what: &str, finding: Finding| {
@@ -84,10 +83,14 @@ pub async fn run(connection: &Connection, clock: &Clock) -> Result<(), Failure> 
         let advice = advice.map(|(what, advice)| format!("         {what}: {}\n", plain(&advice))).unwrap_or_default();
         emit(&format!("{word}  {what}: {}\n{advice}", plain(&text)))
     };
+    report("Kubernetes", version::judge(&kubernetes))?;
     report("webhook configuration", entries(connection).await)?;
     match &trust {
         Ok(trust) => {
             report("replicas", replicas(trust, &connection.pristine))?;
+            if let Some(finding) = placement::placement(connection, trust).await {
+                report("replicas", finding)?;
+            }
             report("certificates", certificates(trust, clock.now()))?;
         }
         Err(failure) => report("certificates", unknown(failure))?,
@@ -107,15 +110,8 @@ pub async fn run(connection: &Connection, clock: &Clock) -> Result<(), Failure> 
     {
         report("rules", finding)?;
     }
-    match rbac(connection).await {
-        Err(failure) => report("RBAC", unknown(&failure))?,
-        Ok(rbac) => {
-            let api: Api<ValidatingAdmissionPolicyBinding> = Api::all(connection.client.clone());
-            let guard = connection.call("get validatingadmissionpolicybindings", api.get_opt(NODES_PROXY)).await;
-            for (what, finding) in bypasses(&rbac, guard.is_ok_and(|found| found.is_some())) {
-                report(&what, finding)?;
-            }
-        }
+    for (what, finding) in bypasses::bypasses(connection, version::minor(&kubernetes)).await {
+        report(&what, finding)?;
     }
     if broken == 0 { Ok(()) } else { Err(Failure::new(format!("{broken} of the checks above are BROKEN"))) }
 }
@@ -243,48 +239,6 @@ async fn policies(connection: &Connection) -> Finding {
         }
     }
     Fine("marks are protected, and Pristine's ServiceAccount is restricted".to_owned())
-}
-
-async fn rbac(connection: &Connection) -> Result<Rbac, Failure> {
-    let (client, all) = (|| connection.client.clone(), ListParams::default());
-    let ours = &connection.pristine;
-    Ok(Rbac {
-        cluster_roles: connection.call("list clusterroles", Api::<ClusterRole>::all(client()).list(&all)).await?.items,
-        cluster_role_bindings: connection
-            .call("list clusterrolebindings", Api::<ClusterRoleBinding>::all(client()).list(&all))
-            .await?
-            .items,
-        roles: connection.call("list roles", Api::<Role>::namespaced(client(), ours).list(&all)).await?.items,
-        role_bindings: connection
-            .call("list rolebindings", Api::<RoleBinding>::namespaced(client(), ours).list(&all))
-            .await?
-            .items,
-    })
-}
-
-/// One finding for each permission that has holders, and one for the cluster admins.
-fn bypasses(rbac: &Rbac, nodes_proxy_is_guarded: bool) -> Vec<(String, Finding)> {
-    let mut all = Vec::new();
-    for permission in PERMISSIONS {
-        let holders = rbac.holders(permission);
-        if holders.is_empty() {
-            continue;
-        }
-        let what = format!("{} {}", permission.verbs.join("/"), permission.resource);
-        let who: Vec<String> =
-            holders.iter().map(|holder| format!("{} ({})", holder.subject, holder.binding)).collect();
-        let who = who.join(", ");
-        all.push(if permission.resource == "nodes/proxy" && nodes_proxy_is_guarded {
-            let guard = "restricts it to metrics and lists, except for direct access to port 10250 of a node";
-            (what, Fine(format!("{who} can use it; the policy {NODES_PROXY} {guard}")))
-        } else {
-            (what, Warning(format!("{who} can {}", permission.allows), permission.fix.to_owned()))
-        });
-    }
-    let admins: Vec<String> = rbac.cluster_admins().into_iter().map(|holder| holder.subject).collect();
-    let admins = if admins.is_empty() { "<none>".to_owned() } else { admins.join(", ") };
-    all.push(("RBAC".to_owned(), Fine(format!("full access to the cluster: {admins}"))));
-    all
 }
 
 #[cfg(test)]

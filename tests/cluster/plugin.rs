@@ -17,6 +17,7 @@ use crate::{
 };
 
 mod changes;
+mod impersonation;
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
@@ -221,12 +222,17 @@ fn without_others(text: &str) -> String {
 #[parallel]
 async fn doctor_checks_the_installation_and_names_who_can_bypass_it() {
     let stage = Stage::new("t-mark-").await;
+    let doctor = stage.sees_of_replicas("doctor").await;
+    let (version, rest) = doctor.split_once('\n').unwrap();
+    assert!(version.starts_with("OK   Kubernetes: <VERSION>"), "{version}");
     // The warning is of hack/cluster's own making: with it, the API server reaches the kubelet.
     assert_output(
-        &without_others(&stage.sees_of_replicas("doctor").await),
+        &without_others(rest),
         "
 OK   webhook configuration: 4 entries, as shipped
 OK   replicas: 2 of 2 are Ready
+NOTE   replicas: all Ready replicas are on node node, the only one that takes them; if that node fails, every exec is denied until a replica is Ready elsewhere, except for break-glass
+         to check: kubectl get nodes; if there is another one, kubectl -n pristine-system rollout restart deployment/pristine
 OK   certificates: caBundle trusts every replica until at least <TIME>; Pristine renews before that
 OK   admission: the API server reaches the webhook and trusts its certificate (<N> ms, dry run)
 OK   eviction: <REPLICA> is the leader and evicts due pods

@@ -130,7 +130,9 @@ const PURE: &[&str] = &[
     "certs::rotation::step",
     "certs::secret",
     "plugin::bypass",
+    "plugin::bypass::impersonation",
     "plugin::bypass::rbac",
+    "plugin::doctor::version",
     "plugin::format",
     "plugin::row",
 ];
