@@ -188,7 +188,7 @@ fn grants(rule: &PolicyRule, permission: &Permission) -> bool {
     let subresource = permission.resource.split_once('/').map(|(_, sub)| format!("*/{sub}"));
     let resources = rule.resources.as_ref();
     let names = rule.resource_names.as_deref().unwrap_or_default();
-    // The name of an object that is created is not known, but that of a pod is into which somebody execs.
+    // The name of an object that is created is not known, but that of a pod into which a user execs is.
     let is_named = |verb: &str| match permission.name {
         _ if names.is_empty() => true,
         Some(name) => names.iter().any(|entry| entry == name),
