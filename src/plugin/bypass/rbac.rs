@@ -148,13 +148,13 @@ impl Rbac {
             Some(((namespace, role.metadata.name.as_deref()?), role.rules.as_deref().unwrap_or_default()))
         });
         let roles: BTreeMap<(Option<&str>, &str), &[PolicyRule]> = cluster.chain(namespaced).collect();
-        let rules = |role: &RoleRef, namespace: Option<&str>| {
+        let rules_of = |role: &RoleRef, namespace: Option<&str>| {
             let namespace = if role.kind == "ClusterRole" { None } else { namespace };
             roles.get(&(namespace, role.name.as_str())).copied().unwrap_or_default()
         };
         let wide = self.cluster_role_bindings.iter().map(|binding| Bound {
             subjects: binding.subjects.as_deref().unwrap_or_default(),
-            rules: rules(&binding.role_ref, None),
+            rules: rules_of(&binding.role_ref, None),
             namespace: None,
             name: binding.metadata.name.as_deref().unwrap_or_default(),
         });
@@ -162,7 +162,7 @@ impl Rbac {
             let namespace = Some(binding.metadata.namespace.as_deref().unwrap_or_default());
             Bound {
                 subjects: binding.subjects.as_deref().unwrap_or_default(),
-                rules: rules(&binding.role_ref, namespace),
+                rules: rules_of(&binding.role_ref, namespace),
                 namespace,
                 name: binding.metadata.name.as_deref().unwrap_or_default(),
             }
