@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+mod chart;
 mod cluster;
 mod demo;
 mod documents;
