@@ -31,7 +31,7 @@ use crate::{
 
 mod surges;
 
-const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/install.yaml");
+pub const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/install.yaml");
 /// More would take the two cores from what they are to observe.
 const USERS: usize = 2;
 /// A user's rest between two execs; each takes about as long by itself.
@@ -44,23 +44,28 @@ struct Exec {
 }
 
 /// Users who exec, one time after the other, each in a pod of their own.
-struct Users {
+pub struct Users {
     ns: Namespace,
     stop: Arc<AtomicBool>,
     all: Vec<JoinHandle<Vec<Exec>>>,
 }
 
 /// What became of their execs.
-struct Tally {
+pub struct Tally {
     execs: usize,
     failures: Vec<String>,
     /// The longest that one user had no success, from the start of the first failure to the start of the next success.
-    outage: Duration,
+    pub outage: Duration,
 }
 
 impl Users {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         installed().await;
+        Self::start_anyway().await
+    }
+
+    /// Whether or not Pristine is installed.
+    pub async fn start_anyway() -> Self {
         // Recorded only: no eviction ends an exec.
         let ns = Namespace::new("t-record-").await;
         ns.workload("StatefulSet", USERS).await;
@@ -72,7 +77,7 @@ impl Users {
         Self { ns, stop, all }
     }
 
-    async fn end(self, what: &str) -> Tally {
+    pub async fn end(self, what: &str) -> Tally {
         // All is well again.
         sleep(Duration::from_secs(3)).await;
         self.stop.store(true, Ordering::Relaxed);
@@ -123,7 +128,7 @@ impl Tally {
         }
     }
 
-    fn none_failed(&self) {
+    pub fn none_failed(&self) {
         assert!(self.failures.is_empty(), "{} of {} failed: {:?}", self.failures.len(), self.execs, self.failures);
         assert!(self.execs > 50, "only {} execs", self.execs);
     }
@@ -177,7 +182,7 @@ pub async fn install(rules: &str) {
     settled().await;
 }
 
-async fn an_exec_is_marked() {
+pub async fn an_exec_is_marked() {
     let ns = Namespace::new("t-mark-").await;
     ns.workload("StatefulSet", 1).await;
     ns.run(&["exec", "web-0", "--", "true"]).await;
@@ -185,7 +190,7 @@ async fn an_exec_is_marked() {
 }
 
 /// What is in the cluster, and in no namespace, by our names.
-async fn left() -> Vec<String> {
+pub async fn left() -> Vec<String> {
     let kinds = "validatingwebhookconfigurations,validatingadmissionpolicies,validatingadmissionpolicybindings,clusterroles,clusterrolebindings,flowschemas,namespaces";
     let names = run(&["get", kinds, "-o", "name"]).await;
     let is_ours = |line: &&str| {
@@ -245,21 +250,22 @@ async fn trusted(api: &Api<ValidatingWebhookConfiguration>) -> Vec<ByteString> {
     whole.filter_map(|config| config.ca_bundle).collect()
 }
 
-#[tokio::test]
-#[ignore = "needs a cluster: hack/test"]
-#[serial]
-async fn applying_the_manifest_again_fails_no_exec_and_keeps_the_ca_bundle() {
-    let users = Users::start().await;
-    let (manifest, rules) = (Path::new(MANIFEST), rules().await);
-    let api: Api<ValidatingWebhookConfiguration> = Api::all(client().await);
-    let before = trusted(&api).await;
-    assert!(before.len() == 4 && before.iter().all(|bundle| !bundle.0.is_empty()), "{before:?}");
-    let stop = Arc::new(AtomicBool::new(false));
-    let looks = tokio::spawn({
-        let stop = stop.clone();
-        async move {
+/// Looks at the caBundle and the path of each entry, ten times a second.
+pub struct BundleWatch {
+    stop: Arc<AtomicBool>,
+    task: JoinHandle<(usize, Vec<Vec<ByteString>>)>,
+}
+
+impl BundleWatch {
+    pub async fn start() -> Self {
+        let api: Api<ValidatingWebhookConfiguration> = Api::all(client().await);
+        let before = trusted(&api).await;
+        assert!(before.len() == 4 && before.iter().all(|bundle| !bundle.0.is_empty()), "{before:?}");
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
             let (mut count, mut wrong) = (0, Vec::new());
-            while !stop.load(Ordering::Relaxed) {
+            while !stopped.load(Ordering::Relaxed) {
                 let found = trusted(&api).await;
                 count += 1;
                 if found != before {
@@ -268,8 +274,24 @@ async fn applying_the_manifest_again_fails_no_exec_and_keeps_the_ca_bundle() {
                 sleep(Duration::from_millis(100)).await;
             }
             (count, wrong)
-        }
-    });
+        });
+        Self { stop, task }
+    }
+
+    pub async fn always_the_same(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let (count, wrong) = self.task.await.unwrap();
+        assert!(wrong.is_empty() && count > 100, "{} of {count} looks: {:?}", wrong.len(), wrong.first());
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+#[serial]
+async fn applying_the_manifest_again_fails_no_exec_and_keeps_the_ca_bundle() {
+    let users = Users::start().await;
+    let (manifest, rules) = (Path::new(MANIFEST), rules().await);
+    let watch = BundleWatch::start().await;
     let server_side = ["--server-side", "--force-conflicts"];
     for _ in 0..5 {
         apply(manifest, &[]).await;
@@ -287,9 +309,7 @@ async fn applying_the_manifest_again_fails_no_exec_and_keeps_the_ca_bundle() {
     let rules_after = self::rules().await;
     let tally = users.end("20 applies").await;
     assert_eq!(rules_after, rules, "the rules of the user");
-    stop.store(true, Ordering::Relaxed);
-    let (count, wrong) = looks.await.unwrap();
-    assert!(wrong.is_empty() && count > 100, "{} of {count} looks: {:?}", wrong.len(), wrong.first());
+    watch.always_the_same().await;
     tally.none_failed();
 }
 
