@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Slower to start than to stop, so that taking them all at once leaves nobody to answer.
-async fn website(ns: &Namespace, replicas: usize) {
+pub async fn website(ns: &Namespace, replicas: usize) {
     let yaml = format!(
         "apiVersion: apps/v1
 kind: Deployment

@@ -1,1 +1,4 @@
-//! Programs on the same cluster that also review, change or evict pods.
+//! Programs on the same cluster that also review, change or evict pods. What they do is in docs/coexistence.md.
+
+mod evictor;
+mod prefix;
