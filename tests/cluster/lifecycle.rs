@@ -53,7 +53,7 @@ pub struct Users {
 /// What became of their execs.
 pub struct Tally {
     execs: usize,
-    failures: Vec<String>,
+    pub failures: Vec<String>,
     /// The longest that one user had no success, from the start of the first failure to the start of the next success.
     pub outage: Duration,
 }
@@ -134,7 +134,7 @@ impl Tally {
     }
 
     /// As long as an uninstall may interrupt them.
-    fn none_failed_for_long(&self) {
+    pub fn none_failed_for_long(&self) {
         assert!(self.outage < Duration::from_secs(2), "for {:?}: {:?}", self.outage, self.failures);
         assert!(self.execs > 50, "only {} execs", self.execs);
     }
