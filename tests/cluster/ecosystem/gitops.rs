@@ -25,8 +25,7 @@ mod watch;
 
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/install.yaml");
 const PAGE: &str = include_str!("../../../docs/gitops.md");
-/// Two CAs a minute or so, and more than one path: what happens within years otherwise. The longest that a CA lives is
-/// four times its serving certificates here, as a third of it must be longer than one of them and a slack.
+/// A CA is replaced every 80 s, and the path every 30 s: what takes years and days otherwise.
 const SHORT_LIVES: &[&str] = &["--ca-lifetime=2m", "--serving-lifetime=20s", "--hold=2s", "--secret-path-lifetime=30s"];
 
 /// The block of docs/gitops.md that begins with this file name in a comment.
@@ -56,6 +55,12 @@ async fn chart() -> Option<String> {
     let output = tokio::process::Command::new(program("PRISTINE_HELM")).args(words).output().await.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Some(String::from_utf8(output.stdout).unwrap())
+}
+
+/// Waits until the flags of [`SHORT_LIVES`] are rolled out, and has the first CA replaced: its lifetime is older than they.
+async fn live_shortly() {
+    lifecycle::settled().await;
+    run(&["-n", SYSTEM, "annotate", "secret", "pristine-ca", "pristine/rotate=short lives"]).await;
 }
 
 /// The folder of Pristine in a repository: the kustomization of the page, the manifest beside it, and the rules.

@@ -18,14 +18,14 @@ use tokio::{
 };
 
 use super::{
-    Repository, SHORT_LIVES, base, documented, program, reinstall,
+    Repository, SHORT_LIVES, base, documented, live_shortly, program, reinstall,
     watch::{Watch, certificates},
     watched,
 };
 use crate::{
     common::{SYSTEM, eventually},
     kubectl::{attempt, run},
-    lifecycle::{self, Users, left, rules, settled},
+    lifecycle::{self, Users, left, rules},
 };
 
 const MANAGER: &str = "argocd-controller";
@@ -128,7 +128,9 @@ async fn argo_cd_finds_no_difference_through_rotations_and_its_syncs_fail_no_exe
             hand_over(&repository, folder.path()).await;
             engine.more(2).await;
             engine.synced().await;
-            settled().await;
+            if compared == 0 {
+                live_shortly().await;
+            }
             let since = Instant::now();
             let before = engine.rounds().len();
             sleep(watched(150) / 3).await;

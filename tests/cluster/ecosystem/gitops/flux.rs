@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 
 use self::controller::Flux;
 use super::{
-    Repository, SHORT_LIVES, base, chart, reinstall,
+    Repository, SHORT_LIVES, base, chart, live_shortly, reinstall,
     watch::{Version, Watch, certificates},
     watched,
 };
@@ -56,7 +56,7 @@ async fn flux_fights_no_rotation_and_neither_adoption_nor_an_upgrade_fails_an_ex
 
         flux.repository.flags(SHORT_LIVES);
         flux.publish().await;
-        settled().await;
+        live_shortly().await;
         let (start, length) = (Instant::now(), watched(600));
         sleep_until(start + length / 2).await;
         flux.quiet(start);

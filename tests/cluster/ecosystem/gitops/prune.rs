@@ -7,14 +7,14 @@ use serial_test::serial;
 use tokio::{process::Command, time::Instant};
 
 use super::{
-    PAGE, Repository, SHORT_LIVES, base, reinstall,
+    PAGE, Repository, SHORT_LIVES, base, live_shortly, reinstall,
     watch::{Watch, certificates},
     watched,
 };
 use crate::{
     common::SYSTEM,
     kubectl::{attempt, run},
-    lifecycle::{self, Users, rules, settled},
+    lifecycle::{self, Users, rules},
 };
 
 /// Runs the command of the page beside the folder `pristine`.
@@ -57,7 +57,7 @@ async fn loops(repository: &mut Repository) {
     let users = Users::start().await;
     repository.flags(SHORT_LIVES);
     println!("ADOPTED: {:?}", changes(&apply(repository).await));
-    settled().await;
+    live_shortly().await;
     let (start, mut applies) = (Instant::now(), 0);
     while start.elapsed() < watched(100) {
         let said = apply(repository).await;

@@ -127,8 +127,8 @@ impl Flux {
         let artifact = json!({"path": path, "url": format!("http://{}/{path}", self.address), "revision": revision,
             "digest": format!("sha256:{digest}"), "lastUpdateTime": format!("{:.0}", now()), "size": output.stdout.len()});
         let status = json!({"status": {"artifact": artifact}}).to_string();
-        let patch = ["patch", "gitrepository", "platform", "--subresource=status", "--type=merge", "-p", &status];
-        run(&[&["-n", "flux-system"], &patch[..]].concat()).await;
+        let words = ["patch", "gitrepository", "platform", "--subresource=status", "--type=merge", "-p", &status];
+        run(&[&["-n", "flux-system"], &words[..]].concat()).await;
         eventually("Flux applies the revision", 180, async || {
             let object = kustomization().await;
             let is_applied = object["status"]["lastAppliedRevision"] == revision && readiness(&object) == Some("True");
