@@ -32,6 +32,8 @@ esac
     let output = Command::new(root().join("hack/demo"))
         .arg("--current-context")
         .env("PATH", format!("{}:{path}", folder.path().display()))
+        // cargo-auditable would run this cargo, and not the one above.
+        .env_remove("CARGO")
         .output()
         .unwrap();
     assert!(!output.status.success());
