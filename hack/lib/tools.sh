@@ -25,7 +25,7 @@ tool() {
 	local name source folder variable
 	for name in "$@"; do
 		source=$here/tools/$name
-		# A folder for each content of the module, so that a changed version is built anew.
+		# A folder for each content of the module, so that a changed version is built again.
 		folder=${PRISTINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pristine}/tools/$name-$(cat "$source"/* | sha256sum | cut -c -12)
 		variable=${name//-/_}
 		export "PRISTINE_${variable^^}=$folder/$name"

@@ -25,7 +25,7 @@ shown = bytearray()
 
 
 def read():
-    """A shell stops when nobody reads what it shows."""
+    """A shell stops when its output is not read."""
     try:
         while piece := os.read(terminal, 4096):
             shown.extend(piece)

@@ -127,7 +127,7 @@ async fn no_exec_fails_while_helm_installs_upgrades_rolls_back_and_uninstalls() 
     helm("rollback", &["--wait"]).await;
     probe.is_denied_with("first").await;
 
-    // Helm waits in vain, and goes back.
+    // Helm waits in vain, and rolls back.
     let bad = ["--rollback-on-failure", "--timeout", "15s", "--set", "image.tag=absent", "--reuse-values"];
     let failed = attempt_helm("upgrade", &bad).await;
     assert!(!failed.status.success(), "an image that does not exist");
@@ -202,7 +202,7 @@ async fn self_healing_and_helm_leave_nothing_behind() {
     uninstall_by_kubectl().await;
     helm("install", &[&NEW[..], &["--set", "components.selfHealing=true"]].concat()).await;
     let users = Users::start().await;
-    // What a replica creates has no annotations of Helm. An upgrade goes on all the same.
+    // What a replica creates has no annotations of Helm. An upgrade succeeds all the same.
     let delete = ["delete", "validatingwebhookconfiguration", "pristine"];
     let get = ["get", "validatingwebhookconfiguration", "pristine"];
     run(&delete).await;

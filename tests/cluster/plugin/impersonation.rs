@@ -24,7 +24,7 @@ async fn is_known() -> bool {
     minor >= 36
 }
 
-/// A token of the ServiceAccount eve, which nobody but these tests knows.
+/// A token of the ServiceAccount eve, which only these tests know.
 async fn eve(ns: &Namespace) -> String {
     ns.run(&["create", "serviceaccount", "eve"]).await;
     ns.run(&["create", "token", "eve"]).await.trim().to_owned()
