@@ -32,16 +32,6 @@ package_of() {
 	esac
 }
 
-# How long a cold build takes on 2 cores, one program after the other (the first one also builds the shared packages).
-cold_time_of() {
-	case $1 in
-	etcd) echo 'about 1 minute' ;;
-	kube-apiserver) echo 'about 5 minutes' ;;
-	kube-controller-manager) echo 'about 2 minutes' ;;
-	*) echo 'less than 1 minute' ;;
-	esac
-}
-
 # The path of a program: in KUBEBUILDER_ASSETS (etcd, kube-apiserver, kubectl) if it is there, else from this build.
 # Only with --control-plane-only: a node's programs must have the API server's version, or be up to three versions older.
 # And only in place of the default version: a version that was asked for is the one that runs.
@@ -87,6 +77,7 @@ build() {
 		log "waiting for another run that builds Kubernetes (lock: $built/.lock)"
 		flock "$lock"
 		mapfile -t missing < <(missing_programs "$@")
+		if ((${#missing[@]} == 0)); then return; fi
 	fi
 	need_module
 
@@ -96,35 +87,34 @@ build() {
 		flags+=" -X $package/version.gitVersion=$kubernetes_version -X $package/version.gitTreeState=clean"
 		flags+=" -X $package/version.gitMajor=$kubernetes_major -X $package/version.gitMinor=$kubernetes_minor"
 	done
-	local number=0 program
-	for program in "${missing[@]}"; do
-		number=$((number + 1))
-		build_one "$program" "$number of ${#missing[@]}" "$flags"
-	done
-	exec {lock}>&-
-}
-
-build_one() {
-	local program=$1 which=$2 flags=$3 since=$SECONDS temporary=$built/.$1.new ticker
-	log "building $program ($which; $(cold_time_of "$program") with an empty build cache)"
+	log "building ${missing[*]} (about 10 minutes on 2 cores with an empty build cache)"
+	local since=$SECONDS folder=$built/.new packages=() program ticker
+	for program in "${missing[@]}"; do packages+=("$(package_of "$program")"); done
 	# Prints a line every minute. It reads from a pipe, so it exits when this script exits for any reason. A sleep would run on
 	# and keep the caller's stderr open.
 	exec {ticker}> >(
 		while true; do
 			# An exit code above 128 is a timeout. Any other means that the writer of the pipe has exited.
 			if read -r -t 60 || (($? <= 128)); then break; fi
-			log "still building $program, $((SECONDS - since)) s"
+			log "still building, $((SECONDS - since)) s"
 		done
 	)
-	# No cgo: static programs that need no C compiler. The caller's GOFLAGS and go.work do not apply to this module.
+	# One command for all of them, so that one is linked while the next is compiled. The folder is the rest of a build that was
+	# interrupted. No cgo: static programs that need no C compiler. The caller's GOFLAGS and go.work do not apply to this module.
+	rm -rf "$folder"
+	mkdir "$folder"
 	if ! (cd "$module" && exec {ticker}>&- &&
-		GOFLAGS='' GOWORK=off CGO_ENABLED=0 go build -trimpath -ldflags "$flags" -o "$temporary" "$(package_of "$program")"); then
+		GOFLAGS='' GOWORK=off CGO_ENABLED=0 go build -trimpath -ldflags "$flags" -o "$folder/" "${packages[@]}"); then
 		exec {ticker}>&-
-		rm -f "$temporary"
-		die "could not build $program (see above)"
+		rm -rf "$folder"
+		die "could not build Kubernetes $kubernetes_version (see above)"
 	fi
 	exec {ticker}>&-
+	# The package of etcd is called "server".
+	if [[ -e $folder/server ]]; then mv "$folder/server" "$folder/etcd"; fi
 	# Moved into place at the end, so that an interrupted build leaves no partial program.
-	mv "$temporary" "$built/$program"
-	log "built $program in $((SECONDS - since)) s"
+	mv "$folder"/* "$built/"
+	rmdir "$folder"
+	log "built ${#missing[@]} programs in $((SECONDS - since)) s"
+	exec {lock}>&-
 }
