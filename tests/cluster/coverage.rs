@@ -10,8 +10,8 @@ use serial_test::parallel;
 use tokio::io::AsyncReadExt as _;
 
 use crate::{
-    common::{SYSTEM, audit, eventually, name_of, setting},
-    kubectl::{IMAGE, Namespace, annotation, attempt, kubectl, record},
+    common::{SYSTEM, audit, eventually, name_of, setting, skip},
+    kubectl::{IMAGE, Namespace, annotation, attempt, kubectl, record, run},
 };
 
 /// How stock kubectl asks, and the variable that must be `false` for it to ask over SPDY and not WebSocket.
@@ -191,6 +191,9 @@ async fn a_deny_rule_applies_to_every_operation_and_protocol() {
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
 async fn the_reason_in_the_users_extra_fields_is_recorded() {
+    if !run(&["options"]).await.contains("--as-user-extra") {
+        return skip("this kubectl has no --as-user-extra");
+    }
     let ns = Namespace::new("t-mark-").await;
     let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
     let group = "--as-group=system:masters";
