@@ -37,7 +37,7 @@ impl Drop for Gatekeeper {
         if std::thread::panicking() {
             let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
             let last: Vec<&str> = log.lines().rev().take(30).collect();
-            eprintln!("the log of Gatekeeper, latest first:\n{}", last.join("\n"));
+            println!("the log of Gatekeeper, latest first:\n{}", last.join("\n"));
         }
         // The API server does not ask webhooks about these.
         let kubectl = |words: &[&str]| drop(std::process::Command::new("kubectl").args(words).output());
