@@ -124,7 +124,9 @@ async fn install_with(rules: &Value, component: Option<&str>) {
     let mut map =
         json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "pristine", "namespace": SYSTEM}});
     map["data"] = rules["data"].clone();
-    apply_all(&format!("{namespace}\n---\n{map}"), &[]).await;
+    // One document: kubectl 1.30 reads no `---` after JSON.
+    let both = json!({"apiVersion": "v1", "kind": "List", "items": [namespace, map]});
+    apply_all(&both.to_string(), &[]).await;
     apply_all(&render(component).await, &[]).await;
     lifecycle::settled().await;
 }
