@@ -6,6 +6,7 @@ pub mod http;
 pub mod marking;
 pub mod path_guard;
 mod report;
+pub mod reported;
 pub mod review;
 pub mod validate;
 pub mod writers;

@@ -9,7 +9,11 @@ use policy::{Match, Policy, Rule, Verdict};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 
-use crate::{duration, eviction::Settings, mark::Disposition};
+use crate::{
+    duration,
+    eviction::Settings,
+    mark::{Disposition, Operation},
+};
 
 pub mod explain;
 pub mod policy;
@@ -235,6 +239,11 @@ impl<'de> Deserialize<'de> for Rule {
         }
         let action =
             action(action_name, ttl, message).map_err(|error| de::Error::custom(format!("rule {name:?}: {error}")))?;
+        if matches!(action, Verdict::Deny { .. }) && matches.operations.contains(&Operation::Report) {
+            return Err(de::Error::custom(format!(
+                "rule {name:?}: a report cannot be denied, because it says what has happened; use Evict or Record"
+            )));
+        }
         Ok(Self { name, matches, action })
     }
 }

@@ -22,6 +22,7 @@ pub mod extension;
 mod interaction;
 pub mod owner;
 pub mod redact;
+pub mod report;
 pub mod status;
 pub mod surge;
 pub use interaction::{EXEC_REQUEST_UID, Interaction, Operation, POD_NAME, SERVICE_ACCOUNT, User};

@@ -22,6 +22,7 @@ pub mod extend;
 pub mod format;
 pub mod get;
 pub mod output;
+pub mod report;
 pub mod row;
 pub mod summary;
 pub mod suspend;
@@ -57,6 +58,8 @@ pub enum Command {
     Release(extend::Release),
     /// Evict marked pods now, respecting PodDisruptionBudgets.
     Evict(evict::Arguments),
+    /// Report that somebody was in pods past the API server, for example from the node: the rules decide as about an exec.
+    Report(report::Arguments),
     /// Summarize who execs where, what the rules do about it, and which rules to add.
     Summary(summary::Arguments),
     /// Suspend all evictions in the cluster until a time.
@@ -131,6 +134,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Hold(arguments) => extend::hold(&connection, &clock, &arguments).await,
         Command::Release(arguments) => extend::release(&connection, &clock, &arguments).await,
         Command::Evict(arguments) => evict::run(&connection, &clock, &arguments).await,
+        Command::Report(arguments) => report::run(&connection, &clock, &arguments).await,
         Command::Summary(arguments) => summary::run(&connection, &arguments).await,
         Command::Suspend(arguments) => suspend::suspend(&connection, &clock, &arguments).await,
         Command::Resume(arguments) => suspend::resume(&connection, &arguments).await,

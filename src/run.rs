@@ -13,7 +13,9 @@ use tokio::{
 };
 
 use crate::{
-    admission::{handler::Handler, http::Endpoint, marking::Marking, path_guard::PathGuard, writers::Writers},
+    admission::{
+        handler::Handler, http::Endpoint, marking::Marking, path_guard::PathGuard, reported::Reported, writers::Writers,
+    },
     api::{
         Context,
         link::Link,
@@ -230,7 +232,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let uninstallation = uninstall::run(pods.clone(), context.clone(), configuration.clone(), surges.clone());
     spawn("uninstallation", Box::pin(uninstallation));
     let evictions = eviction::controller::Controller {
-        client,
+        client: client.clone(),
         pods: pods.clone(),
         context: context.clone(),
         settings: settings_rx,
@@ -246,6 +248,9 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
 
     let metrics = context.metrics.clone();
     let marking = Marking { pods, policy: policy_rx, context: context.clone(), writers: Writers::default() };
+    let marking = Arc::new(marking);
+    let reported = Reported { client, marking: marking.clone(), context: context.clone() };
+    spawn("reports", Box::pin(reported.run()));
     let handler = Handler::new(marking, context);
     let endpoint = Arc::new(Endpoint::new(handler, PathGuard::new(configuration, path_key), metrics.clone()));
     let limits = Limits { drain: args.drain, ..Limits::default() }.within(files);

@@ -71,8 +71,8 @@ struct Seen {
 impl Handler {
     /// Marks with `marking`, and reports to `context`.
     #[must_use]
-    pub fn new(marking: Marking, context: Context) -> Self {
-        Self { marking: Arc::new(marking), context, reviews: Reviews::default(), denials: Arc::default() }
+    pub fn new(marking: Arc<Marking>, context: Context) -> Self {
+        Self { marking, context, reviews: Reviews::default(), denials: Arc::default() }
     }
 
     /// Begins to handle the review in this body, which arrived at `arrived` with the API server's timeout. Returns the

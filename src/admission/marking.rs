@@ -134,7 +134,19 @@ impl Marking {
         let (authorized, pod) =
             tokio::join!(self.authorize(request, first.operation, until), self.read(request, until));
         authorized?;
-        let pod = pod?;
+        self.decide_and_mark(request, pod?, until).await
+    }
+
+    /// The same for a report, which the API server has authorized already.
+    ///
+    /// # Errors
+    /// Why it is not on the pod.
+    pub async fn record(&self, request: &Arc<Request>, until: Instant) -> Result<Admitted, Refused> {
+        let pod = self.read(request, until).await?;
+        self.decide_and_mark(request, pod, until).await
+    }
+
+    async fn decide_and_mark(&self, request: &Arc<Request>, pod: Pod, until: Instant) -> Result<Admitted, Refused> {
         // What needs no write needs no turn either.
         let mut namespace = None;
         let Decided { to_mark, exempt } = self.decide(request, &pod, &mut namespace, until).await?;

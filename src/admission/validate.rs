@@ -44,6 +44,8 @@ pub const fn needed(operation: Operation) -> (&'static [&'static str], &'static 
         Operation::Proxy => (&["get", "create", "update", "patch", "delete"], "proxy"),
         // A review does not distinguish PATCH, which kubectl sends, from PUT.
         Operation::Debug => (&["patch", "update"], "ephemeralcontainers"),
+        // Checked by a policy in the API server when the label is written.
+        Operation::Report => (&["report"], "interactions"),
     }
 }
 
@@ -69,7 +71,7 @@ pub fn container(act: &Act, pod: &Pod) -> Result<String, Denial> {
     match act.operation {
         // The API server has validated the update. The container is not in the pod yet.
         Operation::Debug => return Ok(act.container.clone()),
-        Operation::PortForward | Operation::Proxy => return Ok(String::new()),
+        Operation::PortForward | Operation::Proxy | Operation::Report => return Ok(String::new()),
         Operation::Attach | Operation::Exec => {}
     }
     let bad = |message| Denial { code: 400, reason: "BadRequest", message };

@@ -23,7 +23,10 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::kinds::Kinds;
-use crate::mark::{self, Disposition, Found, Interaction, Mark, State, Status, User};
+use crate::mark::{
+    self, Disposition, Found, Interaction, Mark, Operation, State, Status, User,
+    report::{REPORT, REPORTED},
+};
 
 mod marked;
 mod namespace;
@@ -215,7 +218,12 @@ impl Pods {
         let returned = if is_labelled && recorded.iter().all(|one| one.folded) {
             pod.clone()
         } else {
-            self.patch_status(namespace, name, &mark.patch(version, is_first)).await?
+            let mut patch = mark.patch(version, is_first);
+            if recorded.iter().any(|one| one.interaction.operation == Operation::Report) {
+                patch["metadata"]["labels"][REPORTED] = Value::Null;
+                patch["metadata"]["annotations"][REPORT] = Value::Null;
+            }
+            self.patch_status(namespace, name, &patch).await?
         };
         Ok(Marked { replaced, ..Marked::proven(returned, mark, recorded)? })
     }

@@ -61,7 +61,7 @@ pub fn explain(
         }
         let Ok(decided) = policy.decide(it) else { continue };
         for rule in &policy.rules {
-            if let Ok(Some(field)) = rule.matches.misses(it) {
+            if let Ok(Some(field)) = rule.misses(it) {
                 let _ = writeln!(out, "  rule {:?} does not match: {field}", rule.name);
             } else {
                 let _ = writeln!(out, "  rule {:?} matches", rule.name);

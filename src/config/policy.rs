@@ -70,10 +70,10 @@ pub struct Match {
     pub users: Vec<String>,
     /// Exact group names. The user must be in one of them.
     pub groups: Vec<String>,
-    /// `exec` (also `kubectl cp`), `attach`, `debug` (ephemeral containers), `port-forward`, `proxy`. If absent: the
-    /// first three.
+    /// `exec` (also `kubectl cp`), `attach`, `debug` (ephemeral containers), `report` (of a detector), `port-forward`,
+    /// `proxy`. If absent: the first four; a rule with the action Deny never applies to a report.
     pub operations: Vec<Operation>,
-    /// Exact container names. port-forward and proxy have no container.
+    /// Exact container names. port-forward, proxy and reports have no container.
     pub containers: Vec<String>,
     /// `true`: only with a terminal or standard input. `false`: only with neither. If absent: both.
     pub interactive: Option<bool>,
@@ -82,7 +82,7 @@ pub struct Match {
     /// `true`: only users who authenticated with the token of a pod, as programs in the cluster do. `false`: only other
     /// users, also those of `kubectl --as`, `kubectl create token` and tokens in a Secret. If absent: both.
     pub pod_token: Option<bool>,
-    /// The first words of the command, each compared exactly. attach has no command.
+    /// The first words of the command, each compared exactly. attach has no command. The words of a report are one word.
     pub command_prefix: Vec<String>,
     /// Labels of the pod. A quarantined pod matches by the labels it had before.
     pub pod_selector: Selector,
@@ -128,7 +128,7 @@ impl Policy {
         let it = Attributes { pod, ..it };
         let mut matching = None;
         for rule in &self.rules {
-            if rule.matches.misses(it)?.is_none() {
+            if rule.misses(it)?.is_none() {
                 matching = Some(rule);
                 break;
             }
@@ -142,6 +142,7 @@ impl Policy {
         let verdict = match action {
             Verdict::Exempt | Verdict::Mark(Disposition::Record) => action.clone(),
             _ if matching.is_none() && !operation.enters() => Verdict::Mark(Disposition::Record),
+            Verdict::Deny { .. } if operation == Operation::Report => Verdict::Mark(Disposition::Record),
             // Nothing recreates a bare pod, and evicting a pod that runs to completion counts as a failure. Only a rule
             // may evict these.
             Verdict::Mark(Disposition::Evict(ttl)) if matching.is_none() && !is_recreated => {
@@ -150,6 +151,20 @@ impl Policy {
             Verdict::Mark(_) | Verdict::Deny { .. } => action.clone(),
         };
         Decision { verdict, rule: rule.to_owned() }
+    }
+}
+
+impl Rule {
+    /// As [`Match::misses`], and `action` for a report if the rule denies: what has happened cannot be denied.
+    ///
+    /// # Errors
+    /// As [`Match::misses`].
+    pub fn misses(&self, it: Attributes<'_>) -> Result<Option<&'static str>, NamespaceNeeded> {
+        if self.decides(it.interaction.operation) { self.matches.misses(it) } else { Ok(Some("action")) }
+    }
+
+    const fn decides(&self, operation: Operation) -> bool {
+        !matches!((&self.action, operation), (Verdict::Deny { .. }, Operation::Report))
     }
 }
 

@@ -47,6 +47,10 @@ fn errors_name_file_line_field_and_remedy() {
         (error("default: {action: Record, ttl: 1m}\n"), "3:10: action Record takes no ttl; only Evict does"),
         (error("default: [\n"), "3:10: expected mapping start"),
         (
+            rule("match: {operations: [exec, report]}\n  action: Deny"),
+            "5:3: rule \"a\": a report cannot be denied, because it says what has happened; use Evict or Record",
+        ),
+        (
             error("default: {action: Record}\neviction: {surge: true, surge: true}\n"),
             "4:25: duplicate mapping key `surge` is not allowed here",
         ),

@@ -22,6 +22,8 @@ pub enum Operation {
     PortForward,
     /// `CONNECT pods/proxy`
     Proxy,
+    /// A report of a detector, or of a person: the label `pristine/reported`. It says what has happened already
+    Report,
 }
 
 impl Operation {
@@ -34,16 +36,17 @@ impl Operation {
             Self::Exec => "exec",
             Self::PortForward => "port-forward",
             Self::Proxy => "proxy",
+            Self::Report => "report",
         }
     }
 
     /// All operations.
-    pub const ALL: [Self; 5] = [Self::Attach, Self::Debug, Self::Exec, Self::PortForward, Self::Proxy];
+    pub const ALL: [Self; 6] = [Self::Attach, Self::Debug, Self::Exec, Self::PortForward, Self::Proxy, Self::Report];
 
-    /// Whether it starts a process inside a container. The others reach a port that the container serves.
+    /// Whether it starts a process inside a container, or reports one. The others reach a port that the container serves.
     #[must_use]
     pub const fn enters(self) -> bool {
-        matches!(self, Self::Attach | Self::Debug | Self::Exec)
+        matches!(self, Self::Attach | Self::Debug | Self::Exec | Self::Report)
     }
 }
 
@@ -119,6 +122,10 @@ impl Interaction {
     pub fn summary(&self) -> String {
         let Self { operation, container, user, .. } = self;
         let into = if container.is_empty() { String::new() } else { format!(" into container {container}") };
+        if *operation == Operation::Report {
+            let what = self.command.first().map(|text| format!(": {}", shorten(text, 256))).unwrap_or_default();
+            return format!("report by {:?}{what}", shorten(&user.name, 256));
+        }
         format!("{}{into} by {:?}", operation.as_str(), shorten(&user.name, 256))
     }
 
@@ -132,6 +139,9 @@ impl Interaction {
     /// Whether `other` is the same interaction: same user, operation, container, command and streams, in
     /// the same review or within [`FOLD`].
     ///
+    /// A report is the same as another one of its source if it has the same words, at any time, or came within [`FOLD`]: a
+    /// program that puts the label back every minute must not cause a write every minute.
+    ///
     /// Every HTTP request through `pods/proxy` is reviewed. One record for each user is enough, or a dashboard would
     /// push everything else off the pod.
     pub(super) fn same(&self, other: &Self) -> bool {
@@ -141,6 +151,9 @@ impl Interaction {
             && self.operation == other.operation;
         if !self.operation.enters() {
             return is_same;
+        }
+        if self.operation == Operation::Report {
+            return is_same && (self.command == other.command || self.at.duration_since(other.at).abs() <= FOLD);
         }
         is_same
             && self.container == other.container

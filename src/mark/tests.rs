@@ -164,3 +164,23 @@ proptest! {
         prop_assert!(shorten(&text, limit).len() <= limit.max(3));
     }
 }
+
+#[test]
+fn reports_of_one_source_are_one_unless_they_say_something_else_later() {
+    let report = |source: &str, text: &str, at: &str| Interaction {
+        operation: Operation::Report,
+        container: String::new(),
+        command: vec![text.into()],
+        stdin: false,
+        tty: false,
+        review: format!("report-{at}"),
+        ..interaction(source, at)
+    };
+    let mark = Mark::after(None, "u1", report("falco", "a shell", "2026-01-01T00:00:00Z"), TTL);
+    let is_new = |one| Mark::after(mark.clone(), "u1", one, TTL).is_some();
+    assert!(!is_new(report("falco", "a shell", "2026-01-01T00:00:01Z")));
+    assert!(!is_new(report("falco", "a shell", "2026-01-01T09:00:00Z")));
+    assert!(!is_new(report("falco", "a miner", "2026-01-01T00:00:10Z")));
+    assert!(is_new(report("falco", "a miner", "2026-01-01T00:00:11Z")));
+    assert!(is_new(report("tetragon", "a shell", "2026-01-01T00:00:01Z")));
+}

@@ -32,6 +32,7 @@ mod outage;
 mod pacing;
 mod plugin;
 mod poller;
+mod reports;
 mod rules;
 mod self_healing;
 mod stage;

@@ -78,8 +78,10 @@ pub async fn webhook_with(fake: Fake, rules: &str, limits: Limits) -> Webhook {
     tokio::spawn(publish);
     let clock = context.clock.clone();
     let pods = Pods::new(fake.client());
-    let handler =
-        Handler::new(Marking { pods, policy: rules, context: context.clone(), writers: Writers::default() }, context);
+    let handler = Handler::new(
+        Arc::new(Marking { pods, policy: rules, context: context.clone(), writers: Writers::default() }),
+        context,
+    );
     let paths = Paths { live: vec![String::new()], renewed_at: None };
     let guard = PathGuard::new(watch::channel(Seen { paths, ..Seen::default() }).1, watch::channel(None).1);
     let endpoint = Arc::new(Endpoint::new(handler, guard, metrics.clone()));

@@ -191,6 +191,8 @@ fn request(record: Record<'_>) -> Option<Event> {
         Operation::Debug => (200..300).contains(&code),
         // The answer is the container's own. Its 404 looks like that of a pod that does not exist.
         Operation::Proxy => (100..400).contains(&code),
+        // Not a request of its own.
+        Operation::Report => false,
         // A switch of protocols, or 200 of old SPDY.
         Operation::Exec | Operation::Attach | Operation::PortForward => matches!(code, 101 | 200),
     };

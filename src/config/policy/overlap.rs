@@ -23,7 +23,7 @@ pub fn dead(rules: &[Rule]) -> Vec<Dead> {
     for (n, rule) in rules.iter().enumerate() {
         let why = match impossible(&rule.matches) {
             Some(why) => Some(format!("no interaction matches it: {why}")),
-            None => rules[..n].iter().find(|earlier| earlier.matches.contains(&rule.matches)).map(|earlier| {
+            None => rules[..n].iter().find(|earlier| earlier.decides_before(rule)).map(|earlier| {
                 let differs = if earlier.action == rule.action { "" } else { ", with another action" };
                 format!("the earlier rule {:?} matches everything that it matches{differs}", earlier.name)
             }),
@@ -49,11 +49,12 @@ pub fn evicts_every_kind(rules: &[Rule]) -> impl Iterator<Item = &str> {
 /// Why no interaction can match these fields together.
 fn impossible(matches: &Match) -> Option<String> {
     let Match { operations, interactive, tty, .. } = matches;
-    let only_ports = !operations.is_empty() && operations.iter().all(|operation| !operation.enters());
-    let fixed = if only_ports && !matches.containers.is_empty() {
-        Some("port-forward and proxy name no container")
-    } else if only_ports && (*interactive == Some(true) || *tty == Some(true)) {
-        Some("port-forward and proxy have no terminal and no standard input")
+    let names_container = |it: &Operation| matches!(it, Operation::Attach | Operation::Debug | Operation::Exec);
+    let none_does = !operations.is_empty() && !operations.iter().any(names_container);
+    let fixed = if none_does && !matches.containers.is_empty() {
+        Some("port-forward, proxy and report name no container")
+    } else if none_does && (*interactive == Some(true) || *tty == Some(true)) {
+        Some("port-forward, proxy and report have no terminal and no standard input")
     } else if operations.as_slice() == [Operation::Attach] && !matches.command_prefix.is_empty() {
         Some("attach has no command")
     } else if (interactive, tty) == (&Some(false), &Some(true)) {
@@ -69,6 +70,14 @@ fn impossible(matches: &Match) -> Option<String> {
         found.map(|(field, key)| format!("no label {key} fulfils all conditions of {field}"))
     };
     fixed.map(str::to_owned).or_else(contradiction)
+}
+
+impl Rule {
+    /// Whether this one decides about everything that `later` would decide about.
+    fn decides_before(&self, later: &Self) -> bool {
+        let reports = later.matches.covers_operation(Operation::Report) && later.decides(Operation::Report);
+        self.matches.contains(&later.matches) && (!reports || self.decides(Operation::Report))
+    }
 }
 
 impl Match {

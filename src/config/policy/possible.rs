@@ -91,6 +91,9 @@ impl Policy {
         let (it, operation) = (Attributes { pod, ..it }, it.interaction.operation);
         let mut found = Possible { decisions: Vec::new(), depends_on: Vec::new() };
         for rule in &self.rules {
+            if !rule.decides(operation) {
+                continue;
+            }
             let (known, mut needed) = rule.matches.known(unknown);
             match known.misses(it) {
                 Ok(Some(_)) => continue,

@@ -229,3 +229,34 @@ proptest! {
         prop_assert!(Glob::new(&pattern).unwrap().matches(&name));
     }
 }
+
+#[test]
+fn a_report_is_decided_by_every_rule_but_those_that_deny() {
+    let mut report = interaction();
+    (report.operation, report.command) = (Operation::Report, vec!["Terminal shell in container".into()]);
+    let pod = pod(Some("ReplicaSet"));
+    let deny = Verdict::Deny { message: String::new() };
+    let decide = |rules: &[(serde_json::Value, &Verdict)], default: &Verdict| {
+        let rules = rules.iter().map(|(matches, action)| Rule { action: (*action).clone(), ..rule(matches.clone()) });
+        let policy = Policy { default: default.clone(), rules: rules.collect() };
+        let it = Attributes {
+            interaction: &report,
+            user: &report.user,
+            argv: &report.command,
+            pod: &pod,
+            namespace: Some(&Labels::new()),
+        };
+        let Decision { verdict, rule } = policy.decide(it).unwrap();
+        assert_eq!(
+            policy.possible(it, possible::Unknown::default()).decisions,
+            [Decision { verdict: verdict.clone(), rule: rule.clone() }]
+        );
+        (verdict, rule)
+    };
+    let record = Verdict::Mark(Disposition::Record);
+    assert_eq!(decide(&[(json!({}), &record)], &EVICT), (record.clone(), "r".into()));
+    assert_eq!(decide(&[(json!({"operations": ["report"]}), &record)], &EVICT), (record.clone(), "r".into()));
+    assert_eq!(decide(&[(json!({"operations": ["exec"]}), &record)], &EVICT), (EVICT, "default".into()));
+    assert_eq!(decide(&[(json!({}), &deny)], &EVICT), (EVICT, "default".into()));
+    assert_eq!(decide(&[], &deny), (record, "default".into()));
+}

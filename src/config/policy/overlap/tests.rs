@@ -42,7 +42,7 @@ fn a_rule_without_operations_does_not_cover_port_forward_and_proxy() {
         []
     );
     let found = reasons(&[
-        (json!({"operations": ["exec", "attach", "debug"]}), Verdict::Mark(Disposition::Record)),
+        (json!({"operations": ["exec", "attach", "debug", "report"]}), Verdict::Mark(Disposition::Record)),
         (json!({}), Verdict::Exempt),
     ]);
     assert_eq!(found.len(), 1);
@@ -52,7 +52,9 @@ fn a_rule_without_operations_does_not_cover_port_forward_and_proxy() {
 fn a_rule_that_no_interaction_can_match_is_reported() {
     for (matches, word) in [
         (json!({"operations": ["proxy"], "containers": ["app"]}), "container"),
+        (json!({"operations": ["report", "proxy"], "containers": ["app"]}), "container"),
         (json!({"operations": ["port-forward"], "interactive": true}), "terminal"),
+        (json!({"operations": ["report"], "tty": true}), "terminal"),
         (json!({"operations": ["attach"], "commandPrefix": ["sh"]}), "command"),
         (json!({"operations": ["proxy", "port-forward"], "tty": true}), "terminal"),
         (json!({"interactive": false, "tty": true}), "an interaction with a terminal is interactive"),
@@ -104,7 +106,7 @@ fn matches() -> impl Strategy<Value = Match> {
         some(&["a", "a*", "?", "*", "ab", "b?"]),
         some(&["u", "v", "system:serviceaccount:u"]),
         some(&["g", "h"]),
-        some(&["exec", "attach", "proxy"]),
+        some(&["exec", "attach", "proxy", "report"]),
         some(&["c", "d"]),
         proptest::option::of(any::<bool>()),
         some(&["sh", "-c"]),
@@ -129,23 +131,25 @@ fn labels() -> impl Strategy<Value = Labels> {
 proptest! {
     #[test]
     fn a_dead_rule_never_decides(
-        rules in proptest::collection::vec(matches(), 2..6),
+        rules in proptest::collection::vec((matches(), any::<bool>()), 2..6),
         (namespace, user, group) in (prop_oneof!["a", "ab", "b", "bc", "c"], "(system:serviceaccount:)?[uvw]", "[ghi]"),
-        (operation, container, stdin, tty) in (0_usize..5, "[cde]", any::<bool>(), any::<bool>()),
+        (operation, container, stdin, tty) in (0..Operation::ALL.len(), "[cde]", any::<bool>(), any::<bool>()),
         command in prop_oneof![Just(vec![]), Just(vec!["sh"]), Just(vec!["sh", "-c", "id"])],
         (labels, namespace_labels) in (labels(), labels()),
         (owner, has_pod) in (any::<bool>(), any::<bool>()),
     ) {
-        let action = Verdict::Mark(Disposition::Record);
+        let action = |denies| {
+            if denies { Verdict::Deny { message: String::new() } } else { Verdict::Mark(Disposition::Record) }
+        };
         let rules = rules.into_iter().enumerate();
-        let rules = rules.map(|(n, matches)| Rule { name: n.to_string(), matches, action: action.clone() });
+        let rules = rules.map(|(n, (matches, denies))| Rule { name: n.to_string(), matches, action: action(denies) });
         let rules: Vec<Rule> = rules.collect();
         let owners = json!([{"apiVersion": "batch/v1", "kind": "Job", "name": "o", "uid": "o", "controller": true}]);
         let pod: Pod = serde_json::from_value(json!({"metadata": {
             "namespace": namespace, "name": "p", "labels": labels, "ownerReferences": owner.then_some(owners),
         }})).unwrap();
         let operation = Operation::ALL[operation];
-        let enters = operation.enters();
+        let enters = operation.enters() && operation != Operation::Report;
         let command = if operation == Operation::Attach { vec![] } else { command };
         let argv: Vec<String> = command.into_iter().map(str::to_owned).collect();
         let extra = has_pod.then(|| (POD_NAME.to_owned(), vec!["p".to_owned()]));
@@ -163,4 +167,14 @@ proptest! {
         let decided = Policy { default: Verdict::Exempt, rules }.decide(it).unwrap().rule;
         prop_assert!(!dead.contains(&decided), "{decided} of {dead:?}");
     }
+}
+
+#[test]
+fn a_rule_after_one_that_denies_still_decides_about_reports() {
+    let deny = || Verdict::Deny { message: String::new() };
+    let after = |matches: Value, action: Verdict| reasons(&[(json!({}), deny()), (matches, action)]).len();
+    assert_eq!(after(json!({}), Verdict::Mark(Disposition::Record)), 0);
+    assert_eq!(after(json!({"operations": ["report"]}), Verdict::Exempt), 0);
+    assert_eq!(after(json!({"operations": ["exec"]}), Verdict::Exempt), 1);
+    assert_eq!(after(json!({}), deny()), 1);
 }
