@@ -79,14 +79,10 @@ pub enum Command {
         /// The shell to complete in; `kubectl` prints the program that kubectl runs to complete `kubectl pristine`.
         shell: completion::Shell,
     },
-    /// kubectl's completion protocol.
-    #[command(name = "__complete", hide = true)]
-    Complete {
-        /// The words typed so far; the last one is completed.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        words: Vec<String>,
-    },
 }
+
+/// kubectl's completion protocol: the words behind it were typed so far, and the last one is completed.
+const COMPLETE: &str = "__complete";
 
 /// Runs the program. `words` are the command line, beginning with the name that the program was called by.
 #[must_use]
@@ -94,7 +90,13 @@ pub fn main(mut words: Vec<OsString>) -> ExitCode {
     // kubectl completes `kubectl NAME` with a program `kubectl_complete-NAME`, which may be a link to this one.
     let called = words.first().and_then(|path| Path::new(path).file_name());
     if called.is_some_and(|name| name.to_string_lossy().starts_with("kubectl_complete-")) {
-        words.insert(1, "__complete".into());
+        words.insert(1, COMPLETE.into());
+    }
+    // Not a command of clap, which would take the flags that were typed for its own.
+    let typed = words.get(1).is_some_and(|word| word == COMPLETE).then(|| words.split_off(2));
+    if let Some(typed) = typed {
+        let typed: Vec<String> = typed.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        return exit(completion::complete(&typed, &Cli::command()));
     }
     let cli = match Cli::try_parse_from(words) {
         Ok(cli) => cli,
@@ -104,9 +106,15 @@ pub fn main(mut words: Vec<OsString>) -> ExitCode {
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
+    exit(run(cli))
+}
+
+/// Runs a command to its end. A completion prints no error, which would appear in the middle of the line that the user is
+/// typing: it has none to print.
+fn exit(command: impl Future<Output = Result<(), Failure>>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(run(cli)),
+        Ok(runtime) => runtime.block_on(command),
         Err(error) => Err(Failure::new(format!("cannot start the async runtime: {error}"))),
     };
     match result {
@@ -122,8 +130,6 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::DefaultConfig => return emit(config::BUILT_IN),
         Command::Completion { shell } => return completion::script(shell),
-        // A completion prints no error: it would appear in the middle of the line that the user is typing.
-        Command::Complete { words } => return completion::complete(&words, &Cli::command()).await,
         _ => {}
     }
     let (connection, clock) = (Connection::new(&cli.global).await?, Clock::system());
@@ -141,6 +147,6 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Certs => certs::run(&connection, &clock).await,
         Command::Doctor => doctor::run(&connection, &clock).await,
         Command::Version => version::run(&connection).await,
-        Command::DefaultConfig | Command::Completion { .. } | Command::Complete { .. } => Ok(()),
+        Command::DefaultConfig | Command::Completion { .. } => Ok(()),
     }
 }

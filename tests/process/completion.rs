@@ -67,3 +67,15 @@ async fn every_shell_completes_the_names_of_marked_pods() {
     )
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_namespace_before_the_command_is_that_of_the_offered_pods() {
+    let plugin = Plugin::with([marked("web-0", true)]).await;
+    for typed in ["-n other extend", "extend -n other", "--namespace=other extend --for=1m"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-pristine"));
+        command.arg("__complete").args(typed.split(' ')).arg("we").env("KUBECONFIG", &plugin.kubeconfig);
+        // That of the kubeconfig has the pod web-0.
+        let offered = command.output().await.unwrap().stdout;
+        assert_eq!(String::from_utf8_lossy(&offered), ":4\n", "{typed}");
+    }
+}
