@@ -12,6 +12,9 @@ use crate::{
     kubectl::{Namespace, is_marked, reason, run, uid_of},
 };
 
+/// A second node, without a kubelet.
+const SECOND: &str = "descheduler-second";
+
 /// One round over this namespace, with these settings of its evictor.
 async fn deschedule(ns: &Namespace, evictor: Value) {
     let module = source("descheduler", "sigs.k8s.io/descheduler").await;
@@ -38,12 +41,19 @@ async fn deschedule(ns: &Namespace, evictor: Value) {
     });
     let file = folder.path().join("policy.yaml");
     std::fs::write(&file, policy.to_string()).unwrap();
+    // With one node it does nothing, because evicted pods would have nowhere else to go.
+    apply_all(vec![json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": SECOND}, "spec": {"unschedulable": true},
+    })])
+    .await;
     let output = round(&kubeconfig_of("kube-system", "descheduler-sa", folder.path()).await, &file).await;
+    run(&["delete", "node", SECOND]).await;
     for object in &objects {
         let kind = object["kind"].as_str().unwrap();
         run(&["-n", "kube-system", "delete", kind, object["metadata"]["name"].as_str().unwrap()]).await;
     }
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && log.contains("Evicted pod"), "{log}");
 }
 
 async fn round(kubeconfig: &Path, policy: &Path) -> std::process::Output {
