@@ -23,7 +23,7 @@ use super::{
 use crate::{
     api::{
         Context,
-        persist::{is_of_a_start, persist},
+        persist::{is_of_a_start, is_of_a_webhook, persist},
         pods::{self, Marked, Pods, Recorded},
     },
     config::policy::{Attributes, Decision, Labels, NamespaceNeeded, Policy, Verdict},
@@ -102,6 +102,7 @@ impl From<pods::Error> for Refused {
             )),
             // The pod changed faster than it could be written, until the end.
             pods::Error::Conflict | pods::Error::Gone => Self::Now(chain(&error)),
+            error if is_of_a_webhook(&error) => Self::Never(chain(&error)),
             error if error.is_temporary() || is_of_a_start(&error) => Self::Now(chain(&error)),
             error => Self::Never(chain(&error)),
         }

@@ -27,6 +27,21 @@ pub fn is_of_a_start(error: &Error) -> bool {
     status.code == 403 && words.iter().any(|words| status.message.contains(words))
 }
 
+/// How long a write is repeated that another webhook, which fails closed, does not answer. Less than an attempt of the API
+/// server, 2 s of 5 s: the replica that gets the next attempt would get the same answer, and with several replicas the time
+/// is over before one of them can say why.
+const FOR_A_WEBHOOK: Duration = Duration::from_millis(1500);
+
+/// Whether another admission webhook, which fails closed, did not answer the API server. The same everywhere, so another
+/// replica does not help.
+#[must_use]
+pub fn is_of_a_webhook(error: &Error) -> bool {
+    let Error::Api { source, .. } = error else { return false };
+    let kube::Error::Api(status) = &**source else { return false };
+    // As in `pkg/util/webhook/error.go` of k8s.io/apiserver.
+    status.code == 500 && status.message.contains("failed calling webhook")
+}
+
 /// Repeats the call until `until` while it fails with an error that may pass ([`Error::is_temporary`]).
 ///
 /// # Errors
@@ -37,7 +52,7 @@ pub async fn persist<T, F: Future<Output = Result<T, Error>>>(
     until: Instant,
     mut call: impl FnMut() -> F,
 ) -> Result<T, Error> {
-    let (mut limit, mut pause) = (FIRST, PAUSE);
+    let (mut limit, mut pause, start) = (FIRST, PAUSE, Instant::now());
     loop {
         // The clock of a try starts when it is sent: tries that are given up and sent again while the machine is busy would
         // make it busier.
@@ -53,6 +68,7 @@ pub async fn persist<T, F: Future<Output = Result<T, Error>>>(
         };
         // Random, so that reviews that failed together are not repeated together.
         let wait = pause.mul_f64(rand::random_range(0.5..1.0));
+        let until = if is_of_a_webhook(&error) { until.min(start + FOR_A_WEBHOOK) } else { until };
         if Instant::now() + wait >= until {
             return Err(error);
         }

@@ -247,8 +247,13 @@ impl Fake {
             }
             ("PATCH", ["api", "v1", "namespaces", namespace, "pods", name, "status"]) => {
                 let key = format!("{namespace}/{name}");
-                if let Some(code) = state.refuse_writes {
-                    return status(code, "Forbidden", "admission webhook \"x\" denied the request: no");
+                match state.refuse_writes {
+                    Some(500) => {
+                        let message = "Internal error occurred: failed calling webhook \"other\": connection refused";
+                        return status(500, "InternalError", message);
+                    }
+                    Some(code) => return status(code, "Forbidden", "admission webhook \"x\" denied the request: no"),
+                    None => {}
                 }
                 if state.conflicts > 0 {
                     state.conflicts = state.conflicts.wrapping_sub(1);

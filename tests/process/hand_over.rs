@@ -159,6 +159,35 @@ async fn a_denial_by_another_webhook_is_not_a_conflict_whatever_its_code() {
 }
 
 #[tokio::test]
+async fn a_webhook_that_does_not_answer_the_write_ends_the_review_at_the_first_attempt() {
+    let webhook = standard().await;
+    // The API server's answer if a webhook on pods/status is down and fails closed.
+    webhook.fake.state().refuse_writes = Some(500);
+    let start = Instant::now();
+    let (answer, calls) = webhook.call(&review(&exec("a", &["sh"]))).await;
+    // Another replica would get the same answer, and would not know how much of the time is left.
+    assert_eq!(calls, 1, "{answer:?}");
+    assert!(start.elapsed() < Duration::from_millis(1900), "{:?}", start.elapsed());
+    let answer: Value = serde_json::from_str(&answer.body).unwrap();
+    let (allowed, code, message) = denial(&answer["response"]);
+    assert!(!allowed && code == 503 && message.contains("failed calling webhook \"other\""), "{message}");
+    assert!(webhook.fake.count("PATCH") > 3, "{}", webhook.fake.count("PATCH"));
+    assert_eq!(decisions(&webhook), ["denied"]);
+    // One that is up again within a second is not noticed.
+    let webhook = standard().await;
+    webhook.fake.state().refuse_writes = Some(500);
+    let fake = webhook.fake.clone();
+    let up = async {
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        fake.state().refuse_writes = None;
+    };
+    let body = review(&exec("a", &["sh"]));
+    let ((answer, calls), ()) = tokio::join!(webhook.call(&body), up);
+    let answer: Value = serde_json::from_str(&answer.body).unwrap();
+    assert!(denial(&answer["response"]).0 && calls == 1, "{answer}");
+}
+
+#[tokio::test]
 async fn writes_that_conflict_are_repeated_with_growing_pauses() {
     let webhook = standard().await;
     webhook.fake.state().conflicts = usize::MAX;
