@@ -99,7 +99,7 @@ async fn the_descheduler_evicts_a_held_pod_and_pristine_evicts_neither_it_again_
     assert!(left.iter().all(|pod| !is_marked(pod) && evicted_by(&ns, name_of(pod)).is_empty()));
     // The record stays in the Events, although the pod is gone.
     let events = ns.run(&["events", "--for", &format!("pod/{held}")]).await;
-    assert!(events.contains("PodInteraction") && events.contains("Descheduled"), "{events}");
+    assert!(events.contains("PodInteraction") && events.contains("by sigs.k8s.io/descheduler"), "{events}");
 }
 
 #[tokio::test]
