@@ -1,7 +1,7 @@
 //! Tells what became of a review: the answer, the audit log, Events and metrics. I/O.
 
 use hyper::body::Bytes;
-use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use tokio::time::Instant;
 
 use super::{
@@ -14,7 +14,7 @@ use crate::{
     api::{Context, events::EventType, pods::Recorded},
     audit_log::Line,
     mark::{
-        Interaction,
+        Interaction, Operation, Status,
         owner::{STATIC, is_static},
     },
     telemetry::{Admission, AdmissionOutcome},
@@ -67,6 +67,7 @@ impl Report<'_> {
         if let Some(at) = marked.mark.evict_at {
             answer.audit.insert("evict-at", at.to_string());
         }
+        answer.warnings.extend(self.warning(&marked.pod));
         for interaction in exempt {
             self.write(&self.line("exempt", interaction));
         }
@@ -88,6 +89,18 @@ impl Report<'_> {
         }
         self.count(if news > 0 { AdmissionOutcome::Marked } else { AdmissionOutcome::Folded });
         self.render(&answer)
+    }
+
+    /// Until when the pod lives, and what to do about that. Without the time that is left: an API server asks again after
+    /// each write of the pod, and prints equal warnings once.
+    fn warning(&self, pod: &Pod) -> Option<String> {
+        let debugs = self.request.acts.iter().any(|act| act.operation == Operation::Debug);
+        let at = Status::on(pod).and_then(|status| status.evict_at).filter(|_| debugs && !is_static(pod))?;
+        let Request { namespace, pod, .. } = self.request;
+        Some(format!(
+            "pod {pod} is due for eviction at {at:.0}; to keep it longer: kubectl pristine extend \
+             -n {namespace} {pod} --for 30m"
+        ))
     }
 
     fn tell(&self, written: &Written, one: &Recorded) {
@@ -130,7 +143,7 @@ impl Report<'_> {
         self.count(decision);
         self.write_about("denied", &denial.message);
         let audit = [("decision", decision.as_str().to_owned())].into();
-        self.render(&Answer { denial: Some(denial), audit })
+        self.render(&Answer { denial: Some(denial), audit, warnings: Vec::new() })
     }
 
     /// Denied by a rule: an Event on the pod, because many clients show only `Handshake status 403`. The second attempt of
@@ -148,7 +161,7 @@ impl Report<'_> {
                 self.context.events.publish(pod.clone(), EventType::Warning, "InteractionDenied", "Deny", &note);
             }
         }
-        self.render(&Answer { denial: Some(denial), audit: audit.into() })
+        self.render(&Answer { denial: Some(denial), audit: audit.into(), warnings: Vec::new() })
     }
 
     /// Admitted without a record, because the review must not be denied for lack of one.
@@ -157,7 +170,7 @@ impl Report<'_> {
         self.count(decision);
         self.write_about("unrecorded", why);
         let audit = [("decision", decision.as_str().to_owned())].into();
-        self.render(&Answer { denial: None, audit })
+        self.render(&Answer { denial: None, audit, warnings: Vec::new() })
     }
 
     /// A review that must not be denied is handed over to another replica. If none answers, the API server admits it and its

@@ -79,6 +79,8 @@ pub struct Answer {
     pub denial: Option<Denial>,
     /// Entries for the API server's audit log, under `<webhook entry>/<key>`.
     pub audit: BTreeMap<&'static str, String>,
+    /// What kubectl prints. API servers pass it on for `kubectl debug`, and drop it for exec, attach and port-forward.
+    pub warnings: Vec<String>,
 }
 
 /// A denial in the API server's terms.
@@ -330,6 +332,9 @@ pub fn render(uid: &str, answer: &Answer) -> Vec<u8> {
     }
     if !answer.audit.is_empty() {
         response["auditAnnotations"] = json!(answer.audit);
+    }
+    if !answer.warnings.is_empty() {
+        response["warnings"] = json!(answer.warnings);
     }
     let review = json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response });
     serde_json::to_vec(&review).expect("JSON values serialise")

@@ -247,13 +247,8 @@ impl Fake {
             }
             ("PATCH", ["api", "v1", "namespaces", namespace, "pods", name, "status"]) => {
                 let key = format!("{namespace}/{name}");
-                match state.refuse_writes {
-                    Some(500) => {
-                        let message = "Internal error occurred: failed calling webhook \"other\": connection refused";
-                        return status(500, "InternalError", message);
-                    }
-                    Some(code) => return status(code, "Forbidden", "admission webhook \"x\" denied the request: no"),
-                    None => {}
+                if let Some(code) = state.refuse_writes {
+                    return refused_write(code);
                 }
                 if state.conflicts > 0 {
                     state.conflicts = state.conflicts.wrapping_sub(1);
@@ -334,6 +329,18 @@ pub fn bump(pod: &mut Value) {
 
 pub fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The answer if another webhook denies a write, or with 500 if it is down and fails closed.
+fn refused_write(code: u16) -> (u16, Value) {
+    match code {
+        500 => status(
+            500,
+            "InternalError",
+            "Internal error occurred: failed calling webhook \"other\": connection refused",
+        ),
+        _ => status(code, "Forbidden", "admission webhook \"x\" denied the request: no"),
+    }
 }
 
 pub fn status(code: u16, reason: &str, message: &str) -> (u16, Value) {

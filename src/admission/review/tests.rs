@@ -98,11 +98,12 @@ fn a_body_that_is_not_a_review_is_an_error_with_the_reason() {
 #[test]
 fn the_answer_contains_the_uid_and_the_denial() {
     let denial = Denial { code: 403, reason: "Forbidden", message: "no".into() };
-    let answer = Answer { denial: Some(denial), audit: [("rule", "r".to_owned())].into() };
+    let answer =
+        Answer { denial: Some(denial), audit: [("rule", "r".to_owned())].into(), warnings: vec!["w".to_owned()] };
     let rendered: Value = serde_json::from_slice(&render("r1", &answer)).unwrap();
     assert_eq!(
         rendered["response"],
-        json!({"uid": "r1", "allowed": false, "auditAnnotations": {"rule": "r"},
+        json!({"uid": "r1", "allowed": false, "auditAnnotations": {"rule": "r"}, "warnings": ["w"],
                "status": {"status": "Failure", "code": 403, "reason": "Forbidden", "message": "no"}})
     );
     let rendered: Value = serde_json::from_slice(&render("r2", &Answer::default())).unwrap();
