@@ -18,6 +18,7 @@ pub mod connection;
 pub mod describe;
 pub mod doctor;
 pub mod evict;
+pub mod exec;
 pub mod extend;
 pub mod format;
 pub mod get;
@@ -50,6 +51,8 @@ pub enum Command {
     Get(get::Arguments),
     /// Show the interactions with a pod, what blocks its eviction, and which volumes outlive it.
     Describe(describe::Arguments),
+    /// Run kubectl exec, and say until when the pod lives, before the session and after it.
+    Exec(exec::Arguments),
     /// Extend the eviction deadline of pods.
     Extend(extend::Extend),
     /// Hold pods: do not evict them until they are released, or until the limit (eviction.maxExtension).
@@ -136,6 +139,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Get(arguments) => get::run(&connection, &clock, arguments).await,
         Command::Describe(arguments) => describe::run(&connection, &clock, &arguments).await,
+        Command::Exec(arguments) => exec::run(&connection, &clock, &cli.global, &arguments).await,
         Command::Extend(arguments) => extend::extend(&connection, &clock, &arguments).await,
         Command::Hold(arguments) => extend::hold(&connection, &clock, &arguments).await,
         Command::Release(arguments) => extend::release(&connection, &clock, &arguments).await,

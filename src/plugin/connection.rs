@@ -1,9 +1,16 @@
 //! kubectl's global flags, the client that they configure, and the API server's errors in kubectl's words.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    ffi::{OsStr, OsString},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::Args;
-use k8s_openapi::api::{authentication::v1::SelfSubjectReview, core::v1::Pod};
+use k8s_openapi::api::{
+    authentication::v1::{SelfSubjectReview, UserInfo},
+    core::v1::Pod,
+};
 use kube::{
     Api, Client, Config,
     api::{ListParams, PostParams},
@@ -219,17 +226,57 @@ impl Connection {
     /// # Errors
     /// The answer of the API server.
     pub async fn whoami(&self) -> Result<String, Failure> {
+        self.user_info().await.map(|user| user.username.unwrap_or_default())
+    }
+
+    /// The same with groups.
+    ///
+    /// # Errors
+    /// The answer of the API server.
+    pub async fn user_info(&self) -> Result<UserInfo, Failure> {
         let api: Api<SelfSubjectReview> = Api::all(self.client.clone());
         let params = PostParams::default();
         let answer = self.call("create selfsubjectreviews", api.create(&params, &SelfSubjectReview::default())).await?;
-        let user = answer.status.and_then(|status| status.user_info).and_then(|user| user.username);
-        user.ok_or_else(|| {
+        let user = answer.status.and_then(|status| status.user_info);
+        user.filter(|user| user.username.is_some()).ok_or_else(|| {
             Failure::new("cannot read the user name: the API server's SelfSubjectReview has none".to_owned())
         })
     }
 }
 
 impl Global {
+    /// The same flags for a kubectl that this command runs.
+    #[must_use]
+    pub fn for_kubectl(&self) -> Vec<OsString> {
+        let texts = [
+            ("namespace", &self.namespace),
+            ("context", &self.context),
+            ("cluster", &self.cluster),
+            ("user", &self.user),
+            ("server", &self.server),
+            ("token", &self.token),
+            ("tls-server-name", &self.tls_server_name),
+            ("as", &self.impersonate),
+            ("as-uid", &self.impersonate_uid),
+        ];
+        let paths = [
+            ("kubeconfig", &self.kubeconfig),
+            ("client-certificate", &self.client_certificate),
+            ("client-key", &self.client_key),
+            ("certificate-authority", &self.certificate_authority),
+        ];
+        let flag = |name: &str, value: &OsStr| {
+            let mut flag = OsString::from(format!("--{name}="));
+            flag.push(value);
+            flag
+        };
+        let texts = texts.into_iter().filter_map(|(name, value)| Some(flag(name, value.as_ref()?.as_ref())));
+        let paths = paths.into_iter().filter_map(|(name, value)| Some(flag(name, value.as_ref()?.as_os_str())));
+        let groups = self.impersonate_group.iter().map(|group| flag("as-group", group.as_ref()));
+        let insecure = self.insecure_skip_tls_verify.then(|| "--insecure-skip-tls-verify".into());
+        texts.chain(paths).chain(groups).chain(insecure).collect()
+    }
+
     /// Overrides the kubeconfig with the flags.
     fn apply(&self, kubeconfig: &mut Kubeconfig) {
         for cluster in kubeconfig.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
