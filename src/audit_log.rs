@@ -1,5 +1,5 @@
-//! The audit log of a replica: one JSON line on stdout for each interaction and each denial. The log of the process
-//! itself is on stderr.
+//! The audit log of a replica: one JSON line on stdout for each interaction and each denial, each extension and each
+//! eviction. The log of the process itself is on stderr.
 
 use std::{io::Write as _, sync::Arc};
 
@@ -35,6 +35,29 @@ pub struct Line<'a> {
     pub interaction: &'a Interaction,
 }
 
+/// One line about what became of a marked pod.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Change<'a> {
+    /// `evicted`, `extended`, or `extension-ended`.
+    pub decision: &'static str,
+    /// When it happened.
+    pub at: Timestamp,
+    /// Namespace of the pod.
+    pub namespace: &'a str,
+    /// Name of the pod.
+    pub pod: &'a str,
+    /// UID of the pod.
+    pub pod_uid: &'a str,
+    /// The deadline of the pod.
+    pub evict_at: Timestamp,
+    /// The user who extended it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<&'a str>,
+    /// For people.
+    pub message: &'a str,
+}
+
 /// The destination of the lines.
 #[derive(Clone)]
 pub struct AuditLog(Arc<dyn Fn(&str) + Send + Sync>);
@@ -51,8 +74,8 @@ impl AuditLog {
         Self(Arc::new(write))
     }
 
-    /// Writes one line.
-    pub fn write(&self, line: &Line<'_>) {
+    /// Writes one line, a [`Line`] or a [`Change`].
+    pub fn write(&self, line: &impl Serialize) {
         (self.0)(&serde_json::to_string(line).expect("a line has string keys only"));
     }
 }

@@ -22,6 +22,7 @@ pub mod exec;
 pub mod extend;
 pub mod format;
 pub mod get;
+pub mod log;
 pub mod output;
 pub mod report;
 pub mod row;
@@ -65,6 +66,8 @@ pub enum Command {
     Report(report::Arguments),
     /// Summarize who execs where, what the rules do about it, and which rules to add.
     Summary(summary::Arguments),
+    /// Show what happened to pods, also to those that are gone: interactions, decisions, extensions, evictions.
+    Log(log::Arguments),
     /// Suspend all evictions in the cluster until a time.
     Suspend(suspend::Suspend),
     /// End the suspension of evictions.
@@ -146,6 +149,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Evict(arguments) => evict::run(&connection, &clock, &arguments).await,
         Command::Report(arguments) => report::run(&connection, &clock, &arguments).await,
         Command::Summary(arguments) => summary::run(&connection, &arguments).await,
+        Command::Log(arguments) => log::run(&connection, &clock, &arguments).await,
         Command::Suspend(arguments) => suspend::suspend(&connection, &clock, &arguments).await,
         Command::Resume(arguments) => suspend::resume(&connection, &arguments).await,
         Command::Certs => certs::run(&connection, &clock).await,

@@ -84,6 +84,26 @@ fn pods(path: &Path) -> anyhow::Result<Pods> {
     })
 }
 
+/// Opens a log, `-` for standard input, which may be compressed with gzip.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn open(path: &Path) -> anyhow::Result<Box<dyn BufRead>> {
+    let name = path.display();
+    let raw: Box<dyn io::Read> = if path == Path::new("-") {
+        Box::new(io::stdin())
+    } else {
+        Box::new(File::open(path).with_context(|| format!("cannot read {name}"))?)
+    };
+    let mut raw = BufReader::with_capacity(BUFFER, raw);
+    let start = raw.fill_buf().with_context(|| format!("cannot read {name}"))?;
+    Ok(if start.starts_with(&[0x1f, 0x8b]) {
+        Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(raw)))
+    } else {
+        Box::new(raw)
+    })
+}
+
 /// A file, and its next interactions.
 struct Log {
     name: String,
@@ -93,19 +113,7 @@ struct Log {
 
 impl Log {
     fn open(path: &Path, read: &mut Read) -> anyhow::Result<Self> {
-        let name = path.display().to_string();
-        let raw: Box<dyn io::Read> = if name == "-" {
-            Box::new(io::stdin())
-        } else {
-            Box::new(File::open(path).with_context(|| format!("cannot read {name}"))?)
-        };
-        let mut raw = BufReader::with_capacity(BUFFER, raw);
-        let start = raw.fill_buf().with_context(|| format!("cannot read {name}"))?;
-        let input: Box<dyn BufRead> = if start.starts_with(&[0x1f, 0x8b]) {
-            Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(raw)))
-        } else {
-            Box::new(raw)
-        };
+        let (name, input) = (path.display().to_string(), open(path)?);
         let mut log = Self { name, records: Records::new(input), next: VecDeque::new() };
         log.fill(read);
         Ok(log)

@@ -24,6 +24,7 @@ use crate::{
         owners,
         pods::{self, Outcome, Pods},
     },
+    audit_log::Change,
     error::chain,
     mark::{
         Mark, State, Status, is_ready,
@@ -332,7 +333,15 @@ impl Reconcile<'_> {
         tracing::info!(namespace, pod = name, uid = self.uid, %due, late_seconds, "the pod was evicted");
         let note = format!("evicted {:.1} s after its deadline: {}", late.as_secs_f64(), mark.summary());
         self.context.events.pod(pod, EventType::Normal, "PodEvicted", "Evict", &note);
+        self.tell("evicted", due, None, &note);
         self.context.events.owner(pod, EventType::Normal, "PodEvicted", "Evict", &format!("pod {name}: {note}"));
+    }
+
+    /// Writes a line of the audit log.
+    fn tell(&self, decision: &'static str, evict_at: Timestamp, by: Option<&str>, message: &str) {
+        let Entry { namespace, name, .. } = self.entry;
+        let (at, pod_uid) = (self.context.clock.now(), self.uid);
+        self.context.audit_log.write(&Change { decision, at, namespace, pod: name, pod_uid, evict_at, by, message });
     }
 
     fn count(&self, result: &'static str) {

@@ -19,7 +19,7 @@ pub struct Extension {
     /// `pristine/hold`: why.
     hold: Option<String>,
     /// `pristine/extended-by`
-    by: Option<String>,
+    pub by: Option<String>,
     /// `pristine/extend-reason`: why, where `to` says until when.
     reason: Option<String>,
 }

@@ -18,6 +18,7 @@ use crate::{
 
 mod changes;
 mod impersonation;
+mod session;
 
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]

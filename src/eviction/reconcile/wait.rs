@@ -12,7 +12,7 @@ use crate::{
         plan::{Waiting, waiting},
         quarantine,
     },
-    mark::{Mark, State, Status},
+    mark::{Mark, State, Status, extension::Extension},
 };
 
 impl Reconcile<'_> {
@@ -44,7 +44,9 @@ impl Reconcile<'_> {
             waiting.is_news(written.as_ref()) && self.pods.set_condition(pod, since, status, message).await?;
         let is_extended = status.state == State::Extended;
         if is_written && (is_extended || written.is_some_and(|written| written.state == State::Extended)) {
-            let reason = if is_extended { "EvictionExtended" } else { "ExtensionEnded" };
+            let (reason, decision) =
+                if is_extended { ("EvictionExtended", "extended") } else { ("ExtensionEnded", "extension-ended") };
+            self.tell(decision, until, Extension::on(pod).by.as_deref(), message);
             self.count("extended");
             self.context.events.pod(pod, EventType::Normal, reason, "Extend", message);
         }
