@@ -62,7 +62,7 @@ pub enum Command {
     Release(extend::Release),
     /// Evict marked pods now, respecting PodDisruptionBudgets.
     Evict(evict::Arguments),
-    /// Report that somebody was in pods past the API server, for example from the node: the rules decide as about an exec.
+    /// Report that you were in pods past the API server, for example on the node: the rules decide as about an exec.
     Report(report::Arguments),
     /// Summarize who execs where, what the rules do about it, and which rules to add.
     Summary(summary::Arguments),

@@ -84,7 +84,7 @@ impl AdmissionOutcome {
 /// Labels of `pristine_admission_requests_total`.
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
 pub struct Admission {
-    /// `exec`, `attach`, `debug`, `port-forward`, `proxy`, or `none`.
+    /// `exec`, `attach`, `debug`, `port-forward`, `proxy`, `report`, or `none`.
     pub operation: &'static str,
     /// How it was answered.
     pub decision: AdmissionOutcome,
@@ -319,7 +319,7 @@ const REJECTIONS: [&str; 9] =
 
 impl Metrics {
     fn init_series(&self) {
-        for operation in ["exec", "attach", "debug", "port-forward", "proxy"] {
+        for operation in ["exec", "attach", "debug", "port-forward", "proxy", "report"] {
             for decision in AdmissionOutcome::ALL {
                 drop(self.admissions.get_or_create(&Admission { operation, decision }));
             }

@@ -1,4 +1,4 @@
-//! A report: the label by which a detector, or a person, says that somebody was in a pod. Pure.
+//! A report: the label by which a detector, or a person, says that a user was in a pod. Pure.
 //!
 //! A policy in the API server checks who may set the label on a pod that exists. Nothing checks who creates pods with it, so
 //! a label that comes from the template of a controller is no report: each replacement would have it, and would be evicted.

@@ -1,10 +1,7 @@
 //! `kubectl pristine exec`: kubectl exec, with what kubectl does not print: API servers drop the warnings of an exec's
 //! admission.
 
-use std::{
-    ffi::OsString,
-    process::{Command, ExitStatus},
-};
+use std::{ffi::OsString, process::Command};
 
 use clap::Args;
 use http::{HeaderName, HeaderValue, Request};
@@ -82,7 +79,8 @@ pub async fn run(
         let after = deadline(connection, clock, name, "is not marked").await;
         emit_stderr(&after.unwrap_or_else(|failure| failure.show()));
     }
-    std::process::exit(code(status))
+    // A kubectl that a signal ended has none.
+    std::process::exit(status.code().unwrap_or(1))
 }
 
 /// Until when the pod lives.
@@ -130,13 +128,4 @@ async fn with_reason(connection: &Connection, reason: &str) -> Result<Vec<String
         }
         Err(error) => Err(connection.explain("create selfsubjectreviews", &error)),
     }
-}
-
-/// The exit code for a shell.
-fn code(status: ExitStatus) -> i32 {
-    #[cfg(unix)]
-    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
-        return 128 + signal;
-    }
-    status.code().unwrap_or(1)
 }

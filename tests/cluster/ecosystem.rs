@@ -5,4 +5,5 @@
 mod beside;
 mod gitops;
 mod helm;
+mod isolation;
 mod krew;

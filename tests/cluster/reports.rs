@@ -76,6 +76,63 @@ async fn a_reported_pod_is_marked_within_a_second_and_evicted_by_its_rule() {
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[parallel]
+async fn what_falco_talon_sends_marks_the_pod() {
+    let ns = Namespace::new("t-mark-").await;
+    let talon = detector(&ns, "falco-talon", true).await;
+    let name = name_of(&ns.workload("Deployment", 1).await[0]).to_owned();
+    // As `actionners/kubernetes/annotation` and `label`: an annotation of its own if there is none, "replace", and "remove".
+    let text = "Falco: a shell was started in the container";
+    let patches = [
+        json!([{"op": "add", "path": "/metadata/annotations", "value": {"pod": "pod"}}]),
+        json!([{"op": "replace", "path": "/metadata/annotations/pristine~1report", "value": text}]),
+        json!([{"op": "remove", "path": "/metadata/annotations/pod"}]),
+        json!([{"op": "replace", "path": "/metadata/labels/pristine~1reported", "value": "falco"}]),
+    ];
+    for patch in patches {
+        ns.run(&["patch", "pod", &name, &talon, "--type=json", "-p", &patch.to_string()]).await;
+    }
+    let pod = eventually("the mark", 5, async || Some(ns.pod(&name).await).filter(is_marked)).await;
+    assert_eq!(acts(&pod), [format!("report {text}")]);
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+#[parallel]
+async fn the_forwarder_for_tetragon_reports_a_process_that_was_brought_in() {
+    let ns = Namespace::new("t-mark-").await;
+    let pods = ns.workload("Deployment", 2).await;
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/detectors.md")).unwrap();
+    let script = page.split("```sh\n").find(|block| block.starts_with("tetra ")).unwrap().split("```").next().unwrap();
+    let event = |pod: &str, in_init_tree: bool, arguments: &str| {
+        let process = json!({
+            "exec_id": "e", "pid": 7, "binary": "/bin/sh", "arguments": arguments, "in_init_tree": in_init_tree,
+            "pod": {"namespace": ns.name, "name": pod, "container": {"id": "containerd://c", "name": "app"}},
+        });
+        json!({"process_exec": {"process": process, "parent": {"binary": "/usr/bin/runc"}}, "node_name": "node"})
+    };
+    let [intruded, quiet] = [name_of(&pods[0]), name_of(&pods[1])];
+    let on_the_node = json!({"process_exec": {"process": {"binary": "/bin/ls"}}});
+    let long = "x".repeat(5000);
+    let events = [event(quiet, true, "-c tick"), on_the_node, event(intruded, false, &format!("-c id\t; {long}"))];
+    let folder = tempfile::tempdir().unwrap();
+    let lines: Vec<String> = events.iter().map(Value::to_string).collect();
+    fs::write(folder.path().join("events"), lines.join("\n") + "\n").unwrap();
+    let tetra = folder.path().join("tetra");
+    fs::write(&tetra, "#!/bin/sh\ncat \"${0%/*}/events\"\n").unwrap();
+    fs::set_permissions(&tetra, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.path().display(), setting("PATH").unwrap());
+    let output = Command::new("bash").args(["-c", script]).env("PATH", path).output().await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let pod = eventually("the mark", 5, async || Some(ns.pod(intruded).await).filter(is_marked)).await;
+    let first = &record(&pod)["first"];
+    assert_eq!(first["user"]["name"], "tetragon");
+    assert!(acts(&pod)[0].starts_with("report process from outside: /bin/sh -c id"), "{:?}", acts(&pod));
+    assert!(!is_marked(&ns.pod(quiet).await));
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: hack/test"]
+#[parallel]
 async fn an_account_without_the_right_cannot_report_and_nobody_can_forge_the_mark() {
     let ns = Namespace::new("t-mark-").await;
     let (editor, falco) = (detector(&ns, "editor", false).await, detector(&ns, "falco", true).await);

@@ -39,7 +39,7 @@ async fn kubeconfig_of(namespace: &str, account: &str, folder: &Path) -> PathBuf
 }
 
 /// The documents of a manifest.
-fn documents(yaml: &str) -> Vec<Value> {
+pub fn documents(yaml: &str) -> Vec<Value> {
     yaml.split("\n---")
         .map(str::trim)
         .filter(|text| !text.is_empty())
@@ -48,7 +48,7 @@ fn documents(yaml: &str) -> Vec<Value> {
 }
 
 /// Applies these objects at the server, because some are too long for an annotation.
-async fn apply_all(objects: Vec<Value>) {
+pub async fn apply_all(objects: Vec<Value>) {
     use tokio::io::AsyncWriteExt as _;
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
     let words = ["apply", "--server-side", "--force-conflicts", "-f", "-"];
