@@ -148,7 +148,7 @@ async fn while_gatekeeper_is_down_and_fails_closed_the_denial_of_an_exec_names_i
 #[tokio::test]
 #[ignore = "needs a cluster: hack/test"]
 #[serial]
-async fn while_gatekeeper_hangs_execs_are_denied_in_time_unless_a_match_condition_exempts_pristine() {
+async fn an_exec_is_admitted_while_gatekeeper_hangs_as_shipped_and_on_everything_but_pristine() {
     let ns = Namespace::new("t-mark-").await;
     let pods = ns.workload("Deployment", 1).await;
     let name = name_of(&pods[0]);
@@ -166,6 +166,11 @@ async fn while_gatekeeper_hangs_execs_are_denied_in_time_unless_a_match_conditio
         let start = Instant::now();
         let answer = exec(&ns, name, "hangs").await;
         println!("TOTALS: Gatekeeper hangs, {how}: after {:.1?}: {answer:?}", start.elapsed());
+        let version = run(&["version", "-o", "json"]).await;
+        let version: Value = serde_json::from_str(&version).unwrap();
+        let minor: u32 = version["serverVersion"]["minor"].as_str().unwrap().trim_end_matches('+').parse().unwrap();
+        // Before 1.37, webhooks review SubjectAccessReviews, too.
+        assert!(answer.is_ok() || (minor < 37 && how == "as shipped"), "{answer:?}");
         gatekeeper.signal("CONT");
         gatekeeper.remove().await;
     }
