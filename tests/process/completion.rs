@@ -34,7 +34,7 @@ async fn every_shell_completes_commands_flags_and_their_values() {
     completes(
         &plugin,
         &[
-            ("kubectl-pristine ex", "kubectl-pristine extend"),
+            ("kubectl-pristine ext", "kubectl-pristine extend"),
             ("kubectl-pristine get --no-h", "kubectl-pristine get --no-headers"),
             ("kubectl-pristine get -o wi", "kubectl-pristine get -o wide"),
             ("kubectl-pristine evict web-0 --dry-run=cl", "kubectl-pristine evict web-0 --dry-run=client"),
