@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::{link::Link, pods::Error};
 
@@ -42,7 +43,9 @@ pub fn is_of_a_webhook(error: &Error) -> bool {
     status.code == 500 && status.message.contains("failed calling webhook")
 }
 
-/// Repeats the call until `until` while it fails with an error that may pass ([`Error::is_temporary`]).
+/// Repeats the call until `until` while it fails with an error that may pass ([`Error::is_temporary`]), or has no answer yet.
+/// A try without an answer is not given up: another webhook that hangs delays it by up to its own timeout, which is longer
+/// than any try here, and then the next one would be as late.
 ///
 /// # Errors
 /// The last error.
@@ -53,15 +56,17 @@ pub async fn persist<T, F: Future<Output = Result<T, Error>>>(
     mut call: impl FnMut() -> F,
 ) -> Result<T, Error> {
     let (mut limit, mut pause, start) = (FIRST, PAUSE, Instant::now());
+    let mut tries = FuturesUnordered::new();
     loop {
         // The clock of a try starts when it is sent: tries that are given up and sent again while the machine is busy would
         // make it busier.
         let Ok(_turn) = timeout_at(until, link.turn()).await else { return Err(Error::Silent { action }) };
         let left = until.saturating_duration_since(Instant::now());
-        let error = match timeout(limit.min(left), call()).await {
-            Ok(Err(error)) if error.is_temporary() => error,
-            Ok(answer) => return answer,
-            Err(_) => {
+        tries.push(call());
+        let error = match timeout(limit.min(left), tries.next()).await {
+            Ok(Some(Err(error))) if error.is_temporary() => error,
+            Ok(Some(answer)) => return answer,
+            Ok(None) | Err(_) => {
                 link.failed();
                 Error::Silent { action }
             }
@@ -72,7 +77,14 @@ pub async fn persist<T, F: Future<Output = Result<T, Error>>>(
         if Instant::now() + wait >= until {
             return Err(error);
         }
-        sleep(wait).await;
+        let pause_ends = Instant::now() + wait;
+        // An earlier try may be answered meanwhile.
+        while let Ok(Some(answer)) = timeout_at(pause_ends, tries.next()).await {
+            if !matches!(&answer, Err(error) if error.is_temporary()) {
+                return answer;
+            }
+        }
+        sleep_until(pause_ends).await;
         (limit, pause) = ((limit * 2).min(LONGEST), (pause * 2).min(LONGEST_PAUSE));
     }
 }

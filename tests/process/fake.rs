@@ -23,6 +23,8 @@ pub struct State {
     pub conflicts: usize,
     /// Every write takes this long.
     pub slow: Duration,
+    /// Every check of a permission takes this long.
+    pub slow_checks: Duration,
     /// No call is answered.
     pub silent: bool,
     /// Answered to every write of `pods/status`.
@@ -122,7 +124,8 @@ impl Fake {
                 let (parts, body) = request.into_parts();
                 let bytes = body.collect().await.map_err(|error| error.to_string()).unwrap().to_bytes();
                 let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-                let slow = this.state().slow;
+                let is_check = parts.uri.path().ends_with("/subjectaccessreviews");
+                let slow = if is_check { this.state().slow_checks } else { this.state().slow };
                 if parts.method != Method::GET && !slow.is_zero() {
                     tokio::time::sleep(slow).await;
                 }

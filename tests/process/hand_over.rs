@@ -188,6 +188,19 @@ async fn a_webhook_that_does_not_answer_the_write_ends_the_review_at_the_first_a
 }
 
 #[tokio::test]
+async fn a_check_that_another_webhook_delays_by_three_seconds_is_waited_for() {
+    let webhook = standard().await;
+    // Up to Kubernetes 1.36, Gatekeeper as shipped reviews SubjectAccessReviews, and has a timeout of 3 s.
+    webhook.fake.state().slow_checks = Duration::from_secs(3);
+    let start = Instant::now();
+    let (answer, _) = webhook.call(&review(&exec("a", &["sh"]))).await;
+    let answer: Value = serde_json::from_str(&answer.body).unwrap();
+    assert!(denial(&answer["response"]).0, "{answer}");
+    assert!(start.elapsed() < Duration::from_millis(4500), "{:?}", start.elapsed());
+    assert_eq!(decisions(&webhook), ["marked"]);
+}
+
+#[tokio::test]
 async fn writes_that_conflict_are_repeated_with_growing_pauses() {
     let webhook = standard().await;
     webhook.fake.state().conflicts = usize::MAX;
