@@ -133,6 +133,8 @@ def draw(dashboard, url, minutes, rate_interval):
     for panel in dashboard["panels"]:
         grid = panel["gridPos"]
         x, y, width, height = grid["x"] * cell + GAP, grid["y"] * CELL, grid["w"] * cell - GAP, grid["h"] * CELL - GAP
+        if panel.get("collapsed"):
+            continue  # What it hides needs Loki.
         bottom = max(bottom, y + height)
         if panel["type"] == "row":
             picture.text(x, y + CELL - GAP, panel["title"], 16, weight="bold")
