@@ -271,7 +271,7 @@ async fn kubectl_completes_commands_and_marked_pods() {
     assert_eq!(complete(&["get", "-n", &ns[..ns.len() - 1]]).await, format!("{ns}\n:4\n"));
     let commands = complete(&[""]).await;
     let names: Vec<&str> = commands.lines().map(|line| line.split('\t').next().unwrap()).collect();
-    let expected = "get describe extend hold release evict summary suspend resume certs doctor default-config version completion :4";
+    let expected = "get describe exec extend hold release evict report summary log suspend resume certs doctor default-config version completion :4";
     assert_eq!(names.join(" "), expected);
     let script = stage.pristine("completion bash").await;
     assert!(script.status.success() && shown(&script).contains("kubectl-pristine"));
