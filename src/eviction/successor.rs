@@ -14,7 +14,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::mark::{Disposition, Found, Interaction};
+use crate::mark::{Disposition, Found, Interaction, Operation};
 
 /// Another webhook can delay an admitted exec for 30 s at most. The exec then runs in the pod that has the name by then
 /// (seen: `web-0` was deleted meanwhile, and the exec ran in the new `web-0`).
@@ -52,13 +52,16 @@ pub fn successor_mark(deleted: &Pod, now: Timestamp) -> Option<SuccessorMark> {
     }
     let mark = Found::on(deleted).mark()?;
     let end = |interaction: &Interaction| interaction.at.checked_add(SUCCESSOR_WINDOW).unwrap_or(Timestamp::MAX);
-    let until = end(mark.last());
+    // A report is a label on this very pod, so it is not about the next one of the name.
+    let latest = || mark.latest().filter(|one| one.operation != Operation::Report);
+    let last = latest().next()?;
+    let until = end(last);
     if until <= now {
         return None;
     }
     // Of several, one of a person: the deadline of a machine may be spared.
     let can_arrive = |one: &&Interaction| !one.is_machine() && now < end(one);
-    let interaction = mark.latest().find(can_arrive).unwrap_or_else(|| mark.last()).clone();
+    let interaction = latest().find(can_arrive).unwrap_or(last).clone();
     // The successor is not evicted before `until`: otherwise its own successor would need the mark as well.
     let ttl = |at: Timestamp| Duration::try_from(at.max(until).duration_since(interaction.at)).unwrap_or_default();
     let disposition = match (mark.evict_at, mark.evict_if_owned_at()) {

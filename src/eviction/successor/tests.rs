@@ -42,6 +42,24 @@ fn a_pod_deleted_right_after_an_interaction_leaves_a_mark_for_its_successor() {
 }
 
 #[test]
+fn a_report_is_about_one_pod_and_never_about_its_successor() {
+    let mut reported = pod("u", Some(5));
+    let annotations = reported.metadata.annotations.as_mut().unwrap();
+    let text = annotations["pristine/interactions"].replace("\"exec\"", "\"report\"");
+    annotations.insert("pristine/interactions".into(), text.clone());
+    assert_eq!(successor_mark(&reported, at(1005)), None);
+    // An exec before it may arrive in the successor, until its own time is over.
+    let mut mark: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let mut report = mark["first"].clone();
+    report["at"] = json!(at(1020));
+    (mark["first"]["operation"], mark["recent"]) = (json!("exec"), json!([report]));
+    reported.metadata.annotations.as_mut().unwrap().insert("pristine/interactions".into(), mark.to_string());
+    let left = successor_mark(&reported, at(1025)).unwrap();
+    assert_eq!((left.interaction.operation, left.until), (crate::mark::Operation::Exec, at(1035)));
+    assert_eq!(successor_mark(&reported, at(1040)), None);
+}
+
+#[test]
 fn a_successor_is_not_evicted_while_it_could_pass_the_mark_on() {
     let left = successor_mark(&pod("u", Some(5)), at(1010)).unwrap();
     assert_eq!(left.disposition, Disposition::Evict(Duration::from_secs(35)));
