@@ -182,7 +182,7 @@ impl Gatekeeper {
 
     /// What an administrator does when a cluster admits nothing any more.
     pub async fn remove_webhooks(&self) {
-        run(&[&["delete"][..], &CONFIGURATIONS].concat()).await;
+        run(&[&["delete", "--ignore-not-found"][..], &CONFIGURATIONS].concat()).await;
     }
 
     /// Removes what it installed.
