@@ -150,7 +150,13 @@ impl Flux {
         // The one that was under way then may have written.
         let later: Vec<_> = done.iter().filter(|it| it.at >= since).skip(1).collect();
         let changed: Vec<_> = later.iter().map(|it| &it.changed).filter(|changed| !changed.is_empty()).collect();
+        // Flux reads an object, and then compares it with a dry run of its apply: what Pristine writes in between looks like
+        // a difference, and the apply that follows writes nothing. The watch says what Flux has written.
+        let is_renewed = |name: &str| name == "ValidatingWebhookConfiguration/pristine";
+        let (raced, changed): (Vec<_>, Vec<_>) =
+            changed.into_iter().partition(|changed| changed.iter().all(|(name, _)| is_renewed(name)));
         assert!(changed.is_empty(), "{} of {}: {changed:?}", changed.len(), later.len());
+        println!("TOTALS: in {} of {} reconciliations Flux read while Pristine wrote", raced.len(), later.len());
         let expected = since.elapsed().as_secs() / INTERVAL.as_secs() / 3;
         assert!(u64::try_from(later.len()).unwrap() >= expected.max(2), "only {} reconciliations", later.len());
         later.len()
