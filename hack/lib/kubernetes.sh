@@ -77,7 +77,11 @@ build() {
 		log "waiting for another run that builds Kubernetes (lock: $built/.lock)"
 		flock "$lock"
 		mapfile -t missing < <(missing_programs "$@")
-		if ((${#missing[@]} == 0)); then return; fi
+		if ((${#missing[@]} == 0)); then
+			# Not left open: the programs that this script starts would inherit the lock.
+			exec {lock}>&-
+			return
+		fi
 	fi
 	need_module
 
