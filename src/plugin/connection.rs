@@ -211,8 +211,7 @@ impl Connection {
     /// # Errors
     /// The answer of the API server, for example that the pod does not exist.
     pub async fn pod(&self, name: &str) -> Result<Pod, Failure> {
-        let name = ["pod/", "pods/", "po/"].iter().find_map(|kind| name.strip_prefix(kind)).unwrap_or(name);
-        self.call("get pods", self.pods().get(name)).await
+        self.call("get pods", self.pods().get(pod_name(name))).await
     }
 
     /// The failure for a pod without a mark.
@@ -242,6 +241,12 @@ impl Connection {
             Failure::new("cannot read the user name: the API server's SelfSubjectReview has none".to_owned())
         })
     }
+}
+
+/// The name of a pod that was typed with or without its kind.
+#[must_use]
+pub fn pod_name(typed: &str) -> &str {
+    ["pod/", "pods/", "po/"].iter().find_map(|kind| typed.strip_prefix(kind)).unwrap_or(typed)
 }
 
 impl Global {

@@ -9,7 +9,7 @@ use k8s_openapi::api::authentication::v1::UserInfo;
 use serde_json::{Value, json};
 
 use super::{
-    connection::{Connection, Global},
+    connection::{Connection, Global, pod_name},
     format::duration as human,
     output::{Failure, emit_stderr},
     row::Row,
@@ -67,7 +67,7 @@ pub async fn run(
     kubectl.args(values.iter().filter_map(|(flag, value)| Some(format!("{flag}={}", value.as_ref()?))));
     kubectl.arg(&arguments.pod).arg("--").args(&arguments.command);
     // kubectl alone knows which pod of a Deployment it chooses.
-    let name = arguments.pod.strip_prefix("pod/").unwrap_or(&arguments.pod);
+    let name = pod_name(&arguments.pod);
     let is_told = !arguments.quiet && !name.contains('/');
     if is_told {
         emit_stderr(

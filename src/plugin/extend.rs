@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use jiff::{RoundMode, SignedDuration, Timestamp, TimestampRound, Unit};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Patch, PatchParams};
+use kube::api::Patch;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -125,11 +125,7 @@ impl<'a> Change<'a> {
         if self.dry_run == DryRun::Client {
             return Ok(());
         }
-        let params = PatchParams {
-            dry_run: self.dry_run == DryRun::Server,
-            field_manager: Some("kubectl-pristine".to_owned()),
-            ..PatchParams::default()
-        };
+        let params = self.dry_run.patch_params();
         let pods = self.connection.pods();
         self.connection.call("patch pods", pods.patch(&row.name, &params, &patch)).await.map(drop)
     }

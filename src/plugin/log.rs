@@ -146,7 +146,7 @@ async fn replicas(connection: &Connection, since: Timestamp, now: Timestamp, rea
                 Ok(log) => log.lines().for_each(|line| {
                     read.lines.extend(Entry::of_replica(line.as_bytes()).filter(|line| line.at >= since));
                 }),
-                // Kubelets keep one earlier log, and not for ever.
+                // A kubelet keeps the log of one earlier container, and only for some time.
                 Err(_) if previous => {}
                 Err(failure) => return Err(failure),
             }

@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, IsTerminal as _, Write as _};
 
 use clap::ValueEnum;
+use kube::api::PatchParams;
 
 use super::format;
 
@@ -19,6 +20,16 @@ pub enum DryRun {
 }
 
 impl DryRun {
+    /// The parameters of a change of an object.
+    #[must_use]
+    pub fn patch_params(self) -> PatchParams {
+        PatchParams {
+            dry_run: self == Self::Server,
+            field_manager: Some("kubectl-pristine".to_owned()),
+            ..PatchParams::default()
+        }
+    }
+
     /// kubectl's suffix for what was done.
     #[must_use]
     pub const fn suffix(self) -> &'static str {

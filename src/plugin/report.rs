@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use clap::Args;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Patch, PatchParams};
+use kube::api::Patch;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    connection::Connection,
+    connection::{Connection, pod_name},
     format::duration as human,
     output::{DryRun, Failure, each},
     row::Row,
@@ -25,7 +25,7 @@ use crate::{
 
 /// The value of the label, as the source of the report.
 const SOURCE: &str = "kubectl-pristine";
-/// Characters of the annotation that the policy in the API server accepts, and of which Pristine shows the first.
+/// Bytes of a report that Pristine records.
 const MAX_TEXT: usize = 256;
 /// How long to wait for a replica to mark the pod, which it does within a fraction of a second.
 const MARKED_WITHIN: Duration = Duration::from_secs(5);
@@ -52,13 +52,8 @@ pub struct Arguments {
 pub async fn run(connection: &Connection, clock: &Clock, arguments: &Arguments) -> Result<(), Failure> {
     let user = connection.whoami().await?;
     let text = shorten(&format!("{}, reported by {user}", arguments.reason.trim()), MAX_TEXT);
-    let params = PatchParams {
-        dry_run: arguments.dry_run == DryRun::Server,
-        field_manager: Some("kubectl-pristine".to_owned()),
-        ..PatchParams::default()
-    };
-    let names: Vec<String> =
-        arguments.pods.iter().map(|name| name.strip_prefix("pod/").unwrap_or(name).to_owned()).collect();
+    let params = arguments.dry_run.patch_params();
+    let names: Vec<String> = arguments.pods.iter().map(|name| pod_name(name).to_owned()).collect();
     each(&names, async |name| {
         let pod = connection.pod(name).await?;
         let before = interactions(&pod);
@@ -94,7 +89,7 @@ pub async fn run(connection: &Connection, clock: &Clock, arguments: &Arguments) 
     .await
 }
 
-/// The number of reports in the mark, whether they are listed or not.
+/// The number of reports that the mark lists.
 fn interactions(pod: &Pod) -> usize {
     let mark = crate::mark::Found::on(pod).mark();
     mark.map_or(0, |mark| mark.latest().filter(|one| one.operation == Operation::Report).count())

@@ -5,10 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{
-    Api,
-    api::{Patch, PatchParams},
-};
+use kube::{Api, api::Patch};
 use serde_json::{Value, json};
 
 use super::{
@@ -67,11 +64,7 @@ async fn write(connection: &Connection, data: Value, dry_run: DryRun) -> Result<
         return Ok(());
     }
     let api: Api<ConfigMap> = Api::namespaced(connection.client.clone(), &connection.pristine);
-    let params = PatchParams {
-        dry_run: dry_run == DryRun::Server,
-        field_manager: Some("kubectl-pristine".to_owned()),
-        ..PatchParams::default()
-    };
+    let params = dry_run.patch_params();
     let patch = Patch::Merge(json!({ "data": data }));
     let action = format!("patch the ConfigMap {}/{CONFIG_MAP}", connection.pristine);
     connection.call(&action, api.patch(CONFIG_MAP, &params, &patch)).await.map(drop)
