@@ -143,7 +143,7 @@ impl Report<'_> {
         self.count(decision);
         self.write_about("denied", &denial.message);
         let audit = [("decision", decision.as_str().to_owned())].into();
-        self.render(&Answer { denial: Some(denial), audit, warnings: Vec::new() })
+        self.render(&Answer { denial: Some(denial), audit, ..Answer::default() })
     }
 
     /// Denied by a rule: an Event on the pod, because many clients show only `Handshake status 403`. The second attempt of
@@ -161,7 +161,7 @@ impl Report<'_> {
                 self.context.events.publish(pod.clone(), EventType::Warning, "InteractionDenied", "Deny", &note);
             }
         }
-        self.render(&Answer { denial: Some(denial), audit: audit.into(), warnings: Vec::new() })
+        self.render(&Answer { denial: Some(denial), audit: audit.into(), ..Answer::default() })
     }
 
     /// Admitted without a record, because the review must not be denied for lack of one.
@@ -170,7 +170,7 @@ impl Report<'_> {
         self.count(decision);
         self.write_about("unrecorded", why);
         let audit = [("decision", decision.as_str().to_owned())].into();
-        self.render(&Answer { denial: None, audit, warnings: Vec::new() })
+        self.render(&Answer { denial: None, audit, ..Answer::default() })
     }
 
     /// A review that must not be denied is handed over to another replica. If none answers, the API server admits it and its
