@@ -93,11 +93,7 @@ async fn an_eviction_blocked_by_a_budget_is_retried_with_backoff_until_it_succee
     let refused = eviction_requests(&ns, &name);
     assert!((3..=6).contains(&refused.len()) && refused.iter().all(|(_, code)| *code == 429), "{refused:?}");
     budgeted(&ns, 1, "").await;
-    eventually("the eviction", 45, || async {
-        let pods = ns.pods().get_opt(&name).await.unwrap();
-        pods.is_none_or(|found| found.metadata.deletion_timestamp.is_some()).then_some(())
-    })
-    .await;
+    ns.terminates(&name, 45).await;
     let ready = ns.ready(2).await;
     assert!(ready.iter().all(|pod| !is_marked(pod)));
 }
@@ -133,11 +129,7 @@ spec:
     exec_into(&ns, &name).await;
     condition_message(&ns, &name, "EvictionBlocked").await;
     apply(&ns.name, &budget(0, ", unhealthyPodEvictionPolicy: AlwaysAllow")).await;
-    eventually("the eviction", 45, || async {
-        let found = ns.pods().get_opt(&name).await.unwrap();
-        found.is_none_or(|found| found.metadata.deletion_timestamp.is_some()).then_some(())
-    })
-    .await;
+    ns.terminates(&name, 45).await;
 }
 
 fn every_kind() -> String {

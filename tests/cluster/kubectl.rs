@@ -128,6 +128,15 @@ spec:
         self.pods().get(name).await.unwrap()
     }
 
+    /// Waits until the pod of this name terminates or is gone.
+    pub async fn terminates(&self, name: &str, seconds: u64) {
+        eventually("the eviction", seconds, async || {
+            let found = self.pods().get_opt(name).await.unwrap();
+            found.is_none_or(|found| found.metadata.deletion_timestamp.is_some()).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until the pod of this UID terminates; how long after its deadline that was.
     pub async fn evicted(&self, name: &str, uid: &str, deadline: Timestamp) -> f64 {
         let wait = u64::try_from(deadline.duration_since(now()).as_secs().max(0)).unwrap() + 30;

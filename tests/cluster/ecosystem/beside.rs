@@ -16,10 +16,10 @@ use tokio::process::Command;
 
 use crate::kubectl::run;
 
-/// The source of a program in `hack/tools`: its manifests are there.
-async fn source(tool: &str, module: &str) -> PathBuf {
+/// The source of a Go module, where its manifests are: the version of the `go.mod` in this folder, or `module@version`.
+pub async fn source(folder: &str, module: &str) -> PathBuf {
     let mut go = Command::new("go");
-    go.args(["mod", "download", "-json", module]).current_dir(format!("hack/tools/{tool}"));
+    go.args(["mod", "download", "-json", module]).current_dir(folder);
     let output = go.env("GOFLAGS", "-mod=readonly").env("GOWORK", "off").output().await.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();

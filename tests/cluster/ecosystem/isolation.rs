@@ -6,19 +6,12 @@ use std::path::Path;
 use serde_json::{Value, json};
 use serial_test::parallel;
 
-use super::beside::{apply_all, documents};
+use super::beside::{apply_all, documents, source};
 use crate::kubectl::{Namespace, apply, run};
 
 /// The published definition of the kind.
 async fn definition() -> Value {
-    let mut go = tokio::process::Command::new("go");
-    go.args(["mod", "download", "-json", "sigs.k8s.io/network-policy-api@v0.2.0"])
-        .current_dir("/")
-        .env("GOWORK", "off");
-    let output = go.output().await.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let folder = Path::new(answer["Dir"].as_str().unwrap()).join("config/crd/standard");
+    let folder = source("/", "sigs.k8s.io/network-policy-api@v0.2.0").await.join("config/crd/standard");
     let text = std::fs::read_to_string(folder.join("policy.networking.k8s.io_clusternetworkpolicies.yaml")).unwrap();
     serde_saphyr::from_str(text.trim_start_matches("---")).unwrap()
 }

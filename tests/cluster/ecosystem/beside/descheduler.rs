@@ -17,7 +17,7 @@ const SECOND: &str = "descheduler-second";
 
 /// One round over this namespace, with these settings of its evictor.
 async fn deschedule(ns: &Namespace, evictor: Value) {
-    let module = source("descheduler", "sigs.k8s.io/descheduler").await;
+    let module = source("hack/tools/descheduler", "sigs.k8s.io/descheduler").await;
     let rbac = std::fs::read_to_string(module.join("kubernetes/base/rbac.yaml")).unwrap();
     let mut objects = documents(&rbac);
     for object in &mut objects {

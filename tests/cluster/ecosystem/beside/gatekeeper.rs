@@ -88,11 +88,7 @@ async fn an_eviction_that_gatekeeper_denies_is_retried_and_the_condition_names_g
     assert!(message.contains("validation.gatekeeper.sh") && message.contains("no eviction here"), "{message}");
     println!("TOTALS: the condition of a pod whose eviction Gatekeeper denies: {message}");
     gatekeeper.allow("NoEviction").await;
-    eventually("the eviction", 90, async || {
-        let found = ns.pods().get_opt(&name).await.unwrap();
-        found.is_none_or(|found| found.metadata.deletion_timestamp.is_some()).then_some(())
-    })
-    .await;
+    ns.terminates(&name, 90).await;
     let codes: Vec<u64> =
         audit::evictions(&setting("KUBECONFIG").unwrap(), &ns.name)[&name].iter().map(|one| one.1).collect();
     println!("TOTALS: the answers to its eviction requests: {codes:?}");
@@ -130,16 +126,12 @@ async fn while_gatekeeper_is_down_and_fails_closed_the_denial_of_an_exec_names_i
     let empty = r#"[{"op": "remove", "path": "/webhooks/0/clientConfig/caBundle"}]"#;
     run(&["patch", "validatingwebhookconfiguration", "pristine", "--type=json", "-p", empty]).await;
     eventually("the caBundle", 90, async || (run(&bundle).await == before).then_some(())).await;
-    // A marked pod whose deadline passes stays, and goes as soon as it may.
+    // A marked pod whose deadline passes stays, and is evicted as soon as an eviction is admitted.
     sleep(Duration::from_secs(8)).await;
     assert!(ns.pod(name).await.metadata.deletion_timestamp.is_none());
     gatekeeper.remove_webhooks().await;
     let start = Instant::now();
-    eventually("the eviction", 120, async || {
-        let found = ns.pods().get_opt(name).await.unwrap();
-        found.is_none_or(|found| found.metadata.deletion_timestamp.is_some()).then_some(())
-    })
-    .await;
+    ns.terminates(name, 120).await;
     println!("TOTALS: evicted {:.1?} after Gatekeeper's webhook was removed", start.elapsed());
     exec(&ns, name_of(&pods[1]), "after").await.unwrap();
     gatekeeper.remove().await;

@@ -42,7 +42,7 @@ impl Drop for Gatekeeper {
         // The API server does not ask webhooks about these.
         let kubectl = |words: &[&str]| drop(std::process::Command::new("kubectl").args(words).output());
         kubectl(&[&["delete", "--ignore-not-found"][..], &CONFIGURATIONS].concat());
-        // A stopped program does not end before it goes on.
+        // A stopped program does not end before it runs again.
         self.signal("CONT");
         let _ = self.program.start_kill();
         kubectl(&["delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=false"]);
@@ -56,7 +56,7 @@ impl Gatekeeper {
             (!attempt(&["get", "namespace", NAMESPACE]).await.status.success()).then_some(())
         })
         .await;
-        let module = source("gatekeeper", "github.com/open-policy-agent/gatekeeper/v3").await;
+        let module = source("hack/tools/gatekeeper", "github.com/open-policy-agent/gatekeeper/v3").await;
         let manifest = std::fs::read_to_string(module.join("deploy/gatekeeper.yaml")).unwrap();
         let (mut kinds, mut others, mut webhooks) = (Vec::new(), Vec::new(), Vec::new());
         for mut object in documents(&manifest) {
@@ -168,7 +168,7 @@ impl Gatekeeper {
         run(&["delete", "constrainttemplate", &kind.to_lowercase()]).await;
     }
 
-    /// Stops it as it stands, so that its connections hang; or goes on.
+    /// Stops it as it stands, so that its connections hang; or lets it run again.
     pub fn signal(&self, name: &str) {
         let Some(pid) = self.program.id() else { return };
         let status = std::process::Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
