@@ -82,10 +82,10 @@ impl Reported {
             }
         };
         let request = Arc::new(request(pod, &report));
-        let told = Report { request: &request, context: &self.context, denials: &Denials::default() };
+        let report_of = Report { request: &request, context: &self.context, denials: &Denials::default() };
         match Box::pin(self.marking.record(&request, Instant::now() + TIMEOUT)).await {
             Ok(Admitted::Marked(written)) => {
-                drop(told.marked(&written));
+                drop(report_of.marked(&written));
                 // Another replica may have been faster, and then the label is gone.
                 if report::Report::on(&written.marked.pod).is_some() {
                     self.ignored(pod, "the mark has it already. The label stays");
@@ -94,11 +94,11 @@ impl Reported {
                 }
             }
             Ok(Admitted::Exempt(interactions)) => {
-                drop(told.exempt(&interactions));
+                drop(report_of.exempt(&interactions));
                 let rule = interactions.first().map_or("", |one| one.rule.as_str());
                 self.ignored(pod, &format!("rule {rule:?} exempts it"));
             }
-            // The pod is gone, or has another name's successor.
+            // The pod no longer exists.
             Ok(Admitted::NothingToMark) | Err(Refused::Validation(_) | Refused::Rule { .. }) => {}
             Err(Refused::Never(why) | Refused::Now(why)) => return Err(NotMarked(why)),
         }

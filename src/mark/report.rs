@@ -56,7 +56,7 @@ impl Report {
     }
 }
 
-/// Whether whoever wrote the spec of a controller's pod wrote the label too: the controller, at its creation.
+/// Whether one field manager wrote both the spec and the label of a controller's pod: the controller, when it created the pod.
 fn is_from_template(pod: &Pod) -> bool {
     let label = format!("f:{REPORTED}");
     let wrote_both = |fields: &Value| {

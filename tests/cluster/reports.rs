@@ -1,4 +1,4 @@
-//! Reports: who may say that somebody was in a pod past the API server, and what follows.
+//! Reports: which accounts may say that a user was in a pod past the API server, and what follows.
 
 use std::{collections::HashMap, fs, path::Path, process::Stdio, time::Duration};
 
@@ -191,7 +191,7 @@ async fn a_thousand_reports_are_one_mark_and_a_label_that_is_put_back_is_left_al
     let version = async || ns.pod(name).await.metadata.resource_version;
     let before = version().await;
     sleep(Duration::from_secs(15)).await;
-    assert_eq!(version().await, before, "something goes on writing the pod");
+    assert_eq!(version().await, before, "the pod is written again and again");
     let pod = ns.pod(name).await;
     assert!(record(&pod)["total"] == 1 && has_request(&pod), "{:?}", pod.metadata);
     let said = notes(&ns, "ReportIgnored").await;
@@ -265,7 +265,7 @@ async fn a_person_reports_with_the_plugin_and_reads_the_deadline() {
     assert!(refused.contains("verb 'report'"), "{refused}");
 }
 
-/// Processes of a pod that somebody started past the API server: their parent is outside of the pod, and they are not the
+/// Processes of a pod that were started past the API server: their parent is outside of the pod, and they are not the
 /// first of their container. By pid, what they run.
 fn intruders(pod_uid: &str) -> HashMap<u32, String> {
     let slice = pod_uid.replace('-', "_");

@@ -47,7 +47,7 @@ async fn exec_prints_the_deadline_before_and_after_and_keeps_kubectls_exit_code(
         // kubectl before 1.35 has no flag for it.
         assert!(err.contains("unknown flag: --as-user-extra"), "{err} {}", record(&pod));
     }
-    // A user who may not impersonate itself is told, and is let in.
+    // A user who may not impersonate itself gets a warning, and the session.
     let subject = format!("--serviceaccount={}:default", stage.ns.name);
     stage.ns.run(&["create", "rolebinding", "edit", "--clusterrole=edit", &subject]).await;
     let token = stage.ns.run(&["create", "token", "default"]).await;
@@ -91,16 +91,16 @@ async fn the_log_agrees_with_the_api_servers_audit_log_for_pods_that_are_gone() 
     })
     .await;
     stage.ns.evicted("web-0", uid_of(&pod), due).await;
-    let told = eventually("the line of the eviction", 20, async || {
-        let told = history(&stage, "").await;
-        told.iter().any(|one| one["action"] == "evict").then_some(told)
+    let lines = eventually("the line of the eviction", 20, async || {
+        let lines = history(&stage, "").await;
+        lines.iter().any(|one| one["action"] == "evict").then_some(lines)
     })
     .await;
     let what = |one: &Value| {
         let word = |key: &str| one[key].as_str().unwrap_or_default().to_owned();
         format!("{} {} {}", word("action"), word("user"), word("decision"))
     };
-    let mut seen: Vec<String> = told.iter().map(what).collect();
+    let mut seen: Vec<String> = lines.iter().map(what).collect();
     seen.dedup();
     let me = stage.ns.run(&["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"]).await;
     for expected in [
@@ -113,7 +113,7 @@ async fn the_log_agrees_with_the_api_servers_audit_log_for_pods_that_are_gone() 
     ] {
         assert_eq!(seen.iter().filter(|line| *line == expected).count(), 1, "{expected}: {seen:#?}");
     }
-    assert!(told.iter().all(|one| one["podUid"] == uid_of(&pod)), "{told:#?}");
+    assert!(lines.iter().all(|one| one["podUid"] == uid_of(&pod)), "{lines:#?}");
     // Each request of the API server's audit log that was admitted has its line, and no line is without a request.
     let kubeconfig = setting("KUBECONFIG").unwrap();
     let log = Path::new(&kubeconfig).with_file_name("logs").join("audit.log");
@@ -123,7 +123,7 @@ async fn the_log_agrees_with_the_api_servers_audit_log_for_pods_that_are_gone() 
     let refused: Vec<String> = both.iter().filter(|one| one["decision"] == "refused").map(what).collect();
     assert!(refused.iter().all(|line| line == "exec mallory refused") && !refused.is_empty(), "{refused:?}");
     let requests = audit::requests(&kubeconfig, &stage.ns.name);
-    for one in told.iter().filter(|one| one["action"] == "exec") {
+    for one in lines.iter().filter(|one| one["action"] == "exec") {
         let is_of = |request: &&Value| {
             request["objectRef"]["subresource"] == "exec"
                 && (request["impersonatedUser"]["username"] == one["user"]
